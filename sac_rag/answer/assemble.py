@@ -1,0 +1,91 @@
+"""Hits to one prompt: as memory (placed KV) or as plain text, within the model's context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sac_rag.answer.reader import Prompt
+from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.methods.base import Method
+from sac_rag.errors import ConfigError
+from sac_rag.records import Hit
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A prompt, the hits that are in it (best first), and what had to stay out."""
+
+    prompt: Prompt
+    hits: tuple[Hit, ...]
+    source_tokens: int
+    notices: tuple[str, ...] = ()
+
+    @property
+    def anchors(self) -> int:
+        return self.prompt.memory.slots if self.prompt.memory else 0
+
+
+def question_ids(method: Method, question: str) -> list[int]:
+    """Ids of the question in its template; the question's own text never becomes a special token."""
+    backbone, layout = method.backbone, method.layout
+    return [*backbone.template(layout.before), *backbone.tokens(question), *backbone.template(layout.after)]
+
+
+def memory_prompt(
+    method: Method,
+    hits: Sequence[Hit],
+    memories: Sequence[AnchorKV],
+    question: str,
+    *,
+    placing: str = "source",
+    reserve: int = 64,
+) -> Assembled:
+    """The question behind the memories of the hits, best first; the lowest ranked are dropped when they do not fit.
+
+    reserve: tokens kept free for the answer. Raises ConfigError when the question alone is too long.
+    """
+    ids = question_ids(method, question)
+    prefix = method.prefix.source_len if method.prefix is not None else 0
+    sizes = [m.source_len if placing == "source" else m.anchors for m in memories]
+    kept = _fitting(method, sizes, prefix + len(ids), reserve)
+    parts = [m.to(device=method.backbone.device) for m in memories[:kept]]
+    memory = method.memory(parts, placing=placing) if parts or prefix else None
+    source = sum(m.source_len for m in memories[:kept])
+    return Assembled(Prompt(ids, memory), tuple(hits[:kept]), source, _notices(len(hits), kept))
+
+
+def text_prompt(method: Method, hits: Sequence[Hit], question: str, *, reserve: int = 64) -> Assembled:
+    """The same question behind the same passages as plain text, read token by token by the frozen model."""
+    backbone, layout = method.backbone, method.layout
+    prefix, ids = backbone.template(layout.prefix), question_ids(method, question)
+    gap = backbone.template(layout.separator)
+    texts = [backbone.tokens(h.passage.text) for h in hits]
+    kept = _fitting(method, [len(t) + len(gap) for t in texts], len(prefix) + len(ids), reserve)
+    body: list[int] = []
+    for text in texts[:kept]:
+        body += [*gap, *text] if body else text
+    return Assembled(Prompt([*prefix, *body, *ids]), tuple(hits[:kept]), len(body), _notices(len(hits), kept))
+
+
+def _fitting(method: Method, sizes: Sequence[int], fixed: int, reserve: int) -> int:
+    """How many leading passages fit the context."""
+    limit = method.backbone.context_length
+    if fixed + reserve > limit:
+        raise ConfigError(
+            f"the question needs {fixed} tokens and the answer {reserve}, but the model reads {limit}: "
+            "ask a shorter question or lower max_new_tokens"
+        )
+    room, kept = limit - fixed - reserve, 0
+    for size in sizes:
+        if size > room:
+            break
+        room -= size
+        kept += 1
+    return kept
+
+
+def _notices(found: int, kept: int) -> tuple[str, ...]:
+    if kept == found:
+        return ()
+    return (f"{found - kept} of {found} passages did not fit the model's context; the lowest ranked were left out",)

@@ -1,0 +1,144 @@
+"""One loaded model with one adapter: loaded once per process, shared by every library, chain and command."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sac_rag.answer.reader import Reader
+from sac_rag.compress import adapter as adapters
+from sac_rag.compress.adapter import Card
+from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.methods.base import Method
+from sac_rag.config import DEFAULT_MODEL, IndexConfig
+from sac_rag.errors import ConfigError, ModelError
+from sac_rag.models.adapters import WEIGHTS, find_adapter
+from sac_rag.models.embedder import Embedder
+from sac_rag.models.sources import fingerprint_of, resolve_base, tokenizer_fingerprint_of
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Engine:
+    """Base model, adapter and prompt layout, ready to compress and to answer. Use `Engine.shared`."""
+
+    _shared: dict[tuple[str, ...], Engine] = {}
+    _lock = threading.Lock()
+
+    def __init__(self, model: str, method: str, adapter: str, *, device: str = "auto", dtype: str = "auto") -> None:
+        self.model_name, self.method_name, self.adapter_name = model, method, adapter
+        self.path = resolve_base(model)
+        self.adapter_path = find_adapter(model, method, adapter)
+        self.card = Card.read(self.adapter_path)
+        if self.card.method != method:
+            raise ConfigError(f"adapter {self.adapter_path} is for method {self.card.method!r}, not {method!r}")
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        base, tokenizer = load_base(self.path, self.device, self.dtype)
+        self.method: Method
+        self.method, _ = adapters.load(self.adapter_path, base, tokenizer, base_fingerprint=fingerprint_of(self.path))
+        stop = self.method.backbone.template(self.method.layout.end)[:1]
+        self.reader = Reader(self.method.backbone, [*stop, *eos_ids(base)])
+        self._busy = threading.RLock()
+
+    @classmethod
+    def shared(
+        cls,
+        model: str = DEFAULT_MODEL,
+        method: str = "sac",
+        adapter: str = "default",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> Engine:
+        """The engine of these settings, loaded at the first call of the process."""
+        key = (model, method, adapter, device, dtype)
+        with cls._lock:
+            if key not in cls._shared:
+                cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype)
+            return cls._shared[key]
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Held while tensors of this engine are computed with; tokenizers and caches are not thread-safe."""
+        with self._busy:
+            yield
+
+    def compress(self, texts: Sequence[str], ratio: float) -> list[AnchorKV]:
+        """Memories of passages, on the CPU."""
+        with self.busy():
+            backbone = self.method.backbone
+            found = self.method.compress([backbone.tokens(t) for t in texts], ratio)
+            return [m.to(device="cpu") for m in found]
+
+    @cached_property
+    def adapter_sha256(self) -> str:
+        return hashlib.sha256((self.adapter_path / WEIGHTS).read_bytes()).hexdigest()
+
+    def fingerprint(self, config: IndexConfig, embedder: Embedder) -> dict[str, Any]:
+        """Everything that stored memories depend on, by name: what a library is opened against."""
+        return {
+            "model": config.model,
+            "model_sha256": fingerprint_of(self.path),
+            "tokenizer_sha256": tokenizer_fingerprint_of(self.path),
+            "rope": {k: v for k, v in sorted(self.method.backbone.config.rope_parameters.items()) if v is not None},
+            "method": config.method,
+            "adapter": config.adapter,
+            "adapter_sha256": self.adapter_sha256,
+            "ratio": config.ratio,
+            "selector": self.card.options.get("selector", "uniform"),
+            "passage_tokens": config.passage_tokens,
+            "overlap": config.overlap,
+            "embedder": config.embedder,
+            "embedder_sha256": embedder.fingerprint,
+        }
+
+
+def load_base(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(model, tokenizer) of a Llama folder, safetensors only."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
+    return model.to(device), tokenizer
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" is CUDA where there is one, else the CPU; any torch device by name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use cpu or auto") from None
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """"auto" is bfloat16 where the hardware multiplies it natively, else float32."""
+    if name == "auto":
+        cpu_flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = device.type == "cuda" or any(getattr(torch.cpu, f, lambda: False)() for f in cpu_flags)
+        return torch.bfloat16 if native else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"dtype is {name!r}; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def eos_ids(model: Any) -> list[int]:
+    """End-of-text ids of a model's own generation settings."""
+    found = model.generation_config.eos_token_id
+    return [] if found is None else [found] if isinstance(found, int) else list(found)

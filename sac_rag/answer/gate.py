@@ -1,0 +1,135 @@
+"""The correctness gate: composed KV against an exact reference, before a model first answers from a library."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from sac_rag.answer.engine import Engine
+from sac_rag.compress.adapter import write_atomic
+from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.backbone import Reading
+from sac_rag.compress.placing import compose
+from sac_rag.compress.rope import rotate
+from sac_rag.config import fingerprint
+from sac_rag.errors import GateError
+from sac_rag.library.library import Library
+from sac_rag.models.cache import cache_root
+
+PROBE = (
+    "The lighthouse at Cape Verity was built in 1874 by the engineer Ada Quill. Its lamp burned whale oil until "
+    "1911, when the harbour board paid for a gas burner made in Leeds. Who paid for the new burner in that year?"
+)
+SPLIT = 32
+"""Tokens of the probe that become memory; the rest is read behind it."""
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """Errors found, each with the bound it was held to."""
+
+    rotation: float
+    """Largest error of two rotations against one, relative to the largest key."""
+    drift: float
+    """Largest difference of log-probabilities, memory of all tokens against plain reading, among likely tokens."""
+    stored: float | None
+    """Relative error of a stored passage against compressing it again; None for an empty library."""
+    passed_before: bool = False
+
+    ROTATION = 1e-4
+    STORED = 0.15
+
+    @staticmethod
+    def drift_bound(dtype: torch.dtype) -> float:
+        return 1e-3 if dtype == torch.float32 else 0.6
+
+
+def check(engine: Engine, library: Library | None = None) -> GateReport:
+    """Measure and judge; a pass is remembered in the cache for this library's fingerprint and these versions.
+
+    Raises GateError naming the error, its bound and what it means.
+    """
+    note = _note(engine, library)
+    if note.exists():
+        try:
+            return GateReport(**{**json.loads(note.read_text("utf-8")), "passed_before": True})
+        except (ValueError, TypeError):
+            note.unlink(missing_ok=True)
+    with engine.busy(), torch.inference_mode():
+        report = GateReport(_rotation(engine), _drift(engine), _stored(engine, library) if library else None)
+    bounds = {
+        "rotation": (report.rotation, GateReport.ROTATION, "RoPE of this model is not composed as expected"),
+        "drift": (report.drift, GateReport.drift_bound(engine.dtype), "memory does not read like the text it stands for"),
+        "stored": (report.stored, GateReport.STORED, "stored memories are not what this model writes"),
+    }
+    for name, (value, bound, meaning) in bounds.items():
+        if value is not None and not value <= bound:
+            raise GateError(
+                f"correctness gate: {name} error is {value:.3g}, at most {bound:.3g} is allowed: {meaning}. "
+                "Index the documents again with this model and these library versions, or report it"
+            )
+    if report.stored is not None or library is None:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, json.dumps(asdict(report)).encode())
+    return report
+
+
+def _rotation(engine: Engine) -> float:
+    backbone = engine.method.backbone
+    keys = torch.randn(4, SPLIT, backbone.head_dim, generator=torch.Generator().manual_seed(0)).to(backbone.device)
+    near, far = torch.arange(SPLIT), torch.arange(SPLIT) + 1000
+    scale = backbone.rope_scaling
+    twice = rotate(rotate(keys, near, backbone.inv_freq), torch.full((SPLIT,), 1000), backbone.inv_freq, scale)
+    once = backbone.rotate_like_model(keys, far)
+    return float((twice - once).abs().max() / keys.abs().max())
+
+
+def _drift(engine: Engine) -> float:
+    backbone = engine.method.backbone
+    ids = torch.tensor(backbone.tokens(PROBE))
+    head, tail = ids[:SPLIT], ids[SPLIT:]
+    (kv,) = backbone.encode([head], [torch.arange(SPLIT)], causal=True, use_lora=False)
+    memory = compose([kv], backbone.inv_freq, scaling=backbone.rope_scaling, dtype=backbone.dtype)
+    scored = torch.arange(len(tail))
+    through = backbone.read([memory], [Reading(tail, scored, 0)]).float().log_softmax(-1)
+    plain = backbone.plain_logits(ids)[SPLIT:].float().log_softmax(-1)
+    likely = plain > -5.0
+    return float((through - plain).abs()[likely].max())
+
+
+def _stored(engine: Engine, library: Library) -> float | None:
+    first = next((i for d in library.documents() for i in library.passage_ids(d.uri)), None)
+    if first is None:
+        return None
+    (passage,), (stored,) = library.get([first]), library.load([first])
+    (fresh,) = engine.compress([passage.text], float(library.fingerprint["ratio"]))
+    if not torch.equal(fresh.positions, stored.positions) or fresh.source_len != stored.source_len:
+        raise GateError(
+            f"correctness gate: passage {first} has anchors at {stored.positions.tolist()[:6]}..., this model puts "
+            f"them at {fresh.positions.tolist()[:6]}...: index the documents again"
+        )
+    return max(_relative(fresh, stored, "keys"), _relative(fresh, stored, "values"))
+
+
+def _relative(a: AnchorKV, b: AnchorKV, name: str) -> float:
+    x, y = getattr(a, name).float(), getattr(b, name).float()
+    return float((x - y).norm() / x.norm())
+
+
+def _note(engine: Engine, library: Library | None) -> Path:
+    import transformers
+
+    key = {
+        "library": library.fingerprint if library else None,
+        "codec": library.head.codec if library else None,
+        "model": str(engine.path),
+        "adapter": engine.adapter_sha256,
+        "device": engine.device.type,
+        "dtype": str(engine.dtype),
+        "versions": [torch.__version__, transformers.__version__],
+        "gate": 1,
+    }
+    return cache_root() / "gates" / f"{fingerprint(key)[:32]}.json"

@@ -1,0 +1,155 @@
+"""Adapters on disk: a folder with adapter.safetensors (bf16) and card.json. Nothing in it is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sac_rag.compress.backbone import Backbone, LoraSpec
+from sac_rag.compress.layout import PromptLayout
+from sac_rag.compress.methods import METHODS
+from sac_rag.compress.methods.base import Method
+from sac_rag.errors import AdapterError
+
+CARD_VERSION = 1
+MAX_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an adapter is: read before its tensors, and part of every library's fingerprint."""
+
+    base: str
+    """Name of the base model it was trained for."""
+    base_fingerprint: str
+    """Fingerprint of that model's weights."""
+    method: str
+    """Compression method, by registry name."""
+    ratios: tuple[float, ...]
+    """Ratios it was trained at."""
+    lora: dict[str, Any] = field(default_factory=dict)
+    """Fields of LoraSpec."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the method (selector, causal, learn_prefix)."""
+    layout: dict[str, str] = field(default_factory=dict)
+    """Fields of PromptLayout."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Data, steps, settings, as printed by the training command."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Results with the command that printed them."""
+    licence: str = ""
+    """Licence of the tensors and of the data behind them."""
+    version: int = CARD_VERSION
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """The card of an adapter folder; raises AdapterError on a missing, damaged or unknown one."""
+        path = folder / "card.json"
+        try:
+            raw = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise AdapterError(f"{folder} is not an adapter: it has no card.json") from None
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{path} does not parse: {error}") from error
+        unknown = set(raw) - set(cls.__dataclass_fields__) if isinstance(raw, dict) else {"(not an object)"}
+        if unknown:
+            raise AdapterError(f"{path} has unknown fields {sorted(unknown)}; it may need a newer sac-rag")
+        if raw.get("version") != CARD_VERSION:
+            raise AdapterError(f"{path} has version {raw.get('version')!r}; this sac-rag reads {CARD_VERSION}")
+        try:
+            return cls(**{**raw, "ratios": tuple(float(r) for r in raw["ratios"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdapterError(f"{path} is incomplete: {error}") from error
+
+
+def build(model: Any, tokenizer: Any, card: Card) -> Method:
+    """A fresh method as a card describes it, untrained."""
+    lora = None
+    if card.lora:
+        try:
+            lora = LoraSpec(**{**card.lora, "targets": tuple(card.lora["targets"])})
+        except (TypeError, KeyError) as error:
+            raise AdapterError(f"LoRA settings {card.lora} are not rank, alpha, targets: {error}") from error
+    backbone = Backbone(model, tokenizer, lora)
+    try:
+        return METHODS.load(card.method)(backbone, PromptLayout.from_mapping(card.layout), **card.options)
+    except TypeError as error:
+        raise AdapterError(f"method {card.method!r} does not take the options {card.options}: {error}") from error
+
+
+def load(folder: Path, model: Any, tokenizer: Any, *, base_fingerprint: str | None = None) -> tuple[Method, Card]:
+    """The trained method of an adapter folder, ready to compress.
+
+    Raises AdapterError when it was made for other base weights, or when its tensors are not exactly those
+    that its card implies (names, shapes, bf16/fp16/fp32, total size).
+    """
+    card = Card.read(folder)
+    if base_fingerprint is not None and card.base_fingerprint != base_fingerprint:
+        raise AdapterError(
+            f"{folder} was trained for {card.base} ({card.base_fingerprint[:12]}), the loaded model is "
+            f"{base_fingerprint[:12]}; choose the adapter of this model, or the model of this adapter"
+        )
+    method = build(model, tokenizer, card)
+    assign(method, read_tensors(folder / "adapter.safetensors"), str(folder))
+    return method, card
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file of at most 512 MiB."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise AdapterError(f"{path} has {path.stat().st_size:,} bytes; adapters have at most {MAX_BYTES:,}")
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+
+
+def assign(method: Method, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Copy tensors into the method's parameters; names, shapes and finiteness must match exactly."""
+    parameters = method.parameters()
+    missing, extra = sorted(set(parameters) - set(tensors)), sorted(set(tensors) - set(parameters))
+    if missing or extra:
+        raise AdapterError(f"{origin}: tensors do not fit its card (missing {missing[:3]}, unknown {extra[:3]})")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            t = tensors[name]
+            if t.shape != parameter.shape or t.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+                raise AdapterError(f"{origin}: {name} is {t.dtype} {tuple(t.shape)}, expected {tuple(parameter.shape)}")
+            if not bool(torch.isfinite(t).all()):
+                raise AdapterError(f"{origin}: {name} holds NaN or Inf")
+            parameter.copy_(t)
+
+
+def save(method: Method, card: Card, folder: Path) -> None:
+    """Write both files, each by fsync and rename, the card last: a folder with a card is a whole adapter."""
+    from safetensors.torch import save as to_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {n: p.detach().to("cpu", torch.bfloat16).contiguous() for n, p in method.parameters().items()}
+    write_atomic(folder / "adapter.safetensors", to_bytes(tensors))
+    text = json.dumps(asdict(card), indent=2, sort_keys=True) + "\n"
+    write_atomic(folder / "card.json", text.encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a kill at any moment leaves the old or the new file, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

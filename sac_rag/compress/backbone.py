@@ -1,0 +1,366 @@
+"""The frozen Llama, twice: a LoRA encoder that writes memory and the untouched decoder that reads it.
+
+Both are views of the same weight tensors: the encoder is a structural copy whose linear layers carry LoRA,
+so LoRA cannot leak into answering. This is the only file that knows Llama's layers, transformers' caches
+and peft.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sac_rag.compress.anchor_kv import AnchorKV, Memory
+from sac_rag.compress.rope import angles, turn
+from sac_rag.errors import AdapterError, ModelError
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Shape of the encoder's LoRA (Hu et al., 2021)."""
+
+    rank: int = 32
+    """Inner width r."""
+    alpha: float = 64.0
+    """Scale; the update is alpha / rank * B A."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Linear layers that carry it; the last layer never needs more than q, k, v."""
+
+    def __post_init__(self) -> None:
+        unknown = [t for t in self.targets if t not in LORA_TARGETS]
+        if unknown or not self.targets:
+            raise AdapterError(f"LoRA targets {unknown or self.targets} are not among {', '.join(LORA_TARGETS)}")
+        if not 1 <= self.rank <= 1024:
+            raise AdapterError(f"LoRA rank is {self.rank}; it must lie in 1..1024")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One text for the decoder to read behind a memory (training and scoring).
+
+    token_ids: (tokens,). scored: indices into token_ids whose **next** token carries loss.
+    memory: which memory of the call stands in front of it; None for no memory.
+    """
+
+    token_ids: torch.Tensor
+    scored: torch.Tensor
+    memory: int | None
+
+
+class Backbone:
+    """A Llama with an encoder and a decoder side. Tensors live on `device` in `dtype`; LoRA stays fp32."""
+
+    def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec | None = None) -> None:
+        if model.config.model_type != "llama":
+            raise ModelError(f"the base model is a {model.config.model_type!r}; sac-rag needs a Llama architecture")
+        self.decoder = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.config = model.config
+        self.lora = lora
+        self.encoder = _with_lora(self.decoder, lora) if lora else self.decoder
+        self.inv_freq = self.decoder.model.rotary_emb.inv_freq.float()
+        self.rope_scaling = float(self.decoder.model.rotary_emb.attention_scaling)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.model.embed_tokens.weight.dtype
+
+    @property
+    def width(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def head_dim(self) -> int:
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def kv_shape(self) -> tuple[int, int, int]:
+        """(layers, kv_heads, head_dim) of every AnchorKV of this model."""
+        return self.config.num_hidden_layers, self.config.num_key_value_heads, self.head_dim
+
+    @property
+    def context_length(self) -> int:
+        """Most positions that the model was made for."""
+        return self.config.max_position_embeddings
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """LoRA parameters by name (`model.layers.I.MODULE.lora_A.weight`), fp32."""
+        named = self.encoder.named_parameters()
+        return ((n.replace(".default", ""), p) for n, p in named if "lora_" in n)
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of untrusted text: nothing in it becomes a special token."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def template(self, text: str) -> list[int]:
+        """Ids of a trusted template, special tokens included."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    # -- writing memory ----------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        chunks: Sequence[torch.Tensor],
+        picks: Sequence[torch.Tensor],
+        *,
+        anchor_embedding: torch.Tensor | None = None,
+        causal: bool = False,
+        use_lora: bool = True,
+    ) -> list[AnchorKV]:
+        """Pre-RoPE keys and values at the picked tokens of each chunk (SAC, section 3.2 and eq. 4).
+
+        chunks: token ids, each (L_i,); picks: ascending positions, each (|S_i|,). Chunks are packed without
+        padding and never see each other. anchor_embedding: (width,), added to the embeddings of the picks.
+        causal=False is the paper's bidirectional mask. The last layer computes K and V of the picks only.
+        Differentiable unless called under inference_mode.
+        """
+        body = (self.encoder if use_lora else self.decoder).model
+        device = self.device
+        lengths = [c.numel() for c in chunks]
+        starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        flat = torch.cat([p.to(device) + s for p, s in zip(picks, starts, strict=False)])
+        h = body.embed_tokens(torch.cat(list(chunks)).to(device))
+        if anchor_embedding is not None:
+            h = h.index_add(0, flat, anchor_embedding.to(h.dtype).expand(flat.numel(), -1))
+        cos, sin = self._tables(torch.cat([torch.arange(n) for n in lengths]))
+        keys, values = [], []
+        heads, groups, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.head_dim
+        for index, layer in enumerate(body.layers):
+            x = _norm(layer.input_layernorm, h)
+            attn = layer.self_attn
+            if index == len(body.layers) - 1:
+                x = x[flat]
+                keys.append(_linear(attn.k_proj, x).view(-1, groups, dim))
+                values.append(_linear(attn.v_proj, x).view(-1, groups, dim))
+                break
+            k = _linear(attn.k_proj, x).view(-1, groups, dim)
+            v = _linear(attn.v_proj, x).view(-1, groups, dim)
+            keys.append(k[flat])
+            values.append(v[flat])
+            q = turn(_linear(attn.q_proj, x).view(-1, heads, dim), cos, sin)
+            k = turn(k, cos, sin)
+            parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+            out = [_attend(*qkv, causal=causal) for qkv in parts]
+            h = _finish(layer, h, torch.cat(out))
+        counts = [p.numel() for p in picks]
+        all_keys = torch.stack(keys).transpose(1, 2).split(counts, dim=2)
+        all_values = torch.stack(values).transpose(1, 2).split(counts, dim=2)
+        return [
+            AnchorKV(k, v, p.to(device=device, dtype=torch.int64), n)
+            for k, v, p, n in zip(all_keys, all_values, picks, lengths, strict=True)
+        ]
+
+    # -- reading memory ----------------------------------------------------------------------------------
+
+    def read(self, memories: Sequence[Memory], readings: Sequence[Reading], *, use_lora: bool = False) -> torch.Tensor:
+        """Logits of shape (scored tokens, vocabulary), readings in order, each behind its own memory.
+
+        Readings are packed without padding; the memory's positions are honoured and each reading continues
+        at its memory's `next_position`. Differentiable through the memories. use_lora=True reads with the
+        adapted weights (Full-FT), never used for compressed memory.
+        """
+        model = self.encoder if use_lora else self.decoder
+        body, device = model.model, self.device
+        lengths = [r.token_ids.numel() for r in readings]
+        starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        base = [0 if r.memory is None else memories[r.memory].next_position for r in readings]
+        h = body.embed_tokens(torch.cat([r.token_ids for r in readings]).to(device))
+        cos, sin = self._tables(torch.cat([torch.arange(n) + o for n, o in zip(lengths, base, strict=True)]))
+        heads, groups, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.head_dim
+        scored = torch.cat([r.scored + a for r, a in zip(readings, starts, strict=False)]).to(device)
+        # Unbound and transposed once: indexing a layer per reading would cost a full-size gradient each time.
+        fronts = [
+            list(zip(m.keys.transpose(1, 2).unbind(0), m.values.transpose(1, 2).unbind(0), strict=True))
+            for m in memories
+        ]
+        for index, layer in enumerate(body.layers):
+            x = _norm(layer.input_layernorm, h)
+            attn = layer.self_attn
+            q = turn(_linear(attn.q_proj, x).view(-1, heads, dim), cos, sin)
+            k = turn(_linear(attn.k_proj, x).view(-1, groups, dim), cos, sin)
+            v = _linear(attn.v_proj, x).view(-1, groups, dim)
+            parts = zip(readings, q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+            out = torch.cat([
+                _attend(*qkv, causal=True, front=None if r.memory is None else fronts[r.memory][index])
+                for r, *qkv in parts
+            ])
+            if index == len(body.layers) - 1:
+                h, out = h[scored], out[scored]
+            h = _finish(layer, h, out)
+        return F.linear(_norm(body.norm, h), model.lm_head.weight)
+
+    def plain_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Logits (tokens, vocabulary) of the untouched model as transformers computes them: the reference."""
+        return self.decoder(input_ids=token_ids[None].to(self.device)).logits[0]
+
+    def rotate_like_model(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Rotate keys (heads, tokens, head_dim) with the model's own rotary module: the reference for `rope`."""
+        cos, sin = self.decoder.model.rotary_emb(keys, positions[None].to(keys.device))
+        return turn(keys, cos[0], sin[0])
+
+    def start(
+        self, memories: Sequence[Memory | None], texts: Sequence[Sequence[int]], *, use_lora: bool = False
+    ) -> Session:
+        """Prefill texts behind their memories, as one left-padded batch, ready for token-by-token decoding."""
+        return Session(self, self.encoder if use_lora else self.decoder, memories, texts)
+
+    def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, (tokens, 1, head_dim), in the model's dtype."""
+        a = angles(positions.to(self.device), self.inv_freq.to(self.device))[:, None]
+        return (a.cos() * self.rope_scaling).to(self.dtype), (a.sin() * self.rope_scaling).to(self.dtype)
+
+
+class Session:
+    """A batch of decodings under way: a transformers cache, its mask, and each row's next position.
+
+    logits: shape (rows, vocabulary), of the token that follows what has been read.
+    """
+
+    def __init__(
+        self, backbone: Backbone, model: Any, memories: Sequence[Memory | None], texts: Sequence[Sequence[int]]
+    ) -> None:
+        from transformers import DynamicCache
+
+        self._model = model
+        device, dtype = backbone.device, backbone.dtype
+        layers, groups, dim = backbone.kv_shape
+        rows, slots = len(texts), max((m.slots if m else 0) for m in memories)
+        width = max(map(len, texts))
+        self._cache = DynamicCache()
+        if slots:
+            keys = torch.zeros(layers, rows, groups, slots, dim, dtype=dtype, device=device)
+            values = torch.zeros_like(keys)
+            for row, m in enumerate(memories):
+                if m:
+                    keys[:, row, :, slots - m.slots :] = m.keys
+                    values[:, row, :, slots - m.slots :] = m.values
+            for layer in range(layers):
+                self._cache.update(keys[layer], values[layer], layer)
+        ids = torch.zeros(rows, width, dtype=torch.int64)
+        mask = torch.zeros(rows, slots + width, dtype=torch.int64)
+        positions = torch.zeros(rows, width, dtype=torch.int64)
+        for row, (m, text) in enumerate(zip(memories, texts, strict=True)):
+            first, n = (m.next_position if m else 0), len(text)
+            ids[row, width - n :] = torch.tensor(text)
+            positions[row, width - n :] = torch.arange(first, first + n)
+            mask[row, slots - (m.slots if m else 0) : slots] = 1
+            mask[row, slots + width - n :] = 1
+        self._mask = mask.to(device)
+        self._next = positions[:, -1:].to(device) + 1
+        self.logits = self._forward(ids.to(device), positions.to(device))
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read one more token per row, (rows,), and return the next logits."""
+        one = torch.ones_like(self._mask[:, :1])
+        self._mask = torch.cat((self._mask, one), dim=1)
+        self.logits = self._forward(tokens[:, None], self._next)
+        self._next = self._next + 1
+        return self.logits
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only."""
+        self._cache.batch_select_indices(rows)
+        self._mask, self._next, self.logits = self._mask[rows], self._next[rows], self.logits[rows]
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        out = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1]
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    front: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Attention of one packed sequence: q (n, heads, d), k and v (n, kv_heads, d); `front` is attended by all."""
+    n, mask = q.shape[0], None
+    if front is not None:
+        k, v = torch.cat((front[0], k)), torch.cat((front[1], v))
+    m, heads, groups, dim = k.shape[0], q.shape[1], k.shape[1], q.shape[2]
+    if n > 1 and (causal or front is not None):
+        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+    if q.requires_grad and q.device.type == "cpu":
+        # The fused CPU kernel's backward is four times slower than two small matmuls at these lengths.
+        q = q.view(n, groups, heads // groups, dim).permute(1, 2, 0, 3).reshape(groups, -1, dim)
+        scores = torch.bmm(q, k.permute(1, 2, 0)) * dim**-0.5
+        if mask is not None:
+            scores = scores.view(groups, -1, n, m).masked_fill(~mask, float("-inf")).view(groups, -1, m)
+        out = torch.bmm(scores.softmax(-1), v.transpose(0, 1))
+        return out.view(groups, heads // groups, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
+    repeat = heads // groups
+    q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+    k, v = k.repeat_interleave(repeat, dim=0), v.repeat_interleave(repeat, dim=0)
+    out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)
+    return out[0].transpose(0, 1).reshape(n, -1)
+
+
+def _finish(layer: Any, h: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """Output projection, residual and MLP of one block."""
+    h = h + _linear(layer.self_attn.o_proj, attended)
+    x = _norm(layer.post_attention_layernorm, h)
+    mlp = layer.mlp
+    return h + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, x)) * _linear(mlp.up_proj, x))
+
+
+def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """A linear layer, with its LoRA if it carries one; the low-rank path runs in the activations' dtype."""
+    if not hasattr(module, "lora_A"):
+        return module(x)
+    a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+    low = F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
+    return torch.add(module.base_layer(x), low, alpha=module.scaling["default"])
+
+
+def _with_lora(model: Any, spec: LoraSpec) -> Any:
+    """A structural copy of `model` that shares every weight tensor and carries a fresh LoRA (B = 0)."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    shared: dict[int, Any] = {id(t): t for t in _tensors(model)}
+    twin = copy.deepcopy(model, shared)
+    last = model.config.num_hidden_layers - 1
+    # The encoder stops at the last layer's K and V: LoRA on what is never computed would be dead weight.
+    dead = tuple(t for t in spec.targets if t not in ("k_proj", "v_proj"))
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=0.0,
+        target_modules=list(spec.targets),
+        exclude_modules=rf".*\.layers\.{last}\..*({'|'.join(dead)})" if dead else None,
+    )
+    twin = inject_adapter_in_model(config, twin)
+    for name, parameter in twin.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    return twin
+
+
+def _tensors(model: nn.Module) -> Iterable[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()

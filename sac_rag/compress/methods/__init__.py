@@ -1,0 +1,5 @@
+"""Compression methods by name. A new method is one file here and one line below."""
+
+from sac_rag.registry import Registry
+
+METHODS = Registry("method", {"sac": "sac_rag.compress.methods.sac:Sac"})

@@ -1,0 +1,78 @@
+"""What every compression method offers: token ids in, AnchorKV out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from sac_rag.compress.anchor_kv import AnchorKV, Memory
+from sac_rag.compress.backbone import Backbone
+from sac_rag.compress.layout import PromptLayout
+from sac_rag.compress.placing import compose
+from sac_rag.config import MAX_PASSAGE_TOKENS
+
+
+class Method(ABC):
+    """A way to turn passages into memory for one backbone.
+
+    Subclasses implement `write`; training differentiates through it, `compress` is its batched, checked,
+    inference-only form.
+    """
+
+    name: str
+
+    def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
+        self.backbone, self.layout = backbone, layout
+
+    @property
+    def prefix(self) -> AnchorKV | None:
+        """Uncompressed memory of the layout's prefix, placed in front of every passage."""
+        return None
+
+    @abstractmethod
+    def write(self, chunks: Sequence[Sequence[int]], ratios: Sequence[float]) -> list[AnchorKV]:
+        """Memories of chunks of at most 510 token ids, one ratio each, on the backbone's device, keys before RoPE."""
+
+    @abstractmethod
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Everything that training changes, by stable name."""
+
+    def compress(self, chunks: Sequence[Sequence[int]], ratio: float, *, batch_tokens: int = 4096) -> list[AnchorKV]:
+        """Memories of passages, in order, validated. Batches hold at most `batch_tokens` source tokens."""
+        out: list[AnchorKV] = []
+        with torch.inference_mode():
+            for batch in _batches(chunks, batch_tokens):
+                out += [m.validate() for m in self.write(batch, [ratio] * len(batch))]
+        return out
+
+    def compress_context(self, token_ids: Sequence[int], ratio: float) -> list[AnchorKV]:
+        """A long context as consecutive sub-contexts of at most 510 tokens (SAC, section 4.1)."""
+        step = MAX_PASSAGE_TOKENS
+        return self.compress([token_ids[i : i + step] for i in range(0, len(token_ids), step)], ratio)
+
+    def memory(self, parts: Sequence[AnchorKV], *, placing: str = "source") -> Memory:
+        """The layout's prefix and `parts`, placed and joined for the decoder."""
+        front = [self.prefix] if self.prefix is not None else []
+        backbone = self.backbone
+        return compose(
+            [*front, *parts],
+            backbone.inv_freq,
+            placing=placing,
+            scaling=backbone.rope_scaling,
+            dtype=backbone.dtype,
+        )
+
+
+def _batches(chunks: Sequence[Sequence[int]], budget: int) -> list[list[Sequence[int]]]:
+    batches: list[list[Sequence[int]]] = []
+    room = 0
+    for chunk in chunks:
+        if not batches or len(chunk) > room:
+            batches.append([])
+            room = budget
+        batches[-1].append(chunk)
+        room -= len(chunk)
+    return batches

@@ -1,0 +1,66 @@
+"""Where stored memories stand in the decoder: placing, one rotation, concatenation.
+
+Training, evaluation and serving all come through `compose`; it is differentiable in keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from sac_rag.compress.anchor_kv import AnchorKV, Memory
+from sac_rag.compress.rope import rotate
+from sac_rag.errors import MemoryInvalid
+from sac_rag.registry import Registry
+
+Placing = Callable[[Sequence[AnchorKV]], tuple[list[torch.Tensor], int]]
+"""Memories in order -> (the positions of each one's anchors, the position of the text that follows)."""
+
+PLACINGS = Registry(
+    "placing",
+    {"source": "sac_rag.compress.placing:source", "packed": "sac_rag.compress.placing:packed"},
+)
+
+
+def source(memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:
+    """Each passage occupies its source length, one after the other (SAC, section 3.3)."""
+    places, start = [], 0
+    for m in memories:
+        places.append(m.positions + start)
+        start += m.source_len
+    return places, start
+
+
+def packed(memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:
+    """Anchors at consecutive positions, as if they were the only tokens."""
+    places, start = [], 0
+    for m in memories:
+        places.append(torch.arange(start, start + m.anchors, device=m.positions.device))
+        start += m.anchors
+    return places, start
+
+
+def compose(
+    memories: Sequence[AnchorKV],
+    inv_freq: torch.Tensor,
+    *,
+    placing: str = "source",
+    scaling: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Memory:
+    """Place, rotate (once, in fp32) and join memories of equal (layers, kv_heads, head_dim).
+
+    Raises MemoryInvalid when there is none or when their shapes differ.
+    """
+    if not memories:
+        raise MemoryInvalid("nothing to compose: at least one memory is needed")
+    shapes = {(m.keys.shape[0], m.keys.shape[1], m.keys.shape[3]) for m in memories}
+    if len(shapes) > 1:
+        raise MemoryInvalid(f"memories of different models cannot be joined: (layers, kv_heads, head_dim) {shapes}")
+    places, following = PLACINGS.load(placing)(memories)
+    dtype = dtype or memories[0].keys.dtype
+    keys = torch.cat([m.keys.to(torch.float32) for m in memories], dim=2)
+    keys = rotate(keys, torch.cat(places), inv_freq, scaling).to(dtype)
+    values = torch.cat([m.values.to(dtype) for m in memories], dim=2)
+    return Memory(keys, values, following, sum(m.source_len for m in memories))

@@ -1,0 +1,26 @@
+"""Rotary positions as Llama uses them (RoFormer, eq. 34; halves layout), exact under scaling such as llama3's."""
+
+from __future__ import annotations
+
+import torch
+
+
+def angles(positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+    """Angles of shape (..., head_dim) in fp32 for integer positions of shape (...,)."""
+    half = positions.to(torch.float32)[..., None] * inv_freq.to(torch.float32)
+    return torch.cat((half, half), dim=-1)
+
+
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate x of shape (..., head_dim) by precomputed cosines and sines of a broadcastable shape."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def rotate(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, scaling: float = 1.0) -> torch.Tensor:
+    """Rotate keys or queries x of shape (..., tokens, head_dim) to `positions` of shape (tokens,), in fp32.
+
+    The result has the dtype of x. `scaling` is the attention factor of YaRN-like schemes, 1 for Llama.
+    """
+    a = angles(positions.to(x.device), inv_freq.to(x.device))
+    return turn(x.to(torch.float32), a.cos() * scaling, a.sin() * scaling).to(x.dtype)

@@ -1,0 +1,101 @@
+"""Settings as frozen dataclasses. Every field is documented; unknown keys are fatal."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sac_rag.errors import ConfigError
+
+T = TypeVar("T")
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+MAX_PASSAGE_TOKENS = 510
+"""Sub-context length of the paper: no passage and no compressed chunk is longer."""
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """How documents become a library. Fixed for the life of the library."""
+
+    model: str = DEFAULT_MODEL
+    """Base model: a name of `sac models list`, a hub id, a folder, or a .gguf file (Llama architecture)."""
+    embedder: str = DEFAULT_EMBEDDER
+    """Sentence-transformers model for dense retrieval, named likewise."""
+    method: str = "sac"
+    """Compression method, by registry name."""
+    adapter: str = "default"
+    """Adapter folder, or "default": the one shipped for this model and method."""
+    ratio: float = 5.0
+    """Source tokens per anchor."""
+    codec: str = "bf16"
+    """How KV bytes are stored: "bf16" or "int8" (per channel)."""
+    passage_tokens: int = 256
+    """Longest passage, in base-model tokens (at most 510)."""
+    overlap: int = 0
+    """Tokens shared by neighbouring passages."""
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.passage_tokens <= MAX_PASSAGE_TOKENS:
+            raise ConfigError(f"passage_tokens is {self.passage_tokens}; it must lie in 16..{MAX_PASSAGE_TOKENS}")
+        if not 0 <= self.overlap < self.passage_tokens:
+            raise ConfigError(f"overlap is {self.overlap}; it must lie in 0..{self.passage_tokens - 1}")
+        if self.ratio < 1:
+            raise ConfigError(f"ratio is {self.ratio}; it must be at least 1 (source tokens per anchor)")
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """How a question is answered."""
+
+    k: int = 5
+    """Passages put into memory."""
+    min_score: float | None = None
+    """Drop hits with a cosine similarity below this; None keeps all."""
+    search: str = "hybrid"
+    """"hybrid" (dense and BM25 fused by reciprocal rank), "dense" or "lexical"."""
+    placing: str = "source"
+    """"source": each passage occupies its source length; "packed": anchors at consecutive positions."""
+    max_new_tokens: int = 64
+    """Longest answer, in tokens."""
+    temperature: float = 0.0
+    """0 is greedy; above, sampling."""
+    top_p: float = 1.0
+    """Nucleus sampling mass, used when temperature > 0."""
+    seed: int = 0
+    """Seed of sampling."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(f"k is {self.k}; at least one passage is needed")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1]")
+        if self.search not in ("hybrid", "dense", "lexical"):
+            raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
+        if self.placing not in ("source", "packed"):
+            raise ConfigError(f"placing is {self.placing!r}; use source or packed")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build a config dataclass from plain values; an unknown key is a ConfigError that names it and its neighbours."""
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            import difflib
+
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown setting {key!r} for {cls.__name__}.{hint} Known: {', '.join(sorted(known))}.")
+    return cls(**values)
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of JSON-able parts, independent of their order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,75 @@
+"""Every error a user can meet. Each message says what was wrong, with the values, and what to do."""
+
+from __future__ import annotations
+
+
+class SacError(Exception):
+    """Base of all errors raised on purpose. `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class ConfigError(SacError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+    exit_code = 2
+
+
+class DocumentError(SacError):
+    """A file could not be read as text; `reason` is one short lower-case phrase for skip reports."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class ModelError(SacError):
+    """A model or tokenizer is missing, of the wrong kind, or cannot be fetched."""
+
+
+class HashMismatch(ModelError):
+    """Downloaded or stored bytes are not the pinned ones."""
+
+
+class AdapterError(SacError):
+    """An adapter folder is malformed, unsafe, or made for another base model."""
+
+
+class MemoryInvalid(SacError):
+    """A KV tensor has the wrong shape or type, or holds NaN or Inf."""
+
+
+class GateError(SacError):
+    """The correctness gate found that composed KV differs from the exact reference."""
+
+
+class TrainingError(SacError):
+    """Training data or a checkpoint cannot be used."""
+
+
+class LibraryError(SacError):
+    """A library on disk cannot serve the request."""
+
+
+class LibraryNotFound(LibraryError):
+    """No library at that path."""
+
+    exit_code = 3
+
+
+class LibraryMismatch(LibraryError):
+    """The library was made with another model, adapter, ratio, codec or format."""
+
+    exit_code = 3
+
+
+class LibraryLocked(LibraryError):
+    """Another process is writing to this library."""
+
+
+class LibraryCorrupt(LibraryError):
+    """Stored bytes fail their checksum or do not parse."""
+
+
+class LibraryFull(LibraryError):
+    """The disk is full; the last committed generation is intact."""

@@ -1,0 +1,432 @@
+"""SacRag: index documents, ask questions. The three lines a user writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from sac_rag.answer import gate
+from sac_rag.answer.assemble import Assembled, memory_prompt, text_prompt
+from sac_rag.answer.engine import Engine
+from sac_rag.answer.reader import Sampling, TextStream
+from sac_rag.config import AskConfig, IndexConfig, from_mapping
+from sac_rag.errors import ConfigError, DocumentError, LibraryError
+from sac_rag.library.library import GcReport, Library, Stats
+from sac_rag.models.embedder import Embedder
+from sac_rag.records import Answer, Document, Hit, Passage, Timings, Usage
+from sac_rag.text.isolation import ParserProcess
+from sac_rag.text.passages import offsets_of, split
+from sac_rag.text.readers import read
+from sac_rag.text.walk import walk
+
+GROUP_BYTES = 48_000
+"""Source bytes that are read, compressed and committed together. Groups depend on the files alone, never on what is
+stored already, so an interrupted run resumed gives the bytes of an undisturbed one."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A file that was not indexed, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class IndexReport:
+    """What an indexing run did, in counts; also its running state for a progress bar."""
+
+    files: int = 0
+    """Files found under the given paths."""
+    done: int = 0
+    """Files dealt with so far."""
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    passages: int = 0
+    """Passages compressed in this run."""
+    tokens: int = 0
+    """Source tokens of those."""
+    seconds: float = 0.0
+    skipped: list[Skip] = field(default_factory=list)
+
+
+Listen = Callable[[IndexReport], None]
+
+
+class SacRag:
+    """A library and the engine that reads it.
+
+    `SacRag.index(paths, library)` makes or updates a library, `SacRag.open(library)` uses one; a context manager.
+    Questions may come from several threads.
+    """
+
+    def __init__(self, library: Library, engine: Engine, embedder: Embedder, config: IndexConfig) -> None:
+        self.library, self.engine, self.embedder, self.config = library, engine, embedder, config
+        self._gated = False
+
+    # -- making and opening ------------------------------------------------------------------------------
+
+    @classmethod
+    def index(
+        cls,
+        paths: str | Path | Iterable[str | Path],
+        library: str | Path,
+        config: IndexConfig | None = None,
+        *,
+        sync: bool = False,
+        strict: bool = False,
+        listen: Listen | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> SacRag:
+        """Compress documents into a library (made if missing) and return it, ready to answer.
+
+        paths: files, folders, globs. config: None takes the library's own settings, or the defaults for a new one.
+        sync: also remove documents under the given folders that are gone. strict: raise DocumentError at the first
+        unreadable file instead of reporting it. The report is `.report`. Raises LibraryMismatch when `config` is
+        not what the library was made with, LibraryLocked when another process writes to it.
+        """
+        rag = cls.open(library, config=config, write=True, create=True, device=device, dtype=dtype)
+        try:
+            rag.add(paths, sync=sync, strict=strict, listen=listen)
+        except BaseException:
+            rag.close()
+            raise
+        return rag
+
+    @classmethod
+    def open(
+        cls,
+        library: str | Path,
+        *,
+        config: IndexConfig | None = None,
+        write: bool = False,
+        create: bool = False,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> SacRag:
+        """Open a library with the model it was made with. `config`, when given, must agree with it.
+
+        Raises LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked.
+        """
+        exists = (Path(library) / "catalog.sqlite").exists()
+        if exists or not create:
+            with Library.open(library) as stored:
+                config = config or config_of(stored)
+        config = config or IndexConfig()
+        engine = Engine.shared(config.model, config.method, config.adapter, device=device, dtype=dtype)
+        embedder = Embedder(config.embedder)
+        wanted = engine.fingerprint(config, embedder)
+        if create and not exists:
+            opened = Library.create(library, wanted, codec=config.codec, dim=embedder.dim, exist_ok=True)
+        else:
+            opened = Library.open(library, fingerprint=wanted, write=write)
+        return cls(opened, engine, embedder, config)
+
+    def close(self) -> None:
+        self.library.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- writing -----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        *,
+        sync: bool = False,
+        strict: bool = False,
+        listen: Listen | None = None,
+    ) -> IndexReport:
+        """Index files into this library: unchanged documents are skipped, changed ones replaced passage by passage.
+
+        Each group of files is committed when it is done, so an interrupted run goes on where it stopped.
+        """
+        given = [paths] if isinstance(paths, str | Path) else list(paths)
+        began, report = time.monotonic(), IndexReport()
+        self.report = report
+
+        def skip(path: str, reason: str) -> None:
+            if strict:
+                raise DocumentError(path, reason)
+            report.skipped.append(Skip(path, reason))
+
+        files = list(walk(given, on_skip=skip))
+        report.files = len(files)
+        with ParserProcess() as parser:
+            for group in _groups(files):
+                documents = []
+                for path in group:
+                    try:
+                        documents.append(read(path, parser=parser))
+                    except DocumentError as error:
+                        skip(error.path, error.reason)
+                self._store(documents, report)
+                report.done += len(group)
+                report.seconds = time.monotonic() - began
+                if listen:
+                    listen(report)
+        if sync:
+            self._sync(given, {f.as_posix() for f in files}, report)
+        report.seconds = time.monotonic() - began
+        return report
+
+    def put(self, documents: Sequence[Document]) -> IndexReport:
+        """Index documents that are already text (no files); one commit."""
+        report = IndexReport(files=len(documents), done=len(documents))
+        self._store(list(documents), report)
+        return report
+
+    def remove(self, uris: Sequence[str]) -> int:
+        """Remove documents by uri; gone from search at once. Returns their number of passages.
+
+        Raises LibraryError naming a uri that is not stored; nothing is removed then.
+        """
+        stored = {d.uri for d in self.library.documents()}
+        if unknown := [u for u in uris if u not in stored]:
+            raise LibraryError(f"no document {unknown[0]!r} in {self.library.path}; `sac ls` prints what is there")
+        count = sum(len(self.library.passage_ids(u)) for u in uris)
+        with self.library.transaction() as tx:
+            for uri in uris:
+                tx.remove_document(uri)
+        return count
+
+    def gc(self, *, min_dead: float = 0.0) -> GcReport:
+        """Give the bytes of removed passages back and erase their text."""
+        return self.library.gc(min_dead=min_dead)
+
+    def stats(self) -> Stats:
+        return self.library.stats()
+
+    def _store(self, documents: list[Document], report: IndexReport) -> None:
+        """Compress what is new in a group of documents and commit it."""
+        todo = []
+        for document in documents:
+            digest = self._digest(document)
+            before = self.library.content_hash(document.uri)
+            if before == digest:
+                report.unchanged += 1
+                continue
+            with self.engine.busy():
+                offsets = offsets_of(self.engine.method.backbone.tokenizer)
+                passages = split(
+                    document, offsets, max_tokens=self.config.passage_tokens, overlap=self.config.overlap
+                )
+            if not passages:
+                report.skipped.append(Skip(document.uri, "no text"))
+                continue
+            known = set(self.library.passage_ids(document.uri)) if before else set()
+            todo.append((document, digest, passages, [p for p in passages if p.id not in known]))
+            report.added += not before
+            report.changed += bool(before)
+        if not todo:
+            return
+        new = [p for *_, fresh in todo for p in fresh]
+        texts = [p.text for p in new]
+        memories = dict(zip((p.id for p in new), self.engine.compress(texts, self.config.ratio), strict=True))
+        with self.engine.busy():
+            rows = self.embedder.encode([_embedded(p) for p in new])
+        vectors = dict(zip((p.id for p in new), rows, strict=True))
+        with self.library.transaction() as tx:
+            for document, digest, passages, fresh in todo:
+                mine = {p.id for p in fresh}
+                tx.put(
+                    document,
+                    passages,
+                    {i: memories[i] for i in mine},
+                    {i: vectors[i] for i in mine},
+                    content_hash=digest,
+                )
+        report.passages += len(new)
+        report.tokens += sum(p.tokens for p in new)
+
+    def _digest(self, document: Document) -> str:
+        parts = [document.text, document.headings, document.meta, self.config.passage_tokens, self.config.overlap]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def _sync(self, given: Sequence[str | Path], found: set[str], report: IndexReport) -> None:
+        folders = tuple(Path(p).as_posix().rstrip("/") + "/" for p in given if Path(p).is_dir())
+        everything = any(Path(p).as_posix() == "." for p in given)
+        gone = [
+            d.uri
+            for d in self.library.documents()
+            if d.uri not in found and (d.uri.startswith(folders) or (everything and not os.path.isabs(d.uri)))
+        ]
+        if gone:
+            self.remove(gone)
+            report.removed = len(gone)
+
+    # -- asking ------------------------------------------------------------------------------------------
+
+    def retrieve(
+        self, question: str, ask: AskConfig | None = None, *, where: Mapping[str, Any] | None = None
+    ) -> list[Hit]:
+        """The passages that a question would be answered from, best first."""
+        ask = ask or AskConfig()
+        vector = None
+        if ask.search != "lexical":
+            with self.engine.busy():
+                (vector,) = self.embedder.encode([question], kind="query")
+        return self.library.search(
+            vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score
+        )
+
+    def ask(
+        self,
+        question: str,
+        ask: AskConfig | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        hits: Sequence[Hit] | None = None,
+        text: bool = False,
+        **settings: Any,
+    ) -> Answer:
+        """Answer a question from the library.
+
+        settings: fields of AskConfig, in place of `ask`. where: metadata filter. hits: answer from these passages
+        instead of searching. text: read the passages as plain text instead of their memory, for comparison.
+        """
+        stream = self.stream(question, ask, where=where, hits=hits, text=text, **settings)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        question: str,
+        ask: AskConfig | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        hits: Sequence[Hit] | None = None,
+        text: bool = False,
+        **settings: Any,
+    ) -> Stream:
+        """As `ask`, piece by piece: iterate over the text; `.answer` is whole after the last piece."""
+        if settings:
+            base = dataclasses.asdict(ask) if ask else {}
+            ask = from_mapping(AskConfig, {**base, **settings})
+        if not question.strip():
+            raise ConfigError("the question is empty; ask something")
+        if not self._gated and not text:
+            gate.check(self.engine, self.library)
+            self._gated = True
+        return Stream(self, question.strip(), ask or AskConfig(), where, hits, text)
+
+    def assemble(self, hits: Sequence[Hit], question: str, ask: AskConfig, *, text: bool = False) -> Assembled:
+        """The prompt of a question over these hits."""
+        method = self.engine.method
+        if text:
+            return text_prompt(method, hits, question, reserve=ask.max_new_tokens)
+        memories = self.library.load([h.passage.id for h in hits])
+        return memory_prompt(method, hits, memories, question, placing=ask.placing, reserve=ask.max_new_tokens)
+
+
+class Stream(Iterator[str]):
+    """Pieces of one answer as they are made. Dropping it stops the work."""
+
+    def __init__(
+        self,
+        rag: SacRag,
+        question: str,
+        ask: AskConfig,
+        where: Mapping[str, Any] | None,
+        hits: Sequence[Hit] | None,
+        text: bool,
+    ) -> None:
+        self._began = time.perf_counter()
+        self._answer: Answer | None = None
+        self._pieces = self._run(rag, question, ask, where, hits, text)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; RuntimeError while the stream is not read to its end."""
+        if self._answer is None:
+            raise RuntimeError("the answer is not complete: read the stream to its end first")
+        return self._answer
+
+    def _run(
+        self,
+        rag: SacRag,
+        question: str,
+        ask: AskConfig,
+        where: Mapping[str, Any] | None,
+        hits: Sequence[Hit] | None,
+        text: bool,
+    ) -> Iterator[str]:
+        began, engine = self._began, rag.engine
+        found = list(hits) if hits is not None else rag.retrieve(question, ask, where=where)
+        retrieved = time.perf_counter()
+        with engine.busy():
+            assembled = rag.assemble(found, question, ask, text=text)
+            loaded = time.perf_counter()
+            sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
+            decoding = engine.reader.start([assembled.prompt], sampling)
+            new = decoding.advance()
+        first = time.perf_counter()
+        stream, pieces = TextStream(engine.method.backbone), []
+        while True:
+            for _, token in new:
+                if piece := stream.push(token):
+                    pieces.append(piece)
+                    yield piece
+            if decoding.done:
+                break
+            with engine.busy():
+                new = decoding.advance()
+        if piece := stream.flush():
+            pieces.append(piece)
+            yield piece
+        usage = Usage(
+            anchors=assembled.anchors,
+            source_tokens=assembled.source_tokens,
+            prompt_tokens=len(assembled.prompt.token_ids),
+            completion_tokens=len(decoding.completions[0].token_ids),
+        )
+        timings = Timings(retrieved - began, loaded - retrieved, first - began, time.perf_counter() - began)
+        notices = assembled.notices if found else ("no passage matched; the answer comes from the model alone",)
+        self._answer = Answer("".join(pieces).strip(), assembled.hits, usage, timings, notices)
+
+
+def config_of(library: Library) -> IndexConfig:
+    """The settings a library was made with."""
+    stored = library.fingerprint
+    names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec"}
+    return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": library.head.codec})
+
+
+def _embedded(passage: Passage) -> str:
+    """What the embedder reads: the heading gives a passage its subject."""
+    return f"{passage.heading}\n{passage.text}" if passage.heading else passage.text
+
+
+def _groups(files: Sequence[Path]) -> Iterator[list[Path]]:
+    group: list[Path] = []
+    size = 0
+    for path in files:
+        try:
+            n = path.stat().st_size
+        except OSError:
+            n = 0
+        if group and size + n > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(path)
+        size += n
+    if group:
+        yield group

@@ -1,0 +1,59 @@
+"""Training state in one safetensors file: parameters, optimiser moments, data order. Exact to the bit on resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sac_rag.compress.adapter import write_atomic
+from sac_rag.errors import TrainingError
+
+FORMAT = "sac-training-1"
+
+
+def save(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW, state: Mapping[str, Any]) -> None:
+    """Write everything that the next step depends on, atomically."""
+    from safetensors.torch import save as to_bytes
+
+    tensors = {f"parameter/{n}": p.detach().cpu().contiguous() for n, p in parameters.items()}
+    for name, parameter in parameters.items():
+        for moment, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser/{moment}/{name}"] = value.detach().cpu().contiguous()
+    write_atomic(path, to_bytes(tensors, metadata={"format": FORMAT, "state": json.dumps(state)}))
+
+
+def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW) -> dict[str, Any]:
+    """Load `path` into parameters and optimiser; returns the state given to `save`.
+
+    Raises TrainingError when the file is damaged or belongs to another set of parameters.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as handle:
+            meta = handle.metadata() or {}
+            if meta.get("format") != FORMAT:
+                raise TrainingError(f"{path} is not a training checkpoint ({meta.get('format')!r}, wanted {FORMAT!r})")
+            tensors = {n: handle.get_tensor(n) for n in handle.keys()}
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}; delete it to start over") from error
+    names = {n.removeprefix("parameter/") for n in tensors if n.startswith("parameter/")}
+    if names != set(parameters):
+        odd = sorted(names ^ set(parameters))[:3]
+        raise TrainingError(f"{path} was made with another adapter shape (differs in {odd}); use a new --output")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+            moments = {
+                key.split("/", 2)[1]: tensors[key].to(parameter.device if tensors[key].ndim else "cpu")
+                for key in tensors
+                if key.startswith("optimiser/") and key.split("/", 2)[2] == name
+            }
+            if moments:
+                optimiser.state[parameter] = moments
+    return json.loads(meta["state"])

@@ -1,0 +1,176 @@
+"""Training data: MRQA-style lines, SQuAD JSON and plain text become token ids in a resumable random order."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sac_rag.errors import TrainingError
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its accepted answers, as text."""
+
+    qid: str
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A context with its questions (none for plain text)."""
+
+    text: str
+    questions: tuple[Question, ...]
+    source: str
+
+
+def read_contexts(path: str | Path) -> Iterator[Context]:
+    """Contexts of a file: .jsonl[.gz] (MRQA-style or {"text"}), SQuAD .json[.gz], or .txt.
+
+    Raises TrainingError naming the file, the line and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TrainingError(f"no data file at {path}; give a .jsonl, .json or .txt file (or .gz of one)")
+    name = path.name.removesuffix(".gz")
+    with _open(path) as handle:
+        try:
+            if name.endswith(".txt"):
+                yield Context(handle.read(), (), name.removesuffix(".txt"))
+            elif name.endswith(".json"):
+                yield from _squad(json.load(handle), name.removesuffix(".json"))
+            elif name.endswith(".jsonl"):
+                for number, line in enumerate(handle, 1):
+                    if line.strip():
+                        yield _mrqa(json.loads(line), f"{path}:{number}", name.removesuffix(".jsonl"))
+            else:
+                raise TrainingError(f"{path}: unknown kind of data; use .jsonl, .json or .txt (or .gz of one)")
+        except (json.JSONDecodeError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+            raise TrainingError(f"{path} does not parse: {error}") from error
+
+
+def _open(path: Path) -> io.TextIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")  # type: ignore[return-value]
+    return path.open(encoding="utf-8")
+
+
+def _mrqa(row: Any, where: str, source: str) -> Context:
+    if not isinstance(row, dict):
+        raise TrainingError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    if "header" in row:
+        return Context("", (), source)
+    if isinstance(row.get("text"), str) and "qas" not in row:
+        return Context(row["text"], (), row.get("source", source))
+    context, qas = row.get("context"), row.get("qas")
+    if not isinstance(context, str) or not isinstance(qas, list):
+        raise TrainingError(f'{where}: expected {{"context": text, "qas": [...]}} or {{"text": ...}}, got {sorted(row)}')
+    questions = []
+    for qa in qas:
+        answers = tuple(a for a in qa.get("answers", ()) if isinstance(a, str) and a.strip())
+        if isinstance(qa.get("question"), str) and answers:
+            questions.append(Question(str(qa.get("qid", "")), qa["question"].strip(), answers))
+    return Context(context, tuple(questions), row.get("source", source))
+
+
+def _squad(root: Any, source: str) -> Iterator[Context]:
+    try:
+        for article in root["data"]:
+            for paragraph in article["paragraphs"]:
+                questions = tuple(
+                    Question(str(qa["id"]), qa["question"].strip(), tuple(a["text"] for a in qa["answers"]))
+                    for qa in paragraph["qas"]
+                    if qa["answers"]
+                )
+                yield Context(paragraph["context"], questions, source)
+    except (KeyError, TypeError) as error:
+        raise TrainingError(f"{source}: not SQuAD-style JSON (data/paragraphs/qas): missing {error}") from error
+
+
+@dataclass(frozen=True)
+class TokenisedContext:
+    """One training context: token ids, and (question ids, answer ids without the end) pairs."""
+
+    ids: Sequence[int]
+    pairs: tuple[tuple[list[int], list[int]], ...]
+
+
+class Source:
+    """A data file in an endless, seeded, resumable order; tokenised when drawn."""
+
+    def __init__(self, path: str | Path, encode: Encode, *, weight: float = 1.0, seed: int = 0) -> None:
+        self.name = Path(path).name
+        self.weight, self.seed, self._encode = weight, seed, encode
+        self._rows = [c for c in read_contexts(path) if c.text.strip()]
+        if not self._rows:
+            raise TrainingError(f"{path} holds no contexts")
+        self.drawn = 0
+        self._order: list[int] = []
+        self._epoch = -1
+
+    def draw(self, max_tokens: int) -> TokenisedContext:
+        """The next context; plain text and contexts that are longer give a window of `max_tokens`, without
+        its questions; a question-answering source skips longer ones instead."""
+        for _ in range(10 * len(self._rows)):
+            row = self._next()
+            ids = self._encode(row.text if row.questions else _window(row.text, max_tokens, self.drawn))
+            if row.questions and len(ids) <= max_tokens:
+                pairs = [(self._encode(q.question), self._encode(q.answers[0].strip())) for q in row.questions]
+                return TokenisedContext(ids, tuple(pairs))
+            if not row.questions and len(ids) >= 32:
+                return TokenisedContext(ids[:max_tokens], ())
+        raise TrainingError(f"{self.name}: no context of at most {max_tokens} tokens; raise --max-context")
+
+    def _next(self) -> Context:
+        epoch, index = divmod(self.drawn, len(self._rows))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self._rows)))
+            random.Random(f"{self.seed}/{self.name}/{epoch}").shuffle(self._order)
+        self.drawn += 1
+        return self._rows[self._order[index]]
+
+
+def _window(text: str, max_tokens: int, salt: int) -> str:
+    """A piece of a long text that surely holds `max_tokens` tokens, so that books are not tokenised whole."""
+    size = 8 * max_tokens
+    if len(text) <= size:
+        return text
+    start = random.Random(salt).randrange(len(text) - size)
+    return text[text.find(" ", start) + 1 : start + size]
+
+
+class Mixture:
+    """Draws contexts from sources by weight. Its state is a few integers, saved in every checkpoint."""
+
+    def __init__(self, sources: Sequence[Source], *, seed: int = 0) -> None:
+        if not sources:
+            raise TrainingError("no training data; give at least one file")
+        self.sources, self.seed, self.draws = list(sources), seed, 0
+
+    def draw(self, max_tokens: int) -> TokenisedContext:
+        rng = random.Random(f"{self.seed}/{self.draws}")
+        self.draws += 1
+        (source,) = rng.choices(self.sources, [s.weight for s in self.sources])
+        return source.draw(max_tokens)
+
+    def state(self) -> dict[str, Any]:
+        return {"draws": self.draws, "sources": {s.name: s.drawn for s in self.sources}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken; raises TrainingError when the sources differ."""
+        names = {s.name for s in self.sources}
+        if names != set(state["sources"]):
+            raise TrainingError(f"the checkpoint was made on {sorted(state['sources'])}, this run reads {sorted(names)}")
+        self.draws = state["draws"]
+        for s in self.sources:
+            s.drawn = state["sources"][s.name]
