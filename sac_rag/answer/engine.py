@@ -45,7 +45,9 @@ class Engine:
         self.method: Method
         self.method, _ = adapters.load(self.adapter_path, base, tokenizer, base_fingerprint=fingerprint_of(self.path))
         stop = self.method.backbone.template(self.method.layout.end)[:1]
-        self.reader = Reader(self.method.backbone, [*stop, *eos_ids(base)])
+        self.reader = Reader(
+            self.method.backbone, [*stop, *eos_ids(base)], use_lora=self.method.reads_with_lora
+        )
         self._busy = threading.RLock()
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,14 +160,3 @@ def decode(tokenizer: object, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[attr-defined]
 
 
-def batches_by_slots(prompts: Sequence[Prompt], limit: int) -> Iterator[list[int]]:
-    """Indices of prompts grouped by similar size, so that a batch holds at most `limit` cache slots."""
-    size = [len(p.token_ids) + (p.memory.slots if p.memory else 0) for p in prompts]
-    group: list[int] = []
-    for i in sorted(range(len(prompts)), key=size.__getitem__):
-        if group and (len(group) + 1) * size[i] > limit:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group

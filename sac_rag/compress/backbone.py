@@ -32,7 +32,9 @@ class LoraSpec:
     alpha: float = 64.0
     """Scale; the update is alpha / rank * B A."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Linear layers that carry it; the last layer never needs more than q, k, v."""
+    """Linear layers that carry it."""
+    whole: bool = False
+    """Also adapt what an encoder never computes, the last layer beyond K and V: needed to read with it (Full-FT)."""
 
     def __post_init__(self) -> None:
         unknown = [t for t in self.targets if t not in LORA_TARGETS]
@@ -345,7 +347,7 @@ def _with_lora(model: Any, spec: LoraSpec) -> Any:
     twin = copy.deepcopy(model, shared)
     last = model.config.num_hidden_layers - 1
     # The encoder stops at the last layer's K and V: LoRA on what is never computed would be dead weight.
-    dead = tuple(t for t in spec.targets if t not in ("k_proj", "v_proj"))
+    dead = () if spec.whole else tuple(t for t in spec.targets if t not in ("k_proj", "v_proj"))
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,

@@ -103,7 +103,7 @@ def loss_of(batch: Batch, method: Method, *, placing: str = "source") -> tuple[t
             readings.append(Reading(t[:-1], torch.arange(first - 1, len(ids) - 1), index))
             targets.append(t[first:])
             weights += [weight] * (len(ids) - first)
-    logits = method.backbone.read(memories, readings)
+    logits = method.backbone.read(memories, readings, use_lora=method.reads_with_lora)
     w = torch.tensor(weights, device=logits.device)
     ce = F.cross_entropy(logits.float(), torch.cat(targets).to(logits.device), reduction="none")
     loss = (ce * w).sum() / w.sum()

@@ -2,4 +2,10 @@
 
 from sac_rag.registry import Registry
 
-METHODS = Registry("method", {"sac": "sac_rag.compress.methods.sac:Sac"})
+METHODS = Registry(
+    "method",
+    {
+        "sac": "sac_rag.compress.methods.sac:Sac",
+        "full-ft": "sac_rag.compress.methods.full_ft:FullFt",
+    },
+)

@@ -23,6 +23,8 @@ class Method(ABC):
     """
 
     name: str
+    reads_with_lora = False
+    """Whether the adapted weights also read the question (Full-FT alone)."""
 
     def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
         self.backbone, self.layout = backbone, layout

@@ -1,0 +1,35 @@
+"""Full-FT: no compression, a LoRA of the same shape on the whole context (SAC, section 4.1). The ceiling.
+
+The LoRA'd model's own keys and values of every token are the "memory", so questions of one context share its
+reading, and training and evaluation run through the same code as the compressing methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.backbone import Backbone
+from sac_rag.compress.layout import PromptLayout
+from sac_rag.compress.methods.base import Method
+
+
+class FullFt(Method):
+    """Ratio 1: every token is kept, the layout's prefix included; ratios are ignored."""
+
+    name = "full-ft"
+    reads_with_lora = True
+
+    def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
+        super().__init__(backbone, layout)
+        self._front = backbone.template(layout.prefix)
+
+    def write(self, chunks: Sequence[Sequence[int]], ratios: Sequence[float]) -> list[AnchorKV]:
+        ids = [torch.tensor([*self._front, *c]) for c in chunks]
+        return self.backbone.encode(ids, [torch.arange(len(i)) for i in ids], causal=True)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return dict(self.backbone.trainable())
