@@ -355,7 +355,9 @@ def _with_lora(model: Any, spec: LoraSpec) -> Any:
         target_modules=list(spec.targets),
         exclude_modules=rf".*\.layers\.{last}\..*({'|'.join(dead)})" if dead else None,
     )
-    twin = inject_adapter_in_model(config, twin)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a run repeats, whatever chance was used before it
+        twin = inject_adapter_in_model(config, twin)
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:

@@ -1,0 +1,151 @@
+"""Compressed against text, side by side in one process: time to first token, tokens attended, bytes.
+
+`python -m sac_rag.evaluate.bench` (or `make bench`) indexes the sample documents and prints two tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from sac_rag.config import AskConfig, IndexConfig
+from sac_rag.library.codecs import CODECS, get_codec
+from sac_rag.pipeline import SacRag
+from sac_rag.records import Answer, Hit
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Medians over rounds. text_s and memory_s: seconds to the first token; memory_s includes retrieval and loading."""
+
+    passages: int
+    source_tokens: int
+    text_attended: int
+    memory_attended: int
+    text_s: float
+    memory_s: float
+    retrieve_s: float
+    load_s: float
+    speedup: float
+    """Median of the ratios taken pair by pair."""
+
+
+def pair(rag: SacRag, question: str, hits: Sequence[Hit] | None, ask: AskConfig) -> tuple[Answer, Answer]:
+    """The same question answered from memory and from text, over the same passages, one after the other.
+
+    The memory answer retrieves and loads; the text answer is handed the hits, which favours it.
+    """
+    memory = rag.ask(question, ask, hits=hits)
+    return memory, rag.ask(question, ask, hits=memory.sources, text=True)
+
+
+def attended(answer: Answer) -> int:
+    """Cache slots that the first answer token attends."""
+    return answer.usage.anchors + answer.usage.prompt_tokens
+
+
+def latency(rag: SacRag, questions: Sequence[str], *, k: int, rounds: int) -> Latency:
+    """Time to first token with k retrieved passages, alternating the two ways; the first pair is not counted."""
+    ask = AskConfig(k=k, max_new_tokens=1)
+    pair(rag, questions[0], None, ask)
+    pairs = [pair(rag, questions[i % len(questions)], None, ask) for i in range(rounds)]
+    memory, text = [m for m, _ in pairs], [t for _, t in pairs]
+    return Latency(
+        passages=round(median(len(m.sources) for m in memory)),
+        source_tokens=round(median(m.usage.source_tokens for m in memory)),
+        text_attended=round(median(map(attended, text))),
+        memory_attended=round(median(map(attended, memory))),
+        text_s=median(t.timings.first_token_s for t in text),
+        memory_s=median(m.timings.first_token_s for m in memory),
+        retrieve_s=median(m.timings.retrieve_s for m in memory),
+        load_s=median(m.timings.load_s for m in memory),
+        speedup=median(t.timings.first_token_s / m.timings.first_token_s for m, t in pairs),
+    )
+
+
+def storage(rag: SacRag, ratios: Sequence[float], *, sample: int = 32) -> list[dict[str, float | str]]:
+    """Bytes per source token of each codec at each ratio, and the largest relative error of the codec."""
+    texts = [p.text for p in rag.library.passages()[:sample]]
+    rows: list[dict[str, float | str]] = []
+    for ratio in ratios:
+        began = time.perf_counter()
+        memories = rag.engine.compress(texts, ratio)
+        seconds = time.perf_counter() - began
+        tokens = sum(m.source_len for m in memories)
+        for name in sorted(CODECS):
+            codec = get_codec(name)
+            stored = [codec.encode(m) for m in memories]
+            back = [codec.decode(s) for s in stored]
+            error = max(
+                float((a.keys.float() - b.keys.float()).norm() / a.keys.float().norm())
+                for a, b in zip(memories, back, strict=True)
+            )
+            size = sum(t.nbytes for s in stored for t in s.values())
+            rows.append(
+                {
+                    "ratio": ratio,
+                    "realised": tokens / sum(m.anchors for m in memories),
+                    "codec": name,
+                    "bytes_per_source_token": size / tokens,
+                    "key_error": error,
+                    "tokens_per_s": tokens / seconds,
+                }
+            )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables, or one JSON object with --json."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sac_rag.samples import documents, questions
+
+    parser = argparse.ArgumentParser(prog="python -m sac_rag.evaluate.bench", description=__doc__)
+    parser.add_argument("--library", help="an existing library (default: index the sample documents)")
+    parser.add_argument("-k", type=int, default=10, help="passages per question (default 10)")
+    parser.add_argument("--rounds", type=int, default=7, help="pairs timed per ratio (default 7)")
+    parser.add_argument("--ratio", type=float, action="append", help="ratios to index at (default 5 and 15)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    ratios = args.ratio or [5.0, 15.0]
+    asked = [q.question for q in questions()[:6]]
+    results: dict[str, list[dict[str, float | str]]] = {"latency": [], "storage": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for ratio in ratios:
+            if args.library:
+                rag = SacRag.open(args.library)
+            else:
+                print(f"indexing the sample documents at {ratio:g}x ...", file=sys.stderr)
+                rag = SacRag.index(documents(), Path(folder) / f"{ratio:g}.lib", IndexConfig(ratio=ratio))
+            with rag:
+                row = dataclasses.asdict(latency(rag, asked, k=args.k, rounds=args.rounds))
+                results["latency"].append({"ratio": rag.config.ratio, **row})
+                if not results["storage"]:
+                    results["storage"] = storage(rag, ratios)
+            if args.library:
+                break
+    if args.json:
+        print(json.dumps(results))
+        return 0
+    console = Console()
+    for name, rows in results.items():
+        table = Table(title=name)
+        for column in rows[0]:
+            table.add_column(column.replace("_", " "), justify="right")
+        for r in rows:
+            table.add_row(*(v if isinstance(v, str) else f"{v:,.4g}" for v in r.values()))
+        console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""Starting a training run: base model, fresh or warm-started method, data, then `train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sac_rag.answer.engine import choose_device, choose_dtype, load_base
+from sac_rag.compress import adapter
+from sac_rag.compress.adapter import Card
+from sac_rag.compress.backbone import LoraSpec
+from sac_rag.compress.layout import PromptLayout
+from sac_rag.compress.methods.base import Method
+from sac_rag.config import DEFAULT_MODEL
+from sac_rag.errors import AdapterError, ConfigError
+from sac_rag.models.adapters import find_adapter
+from sac_rag.models.sources import fingerprint_of, resolve_base
+from sac_rag.train.data import Encode, Mixture, Source
+from sac_rag.train.loop import Progress, TrainConfig, sources_of, train
+
+
+def run(
+    data: Sequence[str],
+    output: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    base: str | None = None,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    lora: LoraSpec | None = None,
+    layout: PromptLayout | None = None,
+    start_from: str | Path | None = None,
+    licence: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    listen: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Card:
+    """Train an adapter on `data` (PATH or PATH=WEIGHT) into the folder `output`; a run that was stopped goes on.
+
+    What is None comes from the adapter `start_from`, whose tensors are then the first ones, or else is a default: the
+    pinned base, method "sac", LoraSpec() and PromptLayout(). Raises ConfigError when something is asked for that
+    `start_from` does not have, TrainingError for unusable data or checkpoints, ModelError, AdapterError.
+    """
+    config = config or TrainConfig()
+    specs = _checked(sources_of(data))
+    folder = None if start_from is None else find_adapter("", "", str(start_from))
+    before = Card.read(folder) if folder else None
+    name = base or (before.base if before else DEFAULT_MODEL)
+    wanted = {
+        "method": method,
+        "options": None if options is None else dict(options),
+        "lora": None if lora is None else _plain(lora),
+        "layout": None if layout is None else layout.to_mapping(),
+    }
+    if before:
+        _agree(before, wanted, str(folder))
+    path = resolve_base(name)
+    place = choose_device(device)
+    model, tokenizer = load_base(path, place, choose_dtype(dtype, place))
+    built: Method
+    if folder:
+        built, card = adapter.load(folder, model, tokenizer, base_fingerprint=fingerprint_of(path))
+        ratios = tuple(sorted({*card.ratios, *config.ratios}))
+        card = dataclasses.replace(
+            card, ratios=ratios, metrics={}, licence=card.licence if licence is None else licence
+        )
+    else:
+        card = Card(
+            base=name,
+            base_fingerprint=fingerprint_of(path),
+            method=method or "sac",
+            ratios=config.ratios,
+            lora=_plain(lora or LoraSpec()),
+            options=dict(options or {}),
+            layout=(layout or PromptLayout()).to_mapping(),
+            licence=licence or "",
+        )
+        with torch.random.fork_rng():  # the same seed gives the same LoRA, whatever the program drew before
+            torch.manual_seed(config.seed)
+            built = adapter.build(model, tokenizer, card)
+    mixture = _mixture(specs, built.backbone.tokens, config.seed)
+    return train(built, mixture, config, card, Path(output), listen=listen, stop=stop)
+
+
+def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Data that can be told apart in a checkpoint, with weights one can draw by."""
+    names = [Path(path).name for path, _ in specs]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise ConfigError(f"two data files are named {twice!r}; checkpoints tell files by their name: rename one")
+    for path, weight in specs:
+        if not 0 < weight < float("inf"):
+            raise ConfigError(f"the weight of {path} is {weight:g}; it must be above 0")
+    return specs
+
+
+def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, seed: int) -> Mixture:
+    return Mixture([Source(path, encode, weight=weight, seed=seed) for path, weight in specs], seed=seed)
+
+
+def _agree(card: Card, wanted: Mapping[str, Any], origin: str) -> None:
+    """An adapter keeps its shape; what was asked for beside it must be that shape."""
+    try:
+        lora = _plain(LoraSpec(**{**card.lora, "targets": tuple(card.lora["targets"])})) if card.lora else {}
+    except (TypeError, KeyError) as error:
+        raise AdapterError(f"{origin}: LoRA settings {card.lora} are not rank, alpha, targets: {error}") from error
+    layout = PromptLayout.from_mapping(card.layout).to_mapping()
+    has = {"method": card.method, "options": card.options, "lora": lora, "layout": layout}
+    for name, value in wanted.items():
+        if value is not None and value != has[name]:
+            raise ConfigError(
+                f"{origin} has {name} {has[name]!r}, not {value!r}: leave it out, or train without --from"
+            )
+
+
+def _plain(lora: LoraSpec) -> dict[str, Any]:
+    """A LoraSpec as a card holds it: JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(lora)))
+    return plain

@@ -1,0 +1,74 @@
+"""Law 10: an answer from a batch equals the answer alone, and a streamed answer equals the whole one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.conftest import byte_tokenizer
+from tests.laws.test_memory_laws import ids
+
+from sac_rag.answer.reader import Prompt, Reader, Sampling, TextStream, decode
+
+
+@pytest.fixture
+def prompts(make_sac):
+    method = make_sac(trained=True)
+    kvs = method.compress([ids(n, seed=n).tolist() for n in (120, 30, 77)], 5.0)
+    return method, [
+        Prompt(ids(9, seed=1).tolist(), method.memory(kvs)),
+        Prompt(ids(23, seed=2).tolist(), method.memory(kvs[1:2])),
+        Prompt(ids(4, seed=3).tolist(), None),
+        Prompt(ids(12, seed=4).tolist(), method.memory([kvs[2], kvs[0]])),
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_batched_equals_alone(prompts, temperature):
+    method, rows = prompts
+    sampling = Sampling(max_new_tokens=24, temperature=temperature, top_p=0.95, seed=3)
+    alone = [Reader(method.backbone, [2]).generate([p], sampling)[0] for p in rows]
+    # An end token that some rows meet early makes rows leave the batch at different steps.
+    stop = alone[0].token_ids[7]
+    reader = Reader(method.backbone, [2, stop])
+    alone = [reader.generate([p], sampling)[0] for p in rows]
+    together = reader.generate(rows, sampling)
+    assert len({len(c.token_ids) for c in alone}) > 1
+    for a, b in zip(alone, together, strict=True):
+        assert a.token_ids == b.token_ids and a.ended == b.ended
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+
+
+def test_greedy_equals_a_plain_loop_over_the_whole_sequence(make_backbone):
+    b = make_backbone(lora=False)
+    text = ids(20).tolist()
+    (got,) = Reader(b, []).generate([Prompt(text)], Sampling(max_new_tokens=10))
+    want = list(text)
+    with torch.no_grad():
+        for _ in range(10):
+            want.append(int(b.plain_logits(torch.tensor(want))[-1].argmax()))
+    assert got.token_ids == want[20:]
+
+
+def test_decoding_stops_when_dropped(prompts):
+    method, rows = prompts
+    decoding = Reader(method.backbone, []).start(rows[:1], Sampling(max_new_tokens=500))
+    decoding.advance()
+    calls = []
+    method.backbone.decoder.register_forward_hook(lambda *_: calls.append(1))
+    del decoding
+    assert not calls
+
+
+@given(st.text(max_size=40))
+def test_streamed_pieces_join_to_the_whole(text):
+    class Holder:
+        tokenizer = byte_tokenizer()
+
+    tokens = Holder.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    stream = TextStream(Holder)
+    pieces = [stream.push(t) for t in tokens]
+    whole = "".join([*pieces, stream.flush()])
+    assert whole == decode(Holder.tokenizer, tokens)
+    assert not any("\ufffd" in p for p in pieces) or "\ufffd" in text

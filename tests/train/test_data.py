@@ -1,0 +1,105 @@
+"""Data files: every kind that is promised, and errors that name the line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from sac_rag.errors import TrainingError
+from sac_rag.train.data import Mixture, Source, read_contexts
+
+MRQA = {"context": "Ada went to Rome.", "qas": [{"qid": "1", "question": " Who? ", "answers": ["Ada", ""]}]}
+SQUAD = {
+    "data": [
+        {
+            "paragraphs": [
+                {
+                    "context": "Ada went to Rome.",
+                    "qas": [
+                        {"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]},
+                        {"id": "2", "question": "Why?", "answers": []},
+                    ],
+                }
+            ]
+        }
+    ]
+}
+
+
+def encode(text):
+    return list(text.encode())
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "body", "questions"),
+    [
+        ("a.jsonl", json.dumps({"header": {"dataset": "x"}}) + "\n" + json.dumps(MRQA) + "\n\n", 1),
+        ("a.json", json.dumps(SQUAD), 1),
+        ("a.jsonl", json.dumps({"text": "Ada went to Rome."}), 0),
+        ("a.txt", "Ada went to Rome.", 0),
+    ],
+)
+def test_kinds(tmp_path, name, body, questions, zipped):
+    path = tmp_path / (name + ".gz" * zipped)
+    path.write_bytes(gzip.compress(body.encode()) if zipped else body.encode())
+    (found,) = [c for c in read_contexts(path) if c.text]
+    assert found.text == "Ada went to Rome." and len(found.questions) == questions
+    assert all(q.question == "Who?" and q.answers == ("Ada",) for q in found.questions)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        ("a.jsonl", b'{"context": 3}', "a.jsonl:1"),
+        ("a.jsonl", b"{}\n{", "a.jsonl"),
+        ("a.jsonl", b"[1]", "got list"),
+        ("a.json", b'{"data": [{}]}', "paragraphs"),
+        ("a.csv", b"x", "unknown kind"),
+        ("a.txt.gz", b"not gzip", "does not parse"),
+        ("a.txt", b"\xff\xfe\xfa", "does not parse"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, body, message):
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(TrainingError, match=message):
+        list(read_contexts(tmp_path / name))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(TrainingError, match="nowhere.jsonl"):
+        list(read_contexts(tmp_path / "nowhere.jsonl"))
+
+
+def rows(path, count, length=4):
+    lines = [json.dumps({**MRQA, "context": f"{i:0{length}d}"}) for i in range(count)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_every_context_comes_once_an_epoch_and_order_resumes(tmp_path):
+    path = rows(tmp_path / "a.jsonl", 7)
+    mixture = Mixture([Source(path, encode)], seed=1)
+    drawn = [bytes(mixture.draw(99).ids) for _ in range(14)]
+    assert sorted(drawn[:7]) == sorted(drawn[7:]) and len(set(drawn)) == 7 and drawn[:7] != drawn[7:]
+    again = Mixture([Source(path, encode)], seed=1)
+    for _ in range(5):
+        again.draw(99)
+    resumed = Mixture([Source(path, encode)], seed=1)
+    resumed.restore(again.state())
+    assert [bytes(resumed.draw(99).ids) for _ in range(9)] == drawn[5:]
+
+
+def test_weights_are_shares(tmp_path):
+    a, b = rows(tmp_path / "a.jsonl", 9), rows(tmp_path / "b.jsonl", 9, length=5)
+    mixture = Mixture([Source(a, encode, weight=3.0), Source(b, encode, weight=1.0)])
+    lengths = [len(mixture.draw(99).ids) for _ in range(400)]
+    assert 250 < lengths.count(4) < 350
+
+
+def test_too_long_contexts_are_skipped_and_said_if_all_are(tmp_path):
+    source = Source(rows(tmp_path / "a.jsonl", 3, length=50), encode)
+    with pytest.raises(TrainingError, match="at most 20 tokens"):
+        source.draw(20)

@@ -1,0 +1,168 @@
+"""Training: exact resume, honest objectives, and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sac_rag.compress import adapter
+from sac_rag.compress.adapter import Card
+from sac_rag.compress.backbone import LORA_TARGETS, Backbone, LoraSpec
+from sac_rag.compress.layout import PromptLayout
+from sac_rag.compress.methods.full_ft import FullFt
+from sac_rag.errors import ConfigError, TrainingError
+from sac_rag.train.data import Mixture, Source, TokenisedContext
+from sac_rag.train.loop import TrainConfig, rate_at, train
+from sac_rag.train.objectives import Recipe, continuation_batch, loss_of, question_batch
+from tests.conftest import byte_tokenizer, tiny_llama
+
+CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,))
+NAMES = ["Ada", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = random.Random(0)
+    rows = []
+    for i in range(40):
+        who, where = rng.choice(NAMES), rng.choice(["Rome", "Oslo", "Lima", "Cork"])
+        qas = [
+            {"qid": f"{i}a", "question": "Who?", "answers": [who]},
+            {"qid": f"{i}b", "question": "Where?", "answers": [where]},
+        ]
+        rows.append({"context": f"In the year {i} {who} went to {where} by boat.", "qas": qas})
+    path = tmp_path / "toy.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+CONFIG = TrainConfig(
+    steps=6, step_tokens=300, ratios=(2.0, 5.0), ratio_weights=(0.5, 0.5), warmup=2, learning_rate=5e-3,
+    first_context=64, max_context=80, distractor_share=0.5,
+)  # fmt: skip
+
+
+def mixture(method, data):
+    return Mixture([Source(data, method.backbone.tokens, seed=1)], seed=1)
+
+
+def weights(method):
+    return {n: p.detach().clone() for n, p in method.parameters().items()}
+
+
+@pytest.mark.parametrize("objective", ["qa", "lm"])
+def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(make_sac, data, tmp_path, objective):
+    config = dataclasses.replace(CONFIG, objective=objective)
+    whole, broken = make_sac(), None
+    if objective == "lm":
+        plain = tmp_path / "plain.txt"
+        plain.write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
+        data = plain
+    train(whole, mixture(whole, data), config, CARD, tmp_path / "whole")
+    for stop_after in (2, 5, 99):
+        broken = make_sac()
+        steps = []
+        train(
+            broken, mixture(broken, data), config, CARD, tmp_path / "broken",
+            listen=lambda p: steps.append(p.step), stop=lambda: steps[-1] >= stop_after,
+        )  # fmt: skip
+    for name, want in weights(whole).items():
+        assert torch.equal(want, weights(broken)[name]), name
+    assert (tmp_path / "whole/adapter.safetensors").read_bytes() == (
+        tmp_path / "broken/adapter.safetensors"
+    ).read_bytes()
+
+
+def test_it_learns(make_sac, data, tmp_path):
+    method, losses = make_sac(), []
+    config = dataclasses.replace(CONFIG, steps=30, recall_weight=0.0, distractor_share=0.0)
+    train(method, mixture(method, data), config, CARD, tmp_path, listen=lambda p: losses.append(p.loss))
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_an_adapter_comes_back_as_it_was_saved(make_sac, data, tmp_path):
+    method = make_sac(trained=True)
+    lora = {"rank": 4, "alpha": 8.0, "targets": list(LORA_TARGETS)}
+    card = dataclasses.replace(CARD, lora=lora, layout=method.layout.to_mapping())
+    adapter.save(method, card, tmp_path / "a")
+    again, read = adapter.load(tmp_path / "a", tiny_llama(), byte_tokenizer())
+    assert read == card
+    for name, p in method.parameters().items():
+        assert torch.equal(p.to(torch.bfloat16), again.parameters()[name].to(torch.bfloat16)), name
+
+
+def test_loss_is_on_answer_and_end_only(make_sac):
+    method = make_sac()
+    b = method.backbone
+    context = TokenisedContext(b.tokens("Ada went to Rome."), ((b.tokens("Who?"), b.tokens("Ada")),))
+    batch = question_batch([context], [2.0], method, Recipe(recall_weight=0.0), random.Random(0))
+    ((tokens, first, weight),) = batch.readings[0]
+    assert b.tokenizer.decode(tokens[first:]) == "Ada<|im_end|>" and weight == 1.0
+    assert b.tokenizer.decode(tokens[:first]) == "\nQuestion: Who?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_loss_equals_a_slow_oracle(make_sac):
+    """Through transformers' own forward, one question at a time, with a cache built by hand."""
+    method = make_sac(trained=True)
+    b = method.backbone
+    pairs = ((b.tokens("Who?"), b.tokens("Ada")), (b.tokens("Where to?"), b.tokens("Rome")))
+    context = TokenisedContext(b.tokens("Ada went to Rome by boat with Bo."), pairs)
+    batch = question_batch([context], [3.0], method, Recipe(recall_weight=0.0), random.Random(0))
+    loss, _ = loss_of(batch, method)
+    (kv,) = method.compress([context.ids], 3.0)
+    nats = []
+    for tokens, first, _ in batch.readings[0]:
+        for i in range(first, len(tokens)):
+            logits = b.start([method.memory([kv])], [tokens[:i]]).logits
+            nats.append(F.cross_entropy(logits, torch.tensor([tokens[i]])))
+    assert loss.item() == pytest.approx(float(torch.stack(nats).mean()), abs=1e-4)
+
+
+def test_continuation_scores_the_second_half_behind_the_first():
+    batch = continuation_batch([TokenisedContext(list(range(20)), ())], [5.0])
+    assert batch.chunks == [list(range(10))] and batch.readings == [[(list(range(10, 20)), 1, 1.0)]]
+
+
+def test_full_ft_equals_reading_the_whole_text_with_lora():
+    spec = LoraSpec(4, 8.0, LORA_TARGETS, whole=True)
+    b = Backbone(tiny_llama(), byte_tokenizer(), spec)
+    with torch.no_grad():
+        for _, p in b.trainable():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    method = FullFt(b, PromptLayout())
+    text, tail = b.tokens("Ada went to Rome by boat."), b.tokens("Who went?")
+    (kv,) = method.compress([text], 1.0)
+    got = b.start([method.memory([kv])], [tail], use_lora=True).logits[0]
+    with torch.no_grad():
+        whole = [*b.template(PromptLayout().prefix), *text, *tail]
+        want = b.encoder(torch.tensor([whole])).logits[0, -1]
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_another_data_set_or_shape_is_refused_on_resume(make_sac, data, tmp_path):
+    method = make_sac()
+    train(method, mixture(method, data), dataclasses.replace(CONFIG, steps=1), CARD, tmp_path / "run")
+    other = tmp_path / "other.jsonl"
+    other.write_text(data.read_text())
+    with pytest.raises(TrainingError, match=r"other\.jsonl"):
+        train(make_sac(), mixture(method, other), CONFIG, CARD, tmp_path / "run")
+    with pytest.raises(TrainingError, match="another adapter shape"):
+        train(make_sac(layout=PromptLayout(prefix="")), mixture(method, data), CONFIG, CARD, tmp_path / "run")
+
+
+def test_rates_warm_up_hold_and_decay():
+    c = TrainConfig(steps=100, warmup=10, learning_rate=1.0, decay_from=0.6)
+    rates = [rate_at(s, c) for s in range(100)]
+    assert rates[0] == 0.1 and rates[9] == rates[59] == 1.0
+    assert all(a > b for a, b in zip(rates[60:], rates[61:], strict=False)) and 0.05 <= rates[-1] < 0.08
+
+
+@pytest.mark.parametrize("bad", [{"objective": "ae"}, {"steps": 0}, {"ratios": (0.5,), "ratio_weights": (1,)}])
+def test_bad_settings_name_the_value(bad):
+    with pytest.raises(ConfigError, match=str(next(iter(bad.values()))).strip("(),").split(",")[0]):
+        TrainConfig(**bad)
