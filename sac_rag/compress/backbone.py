@@ -31,8 +31,8 @@ class LoraSpec:
     """Inner width r."""
     alpha: float = 64.0
     """Scale; the update is alpha / rank * B A."""
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Linear layers that carry it."""
+    targets: tuple[str, ...] = LORA_TARGETS
+    """Linear layers that carry it (the paper's code: q_proj and v_proj, at rank 128)."""
     whole: bool = False
     """Also adapt what an encoder never computes, the last layer beyond K and V: needed to read with it (Full-FT)."""
 

@@ -20,7 +20,8 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train import checkpoint
 from sac_rag.train.data import Mixture
-from sac_rag.train.objectives import Recipe, continuation_batch, loss_of, question_batch
+from sac_rag.train.objectives import Batch, Recipe, continuation_batch, loss_of, question_batch
+from sac_rag.train.team import Team
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class TrainConfig:
     """"lm" or "qa"."""
     steps: int = 1000
     """Optimiser steps of this stage."""
-    step_tokens: int = 1600
+    step_tokens: int = 800
     """Tokens (encoder and decoder together) of one micro-batch; contexts are drawn until it is full."""
-    accumulate: int = 1
-    """Micro-batches per optimiser step."""
-    ratios: tuple[float, ...] = (5.0, 15.0)
+    accumulate: int = 2
+    """Micro-batches per optimiser step, shared out when several processes train together."""
+    ratios: tuple[float, ...] = (2.0, 5.0, 15.0)
     """Ratios, one drawn per context."""
-    ratio_weights: tuple[float, ...] = (0.6, 0.4)
+    ratio_weights: tuple[float, ...] = (0.15, 0.5, 0.35)
     """Their probabilities, up to a factor."""
     learning_rate: float = 8e-4
     """Peak rate of LoRA, anchor embedding and prefix."""
@@ -111,9 +112,12 @@ def train(
     """Run (or resume) one stage and leave adapter.safetensors, card.json, checkpoint and metrics in `folder`.
 
     A checkpoint in `folder` is resumed exactly, whatever kill ended the run before it. `stop` is asked after
-    each step; a true answer checkpoints and returns early.
+    each step; a true answer checkpoints and returns early. Under `torchrun` or `accelerate launch` the
+    micro-batches of a step are shared out; every process sees the same data order and takes the same steps.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    team = Team.join(method.backbone.device)
+    if team.leads:
+        folder.mkdir(parents=True, exist_ok=True)
     parameters = method.parameters()
     live = [p for p in parameters.values() if p.requires_grad]
     flat = [p for p in live if p.ndim != 2]
@@ -127,7 +131,7 @@ def train(
     if path.exists():
         state = checkpoint.restore(path, parameters, optimiser)
         mixture.restore(state["data"])
-    metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+    metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8") if team.leads else None
     saved = time.monotonic()
     smooth = {"loss": math.nan, "recall": math.nan}
 
@@ -141,13 +145,25 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
-        seen = 0
+        sums = dict.fromkeys(("questions", "loss", "losses", "recall", "recalls"), 0.0)
+        mine = team.mine(config.accumulate)
         for part in range(config.accumulate):
-            loss, log, count = _step(method, mixture, config, step, part)
+            batch = _draw(method, mixture, config, step, part)
+            if part not in mine:
+                continue
+            loss, log = loss_of(batch, method)
             (loss / config.accumulate).backward()
-            seen += count
+            sums["questions"] += batch.examples
             for key, value in log.items():
+                sums[key] += value
+                sums["losses" if key == "loss" else "recalls"] += 1
+        team.add_gradients(live)
+        sums = dict(zip(sums, team.add(list(sums.values())), strict=True))
+        for key, count in (("loss", sums["losses"]), ("recall", sums["recalls"])):
+            if count:
+                value = sums[key] / count
                 smooth[key] = value if math.isnan(smooth[key]) else 0.95 * smooth[key] + 0.05 * value
+        seen = int(sums["questions"])
         norm = float(torch.nn.utils.clip_grad_norm_(live, config.clip))
         if not math.isfinite(norm):
             raise TrainingError(f"the gradient is {norm} at step {step}; resume with a lower --learning-rate")
@@ -157,17 +173,19 @@ def train(
         progress = Progress(
             step + 1, config.steps, smooth["loss"], smooth["recall"], rate, state["examples"], seen / took, {"norm": norm}
         )
-        metrics.write(json.dumps({k: v for k, v in dataclasses.asdict(progress).items() if v == v}) + "\n")
-        metrics.flush()
-        if listen:
+        if metrics:
+            metrics.write(json.dumps({k: v for k, v in dataclasses.asdict(progress).items() if v == v}) + "\n")
+            metrics.flush()
+        if listen and team.leads:
             listen(progress)
-        ending = state["step"] == config.steps or bool(stop and stop())
-        if ending or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+        ending = team.any(state["step"] == config.steps or bool(stop and stop()))
+        if team.leads and (ending or time.monotonic() - saved > 60 * config.checkpoint_minutes):
             save()
             saved = time.monotonic()
         if ending:
             break
-    metrics.close()
+    if metrics:
+        metrics.close()
     trained = {
         **_plain(config),
         "steps_done": state["step"],
@@ -178,14 +196,13 @@ def train(
     }
     stages = [*card.training.get("stages", []), trained]
     card = dataclasses.replace(card, training={**card.training, "stages": stages})
-    adapter.save(method, card, folder)
+    if team.leads:
+        adapter.save(method, card, folder)
     return card
 
 
-def _step(
-    method: Method, mixture: Mixture, config: TrainConfig, step: int, part: int
-) -> tuple[torch.Tensor, dict[str, float], int]:
-    """Loss of one micro-batch; every choice is drawn from (seed, step, part), so a resumed run repeats it."""
+def _draw(method: Method, mixture: Mixture, config: TrainConfig, step: int, part: int) -> Batch:
+    """One micro-batch; every choice is drawn from (seed, step, part), so a resumed run repeats it."""
     rng = random.Random(f"{config.seed}/{config.objective}/{step}/{part}")
     done = step / config.steps
     limit = config.first_context + (config.max_context - config.first_context) * min(1.0, 2 * done)
@@ -201,12 +218,8 @@ def _step(
         tokens += len(c.ids) + sum(pairs)
     ratios = rng.choices(config.ratios, config.ratio_weights, k=len(contexts))
     if config.objective == "lm":
-        batch, count = continuation_batch(contexts, ratios), len(contexts)
-    else:
-        batch = question_batch(contexts, ratios, method, recipe, rng)
-        count = batch.questions
-    loss, log = loss_of(batch, method)
-    return loss, log, count
+        return continuation_batch(contexts, ratios)
+    return question_batch(contexts, ratios, method, recipe, rng)
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class Batch:
     readings: list[list[tuple[list[int], int, float]]] = field(default_factory=list)
     front: list[list[int]] = field(default_factory=list)
     """Per context: indices of all chunks in its memory, in order (distractors and itself)."""
-    questions: int = 0
+    examples: int = 0
+    """Questions (qa) or texts (lm)."""
 
     @property
     def tokens(self) -> int:
@@ -63,7 +64,7 @@ def question_batch(
         batch.ratios.append(ratio)
         pairs = rng.sample(c.pairs, min(recipe.questions, len(c.pairs)))
         readings = [([*before, *q, *after, *a, *end], len(before) + len(q) + len(after), 1.0) for q, a in pairs]
-        batch.questions += len(pairs)
+        batch.examples += len(pairs)
         if recipe.recall_weight and len(c.ids) > recipe.recall_tokens + 16:
             cue = 8
             start = rng.randrange(len(c.ids) - recipe.recall_tokens - cue)
@@ -89,6 +90,7 @@ def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[fl
         batch.ratios.append(ratio)
         batch.readings.append([(list(c.ids[half:]), 1, 1.0)])
         batch.front.append([i])
+        batch.examples += 1
     return batch
 
 

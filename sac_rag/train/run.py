@@ -81,7 +81,7 @@ def run(
             layout=(layout or PromptLayout()).to_mapping(),
             licence=licence or "",
         )
-        with torch.random.fork_rng():  # the same seed gives the same LoRA, whatever the program drew before
+        with torch.random.fork_rng(devices=[]):  # the same seed gives the same LoRA, whatever the program drew before
             torch.manual_seed(config.seed)
             built = adapter.build(model, tokenizer, card)
     mixture = _mixture(specs, built.backbone.tokens, config.seed)

@@ -42,7 +42,7 @@ def data(tmp_path):
 
 
 CONFIG = TrainConfig(
-    steps=6, step_tokens=300, ratios=(2.0, 5.0), ratio_weights=(0.5, 0.5), warmup=2, learning_rate=5e-3,
+    steps=6, step_tokens=150, accumulate=2, ratios=(2.0, 5.0), ratio_weights=(0.5, 0.5), warmup=2, learning_rate=5e-3,
     first_context=64, max_context=80, distractor_share=0.5,
 )  # fmt: skip
 
