@@ -1,0 +1,1 @@
+"""Where weights come from: pinned defaults, folders, GGUF files, hub ids, and the adapters we ship."""

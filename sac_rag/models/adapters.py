@@ -1,0 +1,45 @@
+"""Where adapters lie: shipped ones in `adapters/<base>/<method>/`, a user's own in any folder. Loading is elsewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sac_rag.errors import AdapterError
+
+SHIPPED = Path(__file__).parent / "adapters"
+WEIGHTS, CARD = "adapter.safetensors", "card.json"
+
+
+def adapter_slug(base_name: str) -> str:
+    """A base model's name as a folder name: `Owner/Model` → `owner--model`."""
+    return re.sub(r"[^a-z0-9._-]+", "-", base_name.lower().replace("/", "--")).strip(".-") or "model"
+
+
+def shipped_adapters() -> list[tuple[str, str]]:
+    """(base slug, method) of every adapter inside the package, sorted."""
+    return sorted((card.parent.parent.name, card.parent.name) for card in SHIPPED.glob(f"*/*/{CARD}"))
+
+
+def find_adapter(base_name: str, method: str, name_or_path: str = "default") -> Path:
+    """The folder (`adapter.safetensors`, `card.json`) of an adapter.
+
+    "default" is the one shipped for that base model and method; anything else is a folder. Raises AdapterError naming
+    what is missing. Whether the adapter fits the base is told by its card and checked where it is loaded.
+    """
+    if name_or_path == "default":
+        folder = SHIPPED / adapter_slug(base_name) / adapter_slug(method)
+        if not folder.is_dir():
+            known = ", ".join(f"{base} with {name}" for base, name in shipped_adapters()) or "none"
+            raise AdapterError(
+                f"no adapter is shipped for {base_name!r} with method {method!r} (shipped: {known}): "
+                f"train one with `sac train` and pass its folder"
+            )
+    else:
+        folder = Path(name_or_path).expanduser()
+        if not folder.is_dir():
+            raise AdapterError(f"no adapter folder at {name_or_path!r}: pass a folder, or 'default'")
+    missing = [file for file in (WEIGHTS, CARD) if not (folder / file).is_file()]
+    if missing:
+        raise AdapterError(f"{folder} is no adapter: it lacks {' and '.join(missing)}")
+    return folder

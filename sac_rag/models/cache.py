@@ -1,0 +1,213 @@
+"""The model cache on disk: folders that appear whole or not at all, and file hashes that are computed once.
+
+Layout under `cache_root()`: `models/<name>-<sha12>/` (one model each, self-described by `sac-model.json`),
+`hashes/` (sha256 by path, size and mtime), `locks/`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sac_rag.errors import HashMismatch, ModelError
+
+MANIFEST = "sac-model.json"
+MANIFEST_FORMAT = 1
+CHUNK = 1 << 20
+
+
+def cache_root() -> Path:
+    """The folder of everything fetched: `SAC_CACHE`, else the user's cache folder. It may not exist yet."""
+    if chosen := os.environ.get("SAC_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("sac-rag"))
+
+
+def models_root() -> Path:
+    """The folder that holds one folder a model."""
+    return cache_root() / "models"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cached model folder says of itself."""
+
+    name: str
+    kind: str
+    """"base" or "embedder"."""
+    source: str
+    licence: str
+    recipe: str
+    """How the folder was made from its source; a folder made by another recipe is made anew."""
+    fingerprint: str
+    tokenizer_fingerprint: str
+    files: dict[str, tuple[int, str]]
+    """Relative posix path → (bytes, sha256) of every file but the manifest."""
+    format: int = MANIFEST_FORMAT
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a cached model; None where there is none or it cannot be read."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if raw["format"] != MANIFEST_FORMAT:
+            return None
+        raw["files"] = {name: (int(size), str(sha)) for name, (size, sha) in raw["files"].items()}
+        return Manifest(**raw)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_whole(folder: Path, recipe: str | None = None) -> bool:
+    """True when every file of the manifest is there with its size (contents are checked by `fingerprint_of`)."""
+    manifest = read_manifest(folder)
+    if manifest is None or (recipe is not None and manifest.recipe != recipe):
+        return False
+    try:
+        return all((folder / name).stat().st_size == size for name, (size, _) in manifest.files.items())
+    except OSError:
+        return False
+
+
+def write_manifest(
+    folder: Path, *, name: str, kind: str, source: str, licence: str, recipe: str, fingerprint: str, tokenizer: str
+) -> Manifest:
+    """Describe the files now in `folder`; hashes each of them."""
+    files = {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, hash_file(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = Manifest(name, kind, source, licence, recipe, fingerprint, tokenizer, files)
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), "utf-8")
+    return manifest
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the lock of one cached model; another process that wants the same model waits."""
+    from filelock import FileLock
+
+    locks = cache_root() / "locks"
+    with disk_errors(locks):
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{name}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into a ModelError that names the folder and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ModelError(f"no space left for models in {where}: free some, or set SAC_CACHE elsewhere") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise ModelError(f"cannot write to the model cache {where}: set SAC_CACHE to a writable folder") from error
+        raise
+
+
+def build_once(folder: Path, recipe: str, build: Callable[[Path, Path], Manifest]) -> Path:
+    """`folder`, made by `build(out, scratch)` if it is not there whole.
+
+    `build` fills `out` and returns its manifest; both its folders lie in the cache and vanish on failure. The result
+    appears by one rename, so a reader sees all of it or nothing; a kill leaves only a hidden temporary folder, which
+    the next build of the same model removes. One process builds, the others wait.
+    """
+    if is_whole(folder, recipe):
+        return folder
+    with locked(folder.name), disk_errors(folder.parent):
+        if is_whole(folder, recipe):  # another process was faster
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for stale in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            out, scratch = temp / "out", temp / "scratch"
+            out.mkdir()
+            scratch.mkdir()
+            manifest = build(out, scratch)
+            mode = (out / MANIFEST).stat().st_mode
+            for path in out.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)  # some writers make private files; the cache may be shared
+                    _fsync(path)
+            if folder.exists():  # damaged, or of an older recipe
+                os.rename(folder, temp / "old")
+            os.rename(out, folder)
+            for name, (_, digest) in manifest.files.items():
+                _remember(folder / name, digest)
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+    return folder
+
+
+def _fsync(path: Path) -> None:
+    # A rename that survives a power cut before its bytes do would leave a whole-looking folder of zeros.
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, read now."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def cached_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file; read again only when its size or mtime changed since last time."""
+    stat = path.stat()
+    try:
+        note = json.loads(_note(path).read_text("utf-8"))
+        if (note["size"], note["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
+            return str(note["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    digest = hash_file(path)
+    _remember(path, digest)
+    return digest
+
+
+def _note(path: Path) -> Path:
+    return cache_root() / "hashes" / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.json"
+
+
+def _remember(path: Path, digest: str) -> None:
+    # Only saves time: a cache that cannot be written is no reason to fail.
+    try:
+        stat, note = path.stat(), _note(path)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temp = note.with_suffix(f".{os.getpid()}")
+        content = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
+        temp.write_text(json.dumps(content), "utf-8")
+        os.replace(temp, note)
+    except OSError:
+        pass
+
+
+def check_hash(what: str, found: str, wanted: str, remedy: str) -> None:
+    """Raise HashMismatch naming both hashes unless they are equal."""
+    if found != wanted:
+        raise HashMismatch(f"{what} has sha256 {found}, expected {wanted}: {remedy}")

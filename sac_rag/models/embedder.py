@@ -1,0 +1,260 @@
+"""Texts to unit vectors. Plain models run on transformers alone; others borrow sentence-transformers' modules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sac_rag.config import DEFAULT_EMBEDDER, fingerprint
+from sac_rag.errors import ConfigError, ModelError
+from sac_rag.models.fingerprints import fingerprint_of, tokenizer_fingerprint_of
+from sac_rag.models.progress import Progress
+from sac_rag.models.sources import resolve_embedder
+
+PROMPTS = {"passage": ("passage", "document"), "query": ("query",)}
+"""What a text is → the names that model cards use for its prompt."""
+WINDOWS = "equal-mean-1"
+"""How long texts are handled; part of the fingerprint."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the JSON files of a model folder say about turning tokens into a vector."""
+
+    transformer: Path
+    pooling: str
+    """"mean" or "cls"; empty when only sentence-transformers knows how."""
+    dim: int
+    max_tokens: int
+    """Longest input with its special tokens; 0 leaves it to the tokenizer."""
+    lower: bool
+    prompts: dict[str, str]
+
+
+class Embedder:
+    """A sentence-embedding model. Weights are loaded by the first `encode`, in fp32.
+
+    `name` is a pinned name, a folder or a hub id of a sentence-transformers model; `device` a torch device, by default
+    CUDA if there is one, else the CPU. Raises ModelError when the model cannot be had or used.
+    """
+
+    def __init__(
+        self,
+        name: str = DEFAULT_EMBEDDER,
+        *,
+        device: str | None = None,
+        progress: Progress | None = None,
+        wheelhouse: str | Path | None = None,
+    ) -> None:
+        self.name = name
+        self.path = resolve_embedder(name, progress=progress, wheelhouse=wheelhouse)
+        self._plan = _read_plan(self.path)
+        self._device = device
+        self._tokenizer: Any = None
+        self._max_tokens = 0
+        self._forward: Callable[[Any, Any], Any] | None = None
+        self._around: tuple[list[int], list[int]] = ([], [])
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._plan.dim
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over weights, config, tokenizer and the handling of long texts."""
+        return fingerprint(
+            {
+                "model": fingerprint_of(self.path),
+                "tokenizer": tokenizer_fingerprint_of(self.path / self._plan.transformer),
+                "windows": WINDOWS,
+            }
+        )
+
+    def encode(self, texts: Sequence[str], *, batch_size: int = 32, kind: str = "passage") -> np.ndarray:
+        """Vectors of `texts`, float32 of shape (len(texts), dim), each of length 1, in order.
+
+        `kind` is "passage" or "query"; it picks the model's own prompt, if it has one. `batch_size` counts inputs of
+        the model. A text longer than the model reads is cut into equal windows whose unit vectors are averaged.
+        A vector does not depend on the other texts beyond rounding (about 1e-6).
+        """
+        if isinstance(texts, str):
+            raise ConfigError("encode takes a list of texts, not one str: pass [text]")
+        if kind not in PROMPTS:
+            raise ConfigError(f"kind is {kind!r}; use {' or '.join(PROMPTS)}")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        self._load()
+        windows, owners = self._windows(texts, next((p for n in PROMPTS[kind] if (p := self._plan.prompts.get(n))), ""))
+        vectors = np.empty((len(windows), self.dim), np.float32)
+        # Neighbours of like length waste little padding; a stable order gives equal batches for equal inputs.
+        order = sorted(range(len(windows)), key=lambda index: len(windows[index]))
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            vectors[batch] = self._run([windows[index] for index in batch])
+        sums = np.zeros((len(texts), self.dim), np.float32)
+        np.add.at(sums, owners, vectors)
+        return _unit(sums)
+
+    def _windows(self, texts: Sequence[str], prompt: str) -> tuple[list[list[int]], list[int]]:
+        before, after = self._around
+        room = self._max_tokens - len(before) - len(after)
+        if self._plan.lower:
+            texts = [text.lower() for text in texts]
+        encoded = self._tokenizer([prompt + text for text in texts], add_special_tokens=False, verbose=False).input_ids
+        windows, owners = [], []
+        for owner, ids in enumerate(encoded):
+            count = max(1, -(-len(ids) // room))
+            for part in range(count):  # equal parts: a short tail would weigh as much as a full window
+                piece = ids[len(ids) * part // count : len(ids) * (part + 1) // count]
+                windows.append([*before, *piece, *after])
+                owners.append(owner)
+        return windows, owners
+
+    def _run(self, windows: list[list[int]]) -> np.ndarray:
+        import torch
+
+        assert self._forward is not None
+        longest = max(map(len, windows))
+        pad = self._tokenizer.pad_token_id or 0
+        ids = torch.tensor([window + [pad] * (longest - len(window)) for window in windows], device=self._device)
+        mask = torch.tensor([[1] * len(w) + [0] * (longest - len(w)) for w in windows], device=self._device)
+        with torch.inference_mode():
+            vectors = self._forward(ids, mask).float().cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise ModelError(f"{self.name} gave NaN or Inf: its weights are damaged or do not fit the device")
+        return _unit(vectors)
+
+    def _load(self) -> None:
+        if self._forward is not None:
+            return
+        import torch
+        import transformers
+
+        from sac_rag.models.quiet import quiet
+
+        self._device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+        folder = self.path / self._plan.transformer
+        with quiet():
+            try:
+                # Text is data: "[SEP]" in a passage is five characters, not a control token.
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, split_special_tokens=True
+                )
+                self._around = _special_ids(self._tokenizer)
+                self._max_tokens = self._plan.max_tokens or min(self._tokenizer.model_max_length, 512)
+                self._forward = self._plain(folder) if self._plan.pooling else self._borrowed()
+            except (OSError, ValueError, KeyError, RuntimeError) as error:
+                raise ModelError(f"{self.path} cannot be loaded as an embedding model ({error})") from error
+
+    def _plain(self, folder: Path) -> Callable[[Any, Any], Any]:
+        import torch
+        import transformers
+
+        options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+        model = transformers.AutoModel.from_pretrained(folder, **options).to(self._device).eval()
+        first = self._plan.pooling == "cls"
+
+        def forward(ids: Any, mask: Any) -> Any:
+            states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+            if first:
+                return states[:, 0]
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+
+        return forward
+
+    def _borrowed(self) -> Callable[[Any, Any], Any]:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ModelError(
+                f"{self.name} is no plain mean- or cls-pooled model and needs another package: "
+                f"pip install sentence-transformers"
+            ) from error
+        options = {"use_safetensors": True}
+        model = SentenceTransformer(
+            str(self.path), device=self._device, local_files_only=True, model_kwargs=options
+        ).eval()
+
+        def forward(ids: Any, mask: Any) -> Any:
+            return model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
+
+        return forward
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The control tokens that the model expects before and after a text."""
+    inner = tokenizer("a", add_special_tokens=False).input_ids
+    outer = tokenizer("a").input_ids
+    for start in range(len(outer) - len(inner) + 1):
+        if outer[start : start + len(inner)] == inner:
+            return outer[:start], outer[start + len(inner) :]
+    raise ModelError("the tokenizer changes a text when it adds its control tokens; this model cannot be used")
+
+
+def _read_plan(folder: Path) -> _Plan:
+    modules: Any = _json(folder / "modules.json") or [{"type": "Transformer", "path": ""}]
+    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    transformer = Path(modules[0].get("path", ""))
+    config = _json(folder / transformer / "config.json")
+    pooling: dict[str, Any] = {}
+    dim = int(config.get("hidden_size", 0))
+    for kind, module in zip(kinds, modules, strict=True):
+        settings = _json(folder / str(module.get("path", "")) / "config.json") if kind in ("Pooling", "Dense") else {}
+        if kind == "Pooling":
+            pooling = settings
+            if settings.get("include_prompt") is False:
+                raise ModelError(f"{folder} leaves its prompt out of the pooling, which is not supported")
+        dim = int(settings.get("out_features", dim))
+    plain = kinds in (["Transformer"], ["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+    mode = _pooling_mode(pooling) if pooling else "mean"
+    extra: dict[str, Any] = {}
+    for path in sorted((folder / transformer).glob("sentence_*_config.json")):
+        extra |= _json(path)
+    limits = [
+        extra.get("max_seq_length"),
+        _json(folder / transformer / "tokenizer_config.json").get("model_max_length"),
+    ]
+    limits.append(config.get("max_position_embeddings"))
+    if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet") and limits[-1]:
+        limits[-1] -= 2  # these count positions from the padding id on
+    prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    return _Plan(
+        transformer=transformer,
+        pooling=mode if plain and mode in ("mean", "cls") else "",
+        dim=dim,
+        max_tokens=int(min((limit for limit in limits if limit), default=0)),
+        lower=bool(extra.get("do_lower_case")),
+        prompts={str(name): str(text) for name, text in prompts.items()},
+    )
+
+
+def _pooling_mode(settings: dict[str, Any]) -> str:
+    if "pooling_mode" in settings:
+        return str(settings["pooling_mode"])
+    old = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+    active = [old.get(key, key) for key, on in settings.items() if key.startswith("pooling_mode_") and on]
+    return active[0] if len(active) == 1 else "several"
+
+
+def _json(path: Path) -> Any:
+    """The content of an optional JSON file; an empty dict when there is none."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error})") from error

@@ -1,0 +1,226 @@
+"""Names to folders: pinned defaults, local folders, .gguf files and hub ids all end as a folder of safetensors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sac_rag.config import DEFAULT_MODEL, fingerprint
+from sac_rag.errors import ModelError
+from sac_rag.models import cache, convert, hub, wheels
+from sac_rag.models.fingerprints import (
+    TOKENIZER_FILES,
+    fingerprint_of,
+    read_json,
+    tokenizer_fingerprint_of,
+    weight_files,
+)
+from sac_rag.models.pinned import PINNED, Pinned, find_pinned, nearest
+from sac_rag.models.progress import Progress, reporting
+
+__all__ = [
+    "ModelInfo",
+    "fingerprint_of",
+    "list_models",
+    "path",
+    "pull",
+    "resolve_base",
+    "resolve_embedder",
+    "tokenizer_fingerprint_of",
+]
+
+WHEEL_RECIPE = "wheel-1"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One line of `sac models list`."""
+
+    name: str
+    kind: str
+    """"base" or "embedder"."""
+    source: str
+    licence: str
+    bytes: int
+    """Size in the cache; a rounded forecast while the model is not there."""
+    present: bool
+    path: Path
+    """Where the model lies, or will lie once pulled."""
+
+
+def pull(name: str, *, progress: Progress | None = None, wheelhouse: str | Path | None = None) -> Path:
+    """Fetch a pinned model into the cache and return its folder; a model that is there whole is not fetched again.
+
+    `progress(stage, done_bytes, total_bytes)` replaces the bar shown on a terminal. `wheelhouse`, or SAC_WHEELHOUSE,
+    names a folder that holds the wheels for machines without network. Raises HashMismatch for other bytes than the
+    pinned ones, ModelError for an unknown name or when the model cannot be fetched. Nothing half-written stays.
+    """
+    model = find_pinned(name)
+    if model is None:
+        known = ", ".join(PINNED)
+        raise ModelError(f"unknown model {name!r}.{nearest(name, 'base') or nearest(name, 'embedder')} Known: {known}.")
+    return _pull(model, progress, wheelhouse)
+
+
+def path(name: str) -> Path:
+    """The folder of a pinned model that was pulled before; raises ModelError when it is unknown or not there."""
+    model = find_pinned(name)
+    if model is None:
+        known = ", ".join(PINNED)
+        raise ModelError(f"unknown model {name!r}.{nearest(name, 'base') or nearest(name, 'embedder')} Known: {known}.")
+    folder = _folder(model)
+    if not cache.is_whole(folder, _recipe(model)):
+        raise ModelError(f"{model.name} is not in the cache ({folder}): run `sac models pull {model.name}`")
+    return folder
+
+
+def list_models() -> list[ModelInfo]:
+    """The pinned models, then the .gguf files converted so far."""
+    infos = []
+    for model in PINNED.values():
+        folder, source = _folder(model), f"wheel {model.requirement}"
+        present = cache.is_whole(folder, _recipe(model))
+        size = _size(folder) if present else model.stored_bytes
+        infos.append(ModelInfo(model.name, model.kind, source, model.licence, size, present, folder))
+    ours = {info.path for info in infos}
+    for folder in sorted(cache.models_root().glob("[!.]*")):
+        manifest = cache.read_manifest(folder)
+        if manifest and folder not in ours and cache.is_whole(folder):
+            details = (manifest.name, manifest.kind, manifest.source, manifest.licence)
+            infos.append(ModelInfo(*details, _size(folder), True, folder))
+    return infos
+
+
+def resolve_base(name: str, *, progress: Progress | None = None, wheelhouse: str | Path | None = None) -> Path:
+    """The folder (safetensors, config, tokenizer) of a base model, fetched or converted when it is not there yet.
+
+    `name` is a pinned name, a folder, a .gguf file, or a hub id `owner/model` with an optional `@revision`. Raises
+    ModelError when there is no such model, it cannot be fetched, or it is not of the Llama architecture.
+    """
+    if model := find_pinned(name, "base"):
+        return _pull(model, progress, wheelhouse)
+    local = Path(name).expanduser()
+    if local.is_dir() and not (local / "config.json").is_file():
+        files = sorted(local.glob("*.gguf"))
+        if len(files) != 1:
+            raise ModelError(f"{local} is no model folder: it holds no config.json (and {len(files)} .gguf files)")
+        local = files[0]
+    if local.is_file() and local.suffix.lower() == ".gguf":
+        return _from_gguf(local, progress)
+    if local.is_dir():
+        return _check_base(local)
+    if hub.is_hub_id(name) and not _is_path(name):
+        return _check_base(hub.fetch(name, _check_llama, progress))
+    raise _not_found(name, "base")
+
+
+def resolve_embedder(name: str, *, progress: Progress | None = None, wheelhouse: str | Path | None = None) -> Path:
+    """The folder of a sentence-transformers model, fetched when it is not there yet; names as in `resolve_base`."""
+    if model := find_pinned(name, "embedder"):
+        return _pull(model, progress, wheelhouse)
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return _check_embedder(local)
+    if hub.is_hub_id(name) and not _is_path(name):
+        return _check_embedder(hub.fetch(name, None, progress))
+    raise _not_found(name, "embedder")
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or "\\" in name or Path(name).expanduser().exists()
+
+
+def _not_found(name: str, kind: str) -> ModelError:
+    if _is_path(name) or name.lower().endswith(".gguf"):
+        return ModelError(f"no model at {name!r}: there is no such folder or .gguf file")
+    known = ", ".join(model.name for model in PINNED.values() if model.kind == kind)
+    return ModelError(
+        f"unknown {kind} model {name!r}.{nearest(name, kind)} "
+        f"Use {known}, a folder{', a .gguf file' if kind == 'base' else ''}, or a hub id such as owner/model."
+    )
+
+
+def _recipe(model: Pinned) -> str:
+    return convert.RECIPE if model.gguf else WHEEL_RECIPE
+
+
+def _folder(model: Pinned) -> Path:
+    return cache.models_root() / f"{model.name}-{model.identity.sha256[:12]}"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _pull(model: Pinned, progress: Progress | None, wheelhouse: str | Path | None) -> Path:
+    recipe = _recipe(model)
+
+    def build(out: Path, scratch: Path) -> cache.Manifest:
+        with reporting(progress) as report:
+            wheel = wheels.obtain_wheel(model, scratch, report, wheelhouse)
+            wheels.extract(wheel, model.members, scratch / "members" if model.gguf else out, report)
+            if model.gguf:
+                convert.convert(scratch / "members" / model.gguf, out, report, model.probes)
+        hashes = {member.target: member.sha256 for member in model.members}
+        return _describe(out, model.name, model.kind, f"wheel {model.requirement}", model.licence, recipe, hashes)
+
+    return cache.build_once(_folder(model), recipe, build)
+
+
+def _from_gguf(file: Path, progress: Progress | None) -> Path:
+    digest = cache.cached_hash(file)
+    name = re.sub(r"[^a-z0-9.]+", "-", file.stem.lower()).strip("-.") or "model"
+
+    def build(out: Path, scratch: Path) -> cache.Manifest:
+        with reporting(progress) as report:
+            convert.convert(file, out, report)
+        return _describe(out, name, "base", f"file {file.name}", "see its source", convert.RECIPE, {"gguf": digest})
+
+    return cache.build_once(cache.models_root() / f"{name}-{digest[:12]}", convert.RECIPE, build)
+
+
+def _describe(
+    out: Path, name: str, kind: str, source: str, licence: str, recipe: str, hashes: dict[str, str]
+) -> cache.Manifest:
+    # From the source and the recipe alone: the same on every machine, whatever wrote the converted bytes.
+    # A converted tokenizer comes out of the same file.
+    if recipe == WHEEL_RECIPE:
+        weights = {file: digest for file, digest in hashes.items() if file not in TOKENIZER_FILES}
+        words = {file: digest for file, digest in hashes.items() if file in TOKENIZER_FILES}
+    else:
+        weights = words = {"gguf": next(iter(hashes.values()))}
+    return cache.write_manifest(
+        out,
+        name=name,
+        kind=kind,
+        source=source,
+        licence=licence,
+        recipe=recipe,
+        fingerprint=fingerprint({"recipe": recipe, "model": weights}),
+        tokenizer=fingerprint({"recipe": recipe, "tokenizer": words}),
+    )
+
+
+def _check_llama(config: Path, name: str) -> None:
+    settings = read_json(config)
+    found = settings.get("model_type") if isinstance(settings, dict) else None
+    if found != "llama":
+        raise ModelError(
+            f"{name} is a {found!r} model; sac-rag needs the Llama architecture (model_type 'llama'), "
+            f"such as {DEFAULT_MODEL} or a Llama-3 model"
+        )
+
+
+def _check_base(folder: Path) -> Path:
+    _check_llama(folder / "config.json", str(folder))
+    weight_files(folder)
+    tokenizer_fingerprint_of(folder)
+    return folder
+
+
+def _check_embedder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+        raise ModelError(f"{folder} is no embedding model: it holds neither config.json nor modules.json")
+    weight_files(folder)
+    return folder

@@ -1,0 +1,52 @@
+"""Where adapters are looked for, and what is said when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sac_rag.errors import AdapterError
+from sac_rag.models import adapters
+from sac_rag.models.adapters import CARD, WEIGHTS, adapter_slug, find_adapter, shipped_adapters
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS).write_bytes(b"")
+    (folder / CARD).write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(adapters, "SHIPPED", tmp_path / "shipped")
+    return make(tmp_path / "shipped" / "owner--llama-1b" / "sac")
+
+
+def test_default_is_the_shipped_one(shipped: Path) -> None:
+    assert find_adapter("Owner/Llama-1B", "sac") == shipped
+    assert shipped_adapters() == [("owner--llama-1b", "sac")]
+
+
+def test_no_adapter_for_this_base_or_method(shipped: Path) -> None:
+    with pytest.raises(AdapterError, match=r"'other'.*'sac'.*shipped: owner--llama-1b with sac.*sac train"):
+        find_adapter("other", "sac")
+    with pytest.raises(AdapterError, match="method 'icae'"):
+        find_adapter("Owner/Llama-1B", "icae")
+
+
+def test_a_folder_of_the_user(tmp_path: Path) -> None:
+    folder = make(tmp_path / "mine")
+    assert find_adapter("any", "sac", str(folder)) == folder
+    (folder / CARD).unlink()
+    with pytest.raises(AdapterError, match=r"lacks card\.json"):
+        find_adapter("any", "sac", str(folder))
+    with pytest.raises(AdapterError, match="no adapter folder"):
+        find_adapter("any", "sac", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "..", "", "a/../b", "C:\\x"])
+def test_names_cannot_leave_the_folder(name: str) -> None:
+    slug = adapter_slug(name)
+    assert slug and not slug.startswith(".") and "/" not in slug and "\\" not in slug
