@@ -222,9 +222,7 @@ class SacRag:
                 continue
             with self.engine.busy():
                 offsets = offsets_of(self.engine.method.backbone.tokenizer)
-                passages = split(
-                    document, offsets, max_tokens=self.config.passage_tokens, overlap=self.config.overlap
-                )
+                passages = split(document, offsets, max_tokens=self.config.passage_tokens, overlap=self.config.overlap)
             if not passages:
                 report.skipped.append(Skip(document.uri, "no text"))
                 continue
@@ -280,9 +278,7 @@ class SacRag:
         if ask.search != "lexical":
             with self.engine.busy():
                 (vector,) = self.embedder.encode([question], kind="query")
-        return self.library.search(
-            vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score
-        )
+        return self.library.search(vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score)
 
     def ask(
         self,

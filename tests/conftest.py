@@ -100,9 +100,9 @@ def tiny_adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """An untrained SAC adapter for `tiny_base`."""
     import torch
 
-    from sac_rag.answer.engine import load_base
     from sac_rag.compress import adapter
     from sac_rag.compress.layout import PromptLayout
+    from sac_rag.models.loading import load_base
     from sac_rag.models.sources import fingerprint_of
 
     folder = tmp_path_factory.mktemp("adapters") / "tiny-sac"

@@ -7,10 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, ClassVar
 
 from sac_rag.answer.reader import Reader
 from sac_rag.compress import adapter as adapters
@@ -18,18 +15,17 @@ from sac_rag.compress.adapter import Card
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods.base import Method
 from sac_rag.config import DEFAULT_MODEL, IndexConfig
-from sac_rag.errors import ConfigError, ModelError
+from sac_rag.errors import ConfigError
 from sac_rag.models.adapters import WEIGHTS, find_adapter
 from sac_rag.models.embedder import Embedder
+from sac_rag.models.loading import choose_device, choose_dtype, eos_ids, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base, tokenizer_fingerprint_of
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Engine:
     """Base model, adapter and prompt layout, ready to compress and to answer. Use `Engine.shared`."""
 
-    _shared: dict[tuple[str, ...], Engine] = {}
+    _shared: ClassVar[dict[tuple[str, ...], Engine]] = {}
     _lock = threading.Lock()
 
     def __init__(self, model: str, method: str, adapter: str, *, device: str = "auto", dtype: str = "auto") -> None:
@@ -45,9 +41,7 @@ class Engine:
         self.method: Method
         self.method, _ = adapters.load(self.adapter_path, base, tokenizer, base_fingerprint=fingerprint_of(self.path))
         stop = self.method.backbone.template(self.method.layout.end)[:1]
-        self.reader = Reader(
-            self.method.backbone, [*stop, *eos_ids(base)], use_lora=self.method.reads_with_lora
-        )
+        self.reader = Reader(self.method.backbone, [*stop, *eos_ids(base)], use_lora=self.method.reads_with_lora)
         self._busy = threading.RLock()
 
     @classmethod
@@ -101,46 +95,3 @@ class Engine:
             "embedder": config.embedder,
             "embedder_sha256": embedder.fingerprint,
         }
-
-
-def load_base(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(model, tokenizer) of a Llama folder, safetensors only."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
-    return model.to(device), tokenizer
-
-
-def choose_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is one, else the CPU; any torch device by name."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use cpu or auto") from None
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is bfloat16 where the hardware multiplies it natively, else float32."""
-    if name == "auto":
-        cpu_flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        native = device.type == "cuda" or any(getattr(torch.cpu, f, lambda: False)() for f in cpu_flags)
-        return torch.bfloat16 if native else torch.float32
-    if name not in DTYPES:
-        raise ConfigError(f"dtype is {name!r}; use auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def eos_ids(model: Any) -> list[int]:
-    """End-of-text ids of a model's own generation settings."""
-    found = model.generation_config.eos_token_id
-    return [] if found is None else [found] if isinstance(found, int) else list(found)

@@ -62,7 +62,11 @@ def check(engine: Engine, library: Library | None = None) -> GateReport:
         report = GateReport(_rotation(engine), _drift(engine), _stored(engine, library) if library else None)
     bounds = {
         "rotation": (report.rotation, GateReport.ROTATION, "RoPE of this model is not composed as expected"),
-        "drift": (report.drift, GateReport.drift_bound(engine.dtype), "memory does not read like the text it stands for"),
+        "drift": (
+            report.drift,
+            GateReport.drift_bound(engine.dtype),
+            "memory does not read like the text it stands for",
+        ),
         "stored": (report.stored, GateReport.STORED, "stored memories are not what this model writes"),
     }
     for name, (value, bound, meaning) in bounds.items():

@@ -138,7 +138,8 @@ class TextStream:
     """Token ids to text pieces, never cutting a character in half: joined pieces equal the whole decoding."""
 
     def __init__(self, backbone: Backbone) -> None:
-        self._tokenizer, self._ids, self._shown = backbone.tokenizer, [], 0
+        self._tokenizer, self._shown = backbone.tokenizer, 0
+        self._ids: list[int] = []
 
     def push(self, token: int) -> str:
         self._ids.append(token)
@@ -158,5 +159,3 @@ class TextStream:
 def decode(tokenizer: object, ids: Sequence[int]) -> str:
     """Text of generated ids; special tokens are dropped."""
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[attr-defined]
-
-

@@ -194,10 +194,12 @@ class Backbone:
             k = turn(_linear(attn.k_proj, x).view(-1, groups, dim), cos, sin)
             v = _linear(attn.v_proj, x).view(-1, groups, dim)
             parts = zip(readings, q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-            out = torch.cat([
-                _attend(*qkv, causal=True, front=None if r.memory is None else fronts[r.memory][index])
-                for r, *qkv in parts
-            ])
+            out = torch.cat(
+                [
+                    _attend(*qkv, causal=True, front=None if r.memory is None else fronts[r.memory][index])
+                    for r, *qkv in parts
+                ]
+            )
             if index == len(body.layers) - 1:
                 h, out = h[scored], out[scored]
             h = _finish(layer, h, out)

@@ -23,12 +23,12 @@ class Task:
         return sum(len(q) for _, q in self.contexts)
 
 
-def load_task(path: str | Path, *, limit: int | None = None, seed: int = 0) -> Task:
-    """`limit` questions drawn at random with `seed`; None takes all.
+def load_task(path: str | Path, *, limit: int | None = None, seed: int = 0, first: int | None = None) -> Task:
+    """`limit` questions drawn at random with `seed`, of the `first` contexts; None takes all.
 
     Raises TrainingError when the file is missing, does not parse or holds no questions.
     """
-    contexts = [c for c in read_contexts(path) if c.questions]
+    contexts = [c for c in read_contexts(path) if c.questions][:first]
     pairs = [(i, j) for i, c in enumerate(contexts) for j in range(len(c.questions))]
     if not pairs:
         raise TrainingError(f"{path} holds no questions; evaluation needs lines with context and qas")

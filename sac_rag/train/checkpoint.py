@@ -16,7 +16,9 @@ from sac_rag.errors import TrainingError
 FORMAT = "sac-training-1"
 
 
-def save(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW, state: Mapping[str, Any]) -> None:
+def save(
+    path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW, state: Mapping[str, Any]
+) -> None:
     """Write everything that the next step depends on, atomically."""
     from safetensors.torch import save as to_bytes
 
@@ -39,7 +41,7 @@ def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch
             meta = handle.metadata() or {}
             if meta.get("format") != FORMAT:
                 raise TrainingError(f"{path} is not a training checkpoint ({meta.get('format')!r}, wanted {FORMAT!r})")
-            tensors = {n: handle.get_tensor(n) for n in handle.keys()}
+            tensors = {n: handle.get_tensor(n) for n in sorted(handle.keys())}
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path} cannot be read: {error}; delete it to start over") from error
     names = {n.removeprefix("parameter/") for n in tensors if n.startswith("parameter/")}

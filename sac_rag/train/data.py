@@ -74,7 +74,9 @@ def _mrqa(row: Any, where: str, source: str) -> Context:
         return Context(row["text"], (), row.get("source", source))
     context, qas = row.get("context"), row.get("qas")
     if not isinstance(context, str) or not isinstance(qas, list):
-        raise TrainingError(f'{where}: expected {{"context": text, "qas": [...]}} or {{"text": ...}}, got {sorted(row)}')
+        raise TrainingError(
+            f'{where}: expected {{"context": text, "qas": [...]}} or {{"text": ...}}, got {sorted(row)}'
+        )
     questions = []
     for qa in qas:
         answers = tuple(a for a in qa.get("answers", ()) if isinstance(a, str) and a.strip())
@@ -170,7 +172,9 @@ class Mixture:
         """Continue where `state` was taken; raises TrainingError when the sources differ."""
         names = {s.name for s in self.sources}
         if names != set(state["sources"]):
-            raise TrainingError(f"the checkpoint was made on {sorted(state['sources'])}, this run reads {sorted(names)}")
+            raise TrainingError(
+                f"the checkpoint was made on {sorted(state['sources'])}, this run reads {sorted(names)}"
+            )
         self.draws = state["draws"]
         for s in self.sources:
             s.drawn = state["sources"][s.name]

@@ -69,7 +69,9 @@ class TrainConfig:
         if self.objective not in ("lm", "qa"):
             raise ConfigError(f"objective is {self.objective!r}; use lm or qa")
         if self.steps < 1 or self.step_tokens < 64 or self.accumulate < 1:
-            raise ConfigError(f"steps {self.steps}, step_tokens {self.step_tokens} (>= 64), accumulate {self.accumulate}")
+            raise ConfigError(
+                f"steps {self.steps}, step_tokens {self.step_tokens} (>= 64), accumulate {self.accumulate}"
+            )
         if len(self.ratios) != len(self.ratio_weights) or not self.ratios or min(self.ratios) < 1:
             raise ConfigError(f"ratios {self.ratios} need one weight each, got {self.ratio_weights}; ratios are >= 1")
 
@@ -171,7 +173,14 @@ def train(
         took = time.monotonic() - began
         state |= {"step": step + 1, "examples": state["examples"] + seen, "seconds": state["seconds"] + took}
         progress = Progress(
-            step + 1, config.steps, smooth["loss"], smooth["recall"], rate, state["examples"], seen / took, {"norm": norm}
+            step + 1,
+            config.steps,
+            smooth["loss"],
+            smooth["recall"],
+            rate,
+            state["examples"],
+            seen / took,
+            {"norm": norm},
         )
         if metrics:
             metrics.write(json.dumps({k: v for k, v in dataclasses.asdict(progress).items() if v == v}) + "\n")
@@ -234,5 +243,7 @@ def sources_of(specs: Sequence[str]) -> list[tuple[str, float]]:
         try:
             found.append((path, float(weight) if weight else 1.0))
         except ValueError:
-            raise ConfigError(f"data weight {weight!r} in {spec!r} is not a number; write PATH or PATH=WEIGHT") from None
+            raise ConfigError(
+                f"data weight {weight!r} in {spec!r} is not a number; write PATH or PATH=WEIGHT"
+            ) from None
     return found

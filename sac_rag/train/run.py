@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from sac_rag.answer.engine import choose_device, choose_dtype, load_base
 from sac_rag.compress import adapter
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.backbone import LoraSpec
@@ -19,6 +18,7 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.models.adapters import find_adapter
+from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
 from sac_rag.train.data import Encode, Mixture, Source
 from sac_rag.train.loop import Progress, TrainConfig, sources_of, train

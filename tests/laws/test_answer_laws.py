@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import byte_tokenizer
-from tests.laws.test_memory_laws import ids
 
 from sac_rag.answer.reader import Prompt, Reader, Sampling, TextStream, decode
+from tests.conftest import byte_tokenizer
+from tests.laws.test_memory_laws import ids
 
 
 @pytest.fixture

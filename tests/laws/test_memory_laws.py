@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import tiny_llama
 
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.backbone import Reading
 from sac_rag.compress.placing import compose
 from sac_rag.compress.rope import rotate
 from sac_rag.compress.selectors import SELECTORS, anchor_count, uniform
+from tests.conftest import tiny_llama
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -101,7 +101,9 @@ def test_law_4_the_decoder_is_the_base_model_bit_for_bit(make_sac):
         last = base(tokens[None], attention_mask=torch.ones(1, 30), logits_to_keep=1).logits[0, -1]
         assert torch.equal(b.start([None], [tokens.tolist()]).logits[0], last)
         adapted = b.encoder(tokens[None]).logits[0, -1]
-    assert not torch.allclose(adapted, want[-1], atol=1e-3), "the encoder side must differ, else this test proves nothing"
+    assert not torch.allclose(adapted, want[-1], atol=1e-3), (
+        "the encoder side must differ, else this test proves nothing"
+    )
 
 
 @pytest.mark.parametrize(

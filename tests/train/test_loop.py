@@ -64,13 +64,10 @@ def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(make_sac, data, tmp_pa
         plain.write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
         data = plain
     train(whole, mixture(whole, data), config, CARD, tmp_path / "whole")
-    for stop_after in (2, 5, 99):
+    for steps in (2, 3, 1):
         broken = make_sac()
-        steps = []
-        train(
-            broken, mixture(broken, data), config, CARD, tmp_path / "broken",
-            listen=lambda p: steps.append(p.step), stop=lambda: steps[-1] >= stop_after,
-        )  # fmt: skip
+        left = iter([False] * (steps - 1) + [True])
+        train(broken, mixture(broken, data), config, CARD, tmp_path / "broken", stop=left.__next__)
     for name, want in weights(whole).items():
         assert torch.equal(want, weights(broken)[name]), name
     assert (tmp_path / "whole/adapter.safetensors").read_bytes() == (

@@ -28,7 +28,8 @@ from tests.conftest import byte_tokenizer, tiny_llama
 data, out = sys.argv[1:]
 method = Sac(Backbone(tiny_llama(), byte_tokenizer(), LoraSpec(4, 8.0)), PromptLayout(prefix="x"))
 mixture = Mixture([Source(data, method.backbone.tokens)])
-config = TrainConfig(steps=3, step_tokens=150, accumulate=3, warmup=1, learning_rate=1e-2, first_context=80, max_context=80)
+sizes = {"step_tokens": 150, "accumulate": 3, "first_context": 80, "max_context": 80}
+config = TrainConfig(steps=3, warmup=1, learning_rate=1e-2, **sizes)
 train(method, mixture, config, Card("tiny", "0", "sac", (5.0,)), Path(out))
 """
 
@@ -42,11 +43,19 @@ def test_two_processes_equal_one(tmp_path):
     data.write_text("\n".join(map(json.dumps, rows)))
     script.write_text(RUN)
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
         done = subprocess.run(
-            [*launcher, str(script), str(data), str(tmp_path / name)], env=env, capture_output=True, text=True, timeout=300
+            [*launcher, str(script), str(data), str(tmp_path / name)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (read_tensors(tmp_path / n / "adapter.safetensors") for n in ("one", "two"))

@@ -1,0 +1,30 @@
+"""`sac add`: more documents into a library that is there."""
+
+from __future__ import annotations
+
+from sac_cli import indexing
+from sac_cli.index import Paths, Strict
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened
+from sac_cli.shell import command
+
+
+@command(
+    "add",
+    example="""
+    sac add minutes-june.docx
+    sac add notes/ --library my.lib --json
+    """,
+)
+def add(
+    paths: Paths,
+    library: LibraryFolder = DEFAULT_LIBRARY,
+    strict: Strict = False,
+    as_json: Json = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Add documents to a library, with the settings it was made with."""
+    indexing.check_paths(paths)
+    with opened(library, write=True, device=device, dtype=dtype) as rag:
+        report = indexing.compress(rag, paths, strict=strict)
+        indexing.show(rag, report, as_json=as_json)

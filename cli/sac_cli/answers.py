@@ -1,0 +1,139 @@
+"""How an answer is shown: its text as it comes, then where it is from; or all of it as one line of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from sac_cli import console
+
+if TYPE_CHECKING:
+    from sac_rag.config import AskConfig
+    from sac_rag.pipeline import SacRag, Stream
+    from sac_rag.records import Answer
+
+PREVIEW = 60
+
+
+def answer_dict(answer: Answer) -> dict[str, Any]:
+    """The JSON of an answer; "notices" only if there are any."""
+    found = {
+        "answer": answer.text,
+        "sources": [
+            {
+                "document": hit.passage.document,
+                "start": hit.passage.start,
+                "end": hit.passage.end,
+                "score": hit.score,
+                "text": hit.passage.text,
+            }
+            for hit in answer.sources
+        ],
+        "usage": dataclasses.asdict(answer.usage),
+        "timings": dataclasses.asdict(answer.timings),
+    }
+    return {**found, "notices": list(answer.notices)} if answer.notices else found
+
+
+def speak(stream: Stream) -> Answer:
+    """Print an answer as it comes."""
+    begun = False
+    for piece in stream:
+        piece = piece if begun else piece.lstrip()
+        begun = begun or bool(piece)
+        console.write(piece)
+    console.write("\n")
+    for notice in stream.answer.notices:
+        console.notice(notice)
+    return stream.answer
+
+
+def show_sources(answer: Answer) -> None:
+    """Where an answer is from: number, document, span, score and how the passage begins."""
+    if not answer.sources or console.state.quiet:
+        return
+    if not console.is_terminal():
+        console.write("\n")
+    console.table(
+        ("n", "document", "span", "score", "text"),
+        [
+            (n, h.passage.document, f"{h.passage.start}-{h.passage.end}", f"{h.score:.3f}", _beginning(h.passage.text))
+            for n, h in enumerate(answer.sources, 1)
+        ],
+        numbers=("n", "score"),
+    )
+
+
+def _beginning(text: str) -> str:
+    return console.one_line(text, PREVIEW)
+
+
+def attended(answer: Answer) -> int:
+    """Slots that the model attended before its first own token: memory and prompt."""
+    return answer.usage.anchors + answer.usage.prompt_tokens
+
+
+def warm_up(rag: SacRag, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None) -> None:
+    """One throw-away token each way, so that first-use costs distort neither of two timings."""
+    short = dataclasses.replace(ask, max_new_tokens=1)
+    for text in (False, True):
+        rag.ask(question, short, where=where, text=text)
+
+
+def both_ways(
+    rag: SacRag, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None
+) -> tuple[Answer, Answer]:
+    """The same question from compressed memory and from plain text. Both times include retrieval, the first also
+    loading; both searches find the same passages."""
+    return rag.ask(question, ask, where=where), rag.ask(question, ask, where=where, text=True)
+
+
+def speedup(compressed: Answer, text: Answer) -> dict[str, float]:
+    """How many times faster the compressed answer was."""
+    return {
+        "first_token": _ratio(text.timings.first_token_s, compressed.timings.first_token_s),
+        "total": _ratio(text.timings.total_s, compressed.timings.total_s),
+    }
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0
+
+
+def show_both(compressed: Answer, text: Answer) -> None:
+    """Two answers side by side, with what each cost."""
+    gain, fewer = speedup(compressed, text), _ratio(attended(text), attended(compressed))
+    rows: list[tuple[object, ...]] = [
+        ("answer", compressed.text, text.text, ""),
+        ("time to first token (s)", *_seconds("first_token_s", compressed, text), f"{gain['first_token']:.1f}x faster"),
+        ("seconds in all", *_seconds("total_s", compressed, text), f"{gain['total']:.1f}x faster"),
+        ("of it retrieval", *_seconds("retrieve_s", compressed, text), ""),
+        ("of it loading", *_seconds("load_s", compressed, text), ""),
+        ("tokens attended", attended(compressed), attended(text), f"{fewer:.1f}x fewer"),
+        ("passages", len(compressed.sources), len(text.sources), ""),
+    ]
+    console.table(("", "compressed", "text", ""), rows)
+    for notice in dict.fromkeys([*compressed.notices, *text.notices]):
+        console.notice(notice)
+
+
+def _seconds(name: str, *answers: Answer) -> list[str]:
+    return [f"{getattr(a.timings, name):.3f}" for a in answers]
+
+
+def both_dict(compressed: Answer, text: Answer) -> dict[str, Any]:
+    return {"compressed": answer_dict(compressed), "text": answer_dict(text), "speedup": speedup(compressed, text)}
+
+
+def summary(answers: list[Answer], right: int, slot_bytes: int) -> dict[str, Any]:
+    """What several answers cost in the middle, and how many were right."""
+    slots = median(attended(a) for a in answers)
+    return {
+        "first_token_s": median(a.timings.first_token_s for a in answers),
+        "tokens_attended": slots,
+        "kv_bytes": int(slots * slot_bytes),
+        "right": right,
+        "questions": len(answers),
+    }

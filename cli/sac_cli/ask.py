@@ -1,0 +1,127 @@
+"""`sac ask`: a question, or one a line, answered from a library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sac_cli import answers, console, fields
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened, where_of
+from sac_cli.shell import command
+from sac_rag.errors import ConfigError, SacError
+
+if TYPE_CHECKING:
+    from sac_rag.config import AskConfig
+    from sac_rag.pipeline import SacRag
+
+SETTINGS = fields.settings_of("sac_rag.config:AskConfig", panel="Answering")
+
+Where = Annotated[
+    list[str] | None,
+    typer.Option(help="Only passages with this metadata; repeat to narrow.", metavar="KEY=VALUE", show_default=False),
+]
+
+
+@command(
+    "ask",
+    settings=SETTINGS,
+    example="""
+    sac ask "Who approves travel above 500 euros?"
+    sac ask "Who signs?" --library my.lib -k 3 --where document=handbook/travel.md
+    sac ask "Who signs?" --both                     compressed memory and plain text, side by side
+    sac ask - --json < questions.txt > answers.jsonl
+    """,
+)
+def ask(
+    question: Annotated[
+        str | None,
+        typer.Argument(help="The question; - or a pipe reads one a line.", metavar="QUESTION|-"),
+    ] = None,
+    library: LibraryFolder = DEFAULT_LIBRARY,
+    where: Where = None,
+    text: Annotated[bool, typer.Option("--text", help="Read plain text instead of compressed memory.")] = False,
+    both: Annotated[bool, typer.Option("--both", help="Answer both ways and compare times.")] = False,
+    as_json: Json = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    **values: Any,
+) -> None:
+    """Answer a question from a library, and say where the answer is from.
+
+    With --json, one line a question: answer, sources, usage, timings.
+    """
+    from sac_rag.config import AskConfig
+
+    settings = AskConfig(**fields.given(SETTINGS, values))
+    conditions = where_of(where or ())
+    if text and both:
+        raise ConfigError("--text and --both exclude each other; --both answers from text as well")
+    if question is None and sys.stdin.isatty():
+        raise ConfigError('no question; write sac ask "…", or - to read them from standard input')
+    many = question is None or question == "-"
+    questions = _lines() if many else [question or ""]
+    with opened(library, device=device, dtype=dtype) as rag:
+        failed = _answer(rag, questions, settings, conditions, text=text, both=both, as_json=as_json, many=many)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _lines() -> Iterable[str]:
+    return (line.strip() for line in iter(sys.stdin.readline, "") if line.strip())
+
+
+def _answer(
+    rag: SacRag,
+    questions: Iterable[str],
+    settings: AskConfig,
+    where: Mapping[str, Any] | None,
+    *,
+    text: bool,
+    both: bool,
+    as_json: bool,
+    many: bool,
+) -> int:
+    """Answer all; returns how many could not be. In a batch one bad question does not cost the others."""
+    failed = 0
+    for number, question in enumerate(questions):
+        try:
+            if both and not number:
+                with console.working("warming up"):
+                    answers.warm_up(rag, question, settings, where)
+            if number and not as_json:
+                console.write("\n")
+            _one(rag, question, settings, where, text=text, both=both, as_json=as_json)
+        except SacError as error:
+            if not many:
+                raise
+            failed += 1
+            console.error(f"{question!r}: {error}")
+            if as_json:  # line n of the output belongs to line n of the input
+                console.emit({"error": str(error)})
+    return failed
+
+
+def _one(
+    rag: SacRag,
+    question: str,
+    settings: AskConfig,
+    where: Mapping[str, Any] | None,
+    *,
+    text: bool,
+    both: bool,
+    as_json: bool,
+) -> None:
+    if both:
+        compressed, plain = answers.both_ways(rag, question, settings, where)
+        if as_json:
+            console.emit(answers.both_dict(compressed, plain))
+        else:
+            answers.show_both(compressed, plain)
+            answers.show_sources(compressed)
+    elif as_json:
+        console.emit(answers.answer_dict(rag.ask(question, settings, where=where, text=text)))
+    else:
+        answers.show_sources(answers.speak(rag.stream(question, settings, where=where, text=text)))

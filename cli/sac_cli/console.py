@@ -1,0 +1,180 @@
+"""What is printed and where: data on standard output; progress, hints and errors on standard error.
+
+People get colours, tables and short numbers; a pipe gets tab-separated lines and nothing that moves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 without tab and newline, DEL, C1, and the marks that reverse or hide what follows them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass
+class State:
+    """The global flags of this process."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+state = State()
+
+
+def prepare() -> None:
+    """Settle the streams and silence the chatter of libraries; before the first command runs."""
+    state.quiet = state.verbose = False
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        # A lone surrogate in a file name must not end a run; escaped as \udc80 it is even valid JSON.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors=errors)
+    for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("TRANSFORMERS_VERBOSITY", "error")):
+        os.environ.setdefault(name, value)
+
+
+def set_flags(*, quiet: bool = False, verbose: bool = False, no_color: bool = False) -> None:
+    """Switch global flags on; they may stand before or after the command."""
+    state.quiet = state.quiet or quiet
+    state.verbose = state.verbose or verbose
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
+        os.environ.pop("FORCE_COLOR", None)
+
+
+def is_terminal() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()
+
+
+def out() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def clean(text: str) -> str:
+    """Text without control characters: documents and models must not steer a terminal."""
+    return _CONTROL.sub("", text)
+
+
+def one_line(text: str, width: int | None = None) -> str:
+    """Clean text on one line, cut to `width` characters."""
+    line = " ".join(clean(text).split())
+    return line if width is None or len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def error(message: str) -> None:
+    """One red line on standard error."""
+    _line(f"error: {one_line(message)}", "bold red")
+
+
+def notice(message: str) -> None:
+    """What the user should know although it is no error; shown unless --quiet."""
+    if not state.quiet:
+        _line(one_line(message), "yellow")
+
+
+def hint(message: str) -> None:
+    """A word of help; shown unless --quiet."""
+    if not state.quiet:
+        _line(one_line(message), "dim")
+
+
+def _line(text: str, style: str) -> None:
+    from rich.text import Text
+
+    err().print(Text(text, style=style), soft_wrap=True)
+
+
+def write(text: str) -> None:
+    """A piece of an answer, at once; control characters stay only in pipes."""
+    sys.stdout.write(clean(text) if is_terminal() else text)
+    sys.stdout.flush()
+
+
+def emit(value: Any) -> None:
+    """One line of JSON on standard output."""
+    ascii_only = (sys.stdout.encoding or "ascii").lower().replace("-", "") != "utf8"
+    print(json.dumps(value, ensure_ascii=ascii_only, allow_nan=False), flush=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[str] = ()) -> None:
+    """A table for people; the same cells separated by tabs, without a head, for programs. `numbers` align right."""
+    cells = [[clean(_show(cell)) for cell in row] for row in rows]
+    if not is_terminal():
+        for row in cells:
+            print("\t".join(" ".join(cell.split()) for cell in row))
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn, right = Table(box=box.SIMPLE_HEAD, pad_edge=False), set(numbers)
+    for name in columns:
+        drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    out().print(drawn)
+
+
+def pairs(rows: Iterable[tuple[str, object]]) -> None:
+    """Names and values below each other."""
+    if not is_terminal():
+        table((), rows)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        grid.add_row(Text(name, style="dim"), Text(clean(_show(value)), overflow="fold"))
+    out().print(grid)
+
+
+def _show(cell: object) -> str:
+    # Programs that read the tabs want 1234, people 1,234.
+    if isinstance(cell, int) and not isinstance(cell, bool) and is_terminal():
+        return f"{cell:,}"
+    return "" if cell is None else str(cell)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them; the plain number for programs."""
+    if not is_terminal():
+        return f"{count:.0f}"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A spinner on standard error while something loads, for people only."""
+    if state.quiet or not sys.stderr.isatty():
+        yield
+        return
+    with err().status(f"[dim]{text}[/dim]"):
+        yield
+
+
+def shows_progress() -> bool:
+    return sys.stderr.isatty() and not state.quiet

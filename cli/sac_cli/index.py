@@ -1,0 +1,70 @@
+"""`sac index`: compress documents into a library."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sac_cli import fields, indexing
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened
+from sac_cli.shell import command
+from sac_rag.errors import LibraryNotFound
+
+if TYPE_CHECKING:
+    from sac_rag.config import IndexConfig
+
+SETTINGS = fields.settings_of("sac_rag.config:IndexConfig", panel="Settings of a new library")
+
+Paths = Annotated[list[str], typer.Argument(help="Files, folders or patterns such as 'docs/**/*.md'.", metavar="PATH")]
+Strict = Annotated[bool, typer.Option(help="Stop at the first unreadable file instead of skipping it.")]
+
+
+@command(
+    "index",
+    settings=SETTINGS,
+    example="""
+    sac index handbook/                                compress a folder into ./sac.lib
+    sac index notes/ report.pdf --library my.lib --ratio 15
+    sac index handbook/ --sync                         also forget files that are gone
+    sac index 'docs/**/*.md' --json | jq .tokens
+    """,
+)
+def index(
+    paths: Paths,
+    library: LibraryFolder = DEFAULT_LIBRARY,
+    sync: Annotated[bool, typer.Option(help="Also remove documents under the given folders that are gone.")] = False,
+    strict: Strict = False,
+    as_json: Json = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    **values: Any,
+) -> None:
+    """Compress documents into a library, or bring it up to date.
+
+    Unchanged documents are skipped, changed ones replaced passage by passage. The settings of a library are fixed when
+    it is made: later runs need none of them.
+    """
+    indexing.check_paths(paths)
+    config = _config(library, fields.given(SETTINGS, values))
+    with opened(library, config=config, write=True, create=True, device=device, dtype=dtype) as rag:
+        report = indexing.compress(rag, paths, sync=sync, strict=strict)
+        indexing.show(rag, report, as_json=as_json)
+
+
+def _config(library: str, given: dict[str, Any]) -> IndexConfig | None:
+    """The library's own settings, or the defaults for a new one, with what was given on top."""
+    from sac_rag.config import IndexConfig
+    from sac_rag.library.library import Library
+
+    if not given:
+        return None
+    try:
+        stored = Library.open(library)
+    except LibraryNotFound:
+        return IndexConfig(**given)
+    from sac_rag.pipeline import config_of
+
+    with stored:
+        return dataclasses.replace(config_of(stored), **given)

@@ -1,0 +1,112 @@
+"""What `sac index`, `sac add` and `sac demo` share: a progress bar while documents are compressed, a report after."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from sac_cli import console
+from sac_rag.errors import DocumentError
+
+if TYPE_CHECKING:
+    from sac_rag.pipeline import IndexReport, Listen, SacRag
+
+SKIPS_SHOWN = 10
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """Refuse a path that names nothing before anything is loaded or made; patterns are judged where they are read."""
+    for path in paths:
+        if not os.path.lexists(path) and not any(mark in path for mark in "*?["):
+            raise DocumentError(path, "there is no such file or folder")
+
+
+def compress(rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: bool = False) -> IndexReport:
+    """Index with a progress bar; Ctrl-C ends the command with exit code 130."""
+    try:
+        with _bar() as listen:
+            return rag.add(list(paths), sync=sync, strict=strict, listen=listen)
+    except KeyboardInterrupt:
+        console.error("stopped: what is committed stays, and the same command goes on from there")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _bar() -> Iterator[Listen | None]:
+    if not console.shows_progress():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("compressing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files  {task.fields[passages]:,} passages  {task.fields[speed]:,.0f} tokens/s"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console.err(), transient=True) as bar:
+        task = bar.add_task("", total=None, passages=0, speed=0.0)
+
+        def listen(report: IndexReport) -> None:
+            speed = report.tokens / report.seconds if report.seconds else 0.0
+            bar.update(task, total=report.files, completed=report.done, passages=report.passages, speed=speed)
+
+        yield listen
+
+
+def report_dict(rag: SacRag, report: IndexReport) -> dict[str, Any]:
+    """The JSON of an indexing run."""
+    stats = rag.stats()
+    return {
+        "library": str(rag.library.path),
+        "files": report.files,
+        "added": report.added,
+        "changed": report.changed,
+        "unchanged": report.unchanged,
+        "removed": report.removed,
+        "skipped": [{"path": s.path, "reason": s.reason} for s in report.skipped],
+        "passages": report.passages,
+        "tokens": report.tokens,
+        "seconds": report.seconds,
+        "bytes": stats.total_bytes,
+        "bytes_per_source_token": stats.bytes_per_source_token,
+    }
+
+
+def show(rag: SacRag, report: IndexReport, *, as_json: bool) -> None:
+    """Print a report; a run that found nothing readable at all is a failure."""
+    if as_json:
+        console.emit(report_dict(rag, report))
+    else:
+        stats = rag.stats()
+        reasons = Counter(skip.reason for skip in report.skipped)
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+        skipped = f"{len(report.skipped)} ({why})" if why else "0"
+        console.pairs(
+            [
+                ("added", report.added),
+                ("changed", report.changed),
+                ("unchanged", report.unchanged),
+                ("removed", report.removed),
+                ("skipped", skipped),
+                ("passages", report.passages),
+                ("tokens", report.tokens),
+                ("seconds", f"{report.seconds:.1f}"),
+                ("bytes", console.size(stats.total_bytes)),
+                ("bytes per source token", f"{stats.bytes_per_source_token:.0f}"),
+            ]
+        )
+        shown = report.skipped if console.state.verbose else report.skipped[:SKIPS_SHOWN]
+        for skip in shown:
+            console.notice(f"skipped {skip.path}: {skip.reason}")
+        if more := len(report.skipped) - len(shown):
+            console.hint(f"… and {more} more (-v shows all)")
+    if report.skipped and not report.added + report.changed + report.unchanged:
+        console.error("no readable document under the given paths")
+        raise typer.Exit(1)

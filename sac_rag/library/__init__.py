@@ -1,0 +1,1 @@
+"""The library room: compressed passages on disk, in one folder, under one transaction."""

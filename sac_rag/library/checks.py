@@ -1,0 +1,72 @@
+"""verify: does everything on disk agree, in count, id and content?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sac_rag.errors import LibraryError
+from sac_rag.library import folder as files
+from sac_rag.library.catalog import Catalog, chunks
+from sac_rag.library.view import View, read_faiss, stored_vectors
+
+
+def problems(folder: Path, deep: bool) -> list[str]:
+    """What is wrong with the newest generation on disk, one line each; empty when all is well.
+
+    Shallow: every catalog row, SQLite's structures, counts, FAISS against stored vectors, sizes and ranges of
+    segments. Deep: also every stored memory, by checksum and decoded, and every segment header.
+    """
+    try:
+        with Catalog.read(folder) as disk:
+            disk.check_whole()
+            view = View.load(disk, folder)
+            found = [*_vectors(disk, view), *_ranges(view)]
+    except LibraryError as e:
+        return [str(e)]
+    return [*found, *(_memories(view) if deep else ())]
+
+
+def _vectors(disk: Catalog, view: View) -> Iterator[str]:
+    import numpy as np
+
+    head = view.head
+    stored = stored_vectors(disk, head)
+    keys = stored.keys().tolist()
+    if keys != [key for (key,) in disk.rows("SELECT key FROM passages ORDER BY key")]:
+        yield f"{disk.where}: vectors and passages have different keys"
+    if not head.passages:
+        return
+    if read_faiss(view.folder, head) is None:
+        name = "the FAISS file" if head.faiss is None else files.faiss_name(head.faiss)
+        yield f"{disk.where}: {name} is missing or damaged; searches rebuild it in memory, gc writes it again"
+        return
+    index = view.vectors()
+    if sorted(index.keys().tolist()) != keys:
+        yield f"{disk.where}: the FAISS file and the catalog have different keys"
+    elif not np.array_equal(index.rows(keys), stored.rows(keys)):
+        yield f"{disk.where}: the FAISS file and the catalog have different vectors"
+
+
+def _ranges(view: View) -> Iterator[str]:
+    last: dict[int, int] = {}
+    for passage, number, offset, length in view.catalog.rows(
+        "SELECT passage, segment, offset, length FROM memories ORDER BY segment, offset"
+    ):
+        info = view.segments[number].info
+        if offset < last.get(number, info.start) or offset + length > info.size:
+            yield f"{files.segment_name(number)}: the bytes of passage {passage} overlap others or leave the file"
+        last[number] = offset + length
+
+
+def _memories(view: View) -> Iterator[str]:
+    for number, segment in view.segments.items():
+        if not segment.header_is_intact():
+            yield f"{files.segment_name(number)}: the header is damaged; stored memories do not depend on it"
+    ids = [i for (i,) in view.catalog.rows("SELECT p.id FROM passages p JOIN memories m ON m.passage = p.key")]
+    for part in chunks(ids):
+        for passage_id in part:
+            try:
+                view.read([passage_id])
+            except LibraryError as e:
+                yield str(e)

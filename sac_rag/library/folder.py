@@ -1,0 +1,168 @@
+"""The folder of a library: which names may exist in it, who may write, and how bytes become durable.
+
+Knows nothing of what the files hold. A file is opened only by a name made here from an integer, never by text that
+was read from somewhere, and never through a symbolic link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import sqlite3
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryFull, LibraryLocked
+
+CATALOG = "catalog.sqlite"
+NEW_CATALOG = "catalog.sqlite.new"
+LOCK = "writer.lock"
+SPOOL_PREFIX = "spool-"
+
+_DATA = re.compile(r"(?:seg-[0-9]{1,15}\.safetensors|faiss-[0-9]{1,15}\.idx)(?:\.tmp)?|spool-\w+", re.ASCII)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SQLITE_IOERR_WRITE = 778
+
+
+def segment_name(number: int) -> str:
+    return f"seg-{int(number)}.safetensors"
+
+
+def faiss_name(generation: int) -> str:
+    return f"faiss-{int(generation)}.idx"
+
+
+def open_read(folder: Path, name: str) -> tuple[int, int]:
+    """(file descriptor, size in bytes) of a regular file; LibraryCorrupt when it is missing or anything else."""
+    path = folder / name
+    try:
+        # O_NONBLOCK: a FIFO in a file's place must not hang us.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as e:
+        if e.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.ENXIO):
+            what = "is missing" if e.errno == errno.ENOENT else "is not a regular file"
+            raise LibraryCorrupt(f"{path} {what}, but the catalog refers to it: restore it or index again") from e
+        if e.errno in (errno.EMFILE, errno.ENFILE):
+            raise LibraryError(
+                f"{folder} has more segments than this process may open: raise `ulimit -n`, or run gc with a larger "
+                "segment size"
+            ) from e
+        raise LibraryError(f"cannot read {path}: {e.strerror}") from e
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise LibraryCorrupt(f"{path} is not a regular file: restore it or index again")
+    return fd, info.st_size
+
+
+def check_regular(path: Path) -> None:
+    """LibraryCorrupt unless `path` is a regular file itself, not a link to one. Raises FileNotFoundError."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise LibraryCorrupt(f"{path} is not a regular file: a library never holds links; restore it or index again")
+
+
+def write_durable(folder: Path, name: str, chunks: Iterable[bytes | bytearray | memoryview]) -> int:
+    """Write `name` so that it appears whole or not at all; returns its bytes. The folder is not synced here."""
+    temporary = folder / f"{name}.tmp"
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(os.open(temporary, flags, 0o600), "wb") as out:
+            out.writelines(chunks)
+            out.flush()
+            os.fsync(out.fileno())
+            size = out.tell()
+        os.rename(temporary, folder / name)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return size
+
+
+def sync(folder: Path) -> None:
+    """Make the names in the folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sweep(folder: Path, keep: Collection[str]) -> None:
+    """Unlink our data files that are not in `keep`: leftovers of a kill, or of a commit just made. Writer only."""
+    for name in os.listdir(folder):
+        if _DATA.fullmatch(name) and name not in keep:
+            with contextlib.suppress(OSError):
+                os.unlink(folder / name)
+
+
+def is_beginning(name: str) -> bool:
+    """Whether a library that was being made when its process ended may have left this name."""
+    return name in (LOCK, NEW_CATALOG, f"{NEW_CATALOG}-journal")
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a full disk into LibraryFull and other write failures into LibraryError."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as e:
+        if isinstance(e, OSError):
+            full = e.errno in _FULL
+        else:
+            code = getattr(e, "sqlite_errorcode", 0)
+            if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise LibraryLocked(f"{folder} is busy: another process keeps its catalog locked; try again") from e
+            if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise LibraryCorrupt(f"{folder / CATALOG} is damaged ({e}): restore it or index again") from e
+            full = code in (sqlite3.SQLITE_FULL, _SQLITE_IOERR_WRITE)
+        if full or _free_bytes(folder) < 1 << 16:
+            raise LibraryFull(
+                f"no room left to write {folder} ({e}): what was committed before is intact, the rest was not stored; "
+                "free some space and repeat"
+            ) from e
+        raise LibraryError(f"cannot write {folder}: {e}") from e
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        room = os.statvfs(folder)
+    except OSError:
+        return 1 << 62
+    return room.f_bavail * room.f_frsize
+
+
+class WriterLock:
+    """Held by the one process that may write; the kernel drops it when that process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises LibraryLocked, naming the process that holds it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            self._fd = os.open(folder / LOCK, flags, 0o600)
+        except OSError as e:
+            raise LibraryError(f"cannot open {folder / LOCK} for writing: {e.strerror}") from e
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            held = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._fd)
+            who = f"process {held}" if held.isdigit() else "another process"
+            raise LibraryLocked(
+                f"{folder} is being written by {who}: wait until it ends, or open the library for reading only"
+            ) from e
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        except OSError:
+            pass  # a full disk: the lock holds, only the courtesy is lost
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

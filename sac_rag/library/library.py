@@ -1,0 +1,273 @@
+"""A library: one folder with compressed passages, their text and vectors. One writer, any number of readers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from sac_rag.errors import LibraryError, LibraryMismatch
+from sac_rag.library import folder as files
+from sac_rag.library.catalog import Catalog, Head, StoredDocument
+from sac_rag.library.compact import GcReport, compact
+from sac_rag.library.opening import compare, load, make, migrate
+from sac_rag.library.segments import SEGMENT_BYTES
+from sac_rag.library.sizes import SegmentUse, Stats, measure
+from sac_rag.library.transaction import Transaction
+from sac_rag.library.view import View
+from sac_rag.records import Hit, Passage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sac_rag.compress.anchor_kv import AnchorKV
+
+__all__ = ["GcReport", "Library", "SegmentUse", "Stats", "StoredDocument", "Transaction"]
+
+
+class Library:
+    """Made by `Library.create` or `Library.open`; a context manager.
+
+    A reader keeps the generation it opened, also while a writer commits or gc unlinks files, until `refresh`.
+    A writer always sees its last commit. Methods may be called from several threads; transactions one at a time.
+    """
+
+    def __init__(self, path: Path, view: View, lock: files.WriterLock | None, segment_bytes: int) -> None:
+        self.path = path
+        self._view, self._lock, self._segment_bytes = view, lock, segment_bytes
+        self._unsure = False
+        self._busy, self._commits = threading.Lock(), threading.RLock()
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        fingerprint: Mapping[str, Any],
+        *,
+        codec: str = "bf16",
+        dim: int,
+        exist_ok: bool = False,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> Library:
+        """Make an empty library (folder mode 0700) and open it for writing.
+
+        fingerprint: JSON values that say what memories here are made with. codec: how they are stored. dim: length of
+        the retrieval vectors. exist_ok: open the one that is there, if it was made with the same. segment_bytes: data
+        bytes after which a segment file ends. Raises LibraryError when something is there already, LibraryMismatch,
+        LibraryLocked, ConfigError for an unknown codec.
+        """
+        folder = Path(path).absolute()
+        if exist_ok and os.path.lexists(folder / files.CATALOG):
+            library = cls.open(folder, fingerprint=fingerprint, write=True, segment_bytes=segment_bytes)
+            try:
+                compare(folder, {"codec": library.head.codec, "dim": library.head.dim}, {"codec": codec, "dim": dim})
+            except LibraryMismatch:
+                library.close()
+                raise
+            return library
+        make(folder, fingerprint, codec, dim)
+        return cls.open(folder, write=True, segment_bytes=segment_bytes)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        fingerprint: Mapping[str, Any] | None = None,
+        write: bool = False,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> Library:
+        """Open for reading, or as the one writer.
+
+        fingerprint: what the caller would use; every field must be as stored. Raises LibraryNotFound, LibraryMismatch
+        (naming field and both values; also for a newer format), LibraryLocked (naming the writer), LibraryCorrupt.
+        """
+        folder = Path(path).absolute()
+        if not write:
+            return cls(folder, load(folder, fingerprint, None), None, segment_bytes)
+        Catalog.connect(folder).close()  # LibraryNotFound before a lock file is made
+        lock = files.WriterLock(folder)
+        live: Catalog | None = None
+        try:
+            migrate(folder)
+            live = Catalog.connect(folder)
+            view = load(folder, fingerprint, None, live)
+            files.sweep(folder, _names(view))
+        except BaseException:
+            if live:
+                live.close()
+            lock.release()
+            raise
+        return cls(folder, view, lock, segment_bytes)
+
+    def close(self) -> None:
+        """Release the writer's lock and the catalog. Tensors that were loaded stay valid."""
+        self._view.catalog.close()
+        if self._lock:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def head(self) -> Head:
+        """Generation, codec, dim, fingerprint and counts of what this object sees."""
+        return self._view.head
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return dict(self._view.head.fingerprint)
+
+    def refresh(self) -> bool:
+        """Go to the newest generation; whether there was a newer one. Raises as `open` does."""
+        if self._lock:
+            return False
+        with Catalog.read(self.path) as disk:
+            head = disk.head()
+        mine = self._view.head
+        if (head.library, head.generation) == (mine.library, mine.generation):
+            return False
+        self._view = load(self.path, mine.fingerprint, self._view)
+        return True
+
+    def documents(self) -> list[StoredDocument]:
+        """All documents, by uri."""
+        with self._still() as view:
+            return view.catalog.documents()
+
+    def content_hash(self, uri: str) -> str | None:
+        """What was passed to `put` for this document; None when it is not stored."""
+        with self._still() as view:
+            rows = view.catalog.rows("SELECT content_hash FROM documents WHERE uri = ?", (uri,))
+        return rows[0][0] if rows else None
+
+    def passages(self, document: str | None = None) -> list[Passage]:
+        """Passages of one document, by uri, or of all, in reading order."""
+        with self._still() as view:
+            return view.catalog.passages(document)
+
+    def passage_ids(self, document: str) -> list[str]:
+        """Ids of a document's passages in reading order; empty when it is not stored."""
+        query = (
+            "SELECT p.id FROM passages p JOIN documents d ON d.key = p.document WHERE d.uri = ? "
+            "ORDER BY p.ordinal, p.key"
+        )
+        with self._still() as view:
+            return [passage_id for (passage_id,) in view.catalog.rows(query, (document,))]
+
+    def get(self, ids: Sequence[str]) -> list[Passage]:
+        """Passages in the order of `ids`; LibraryError names an id that is not stored."""
+        with self._still() as view:
+            keys = view.catalog.require(ids)
+            found = view.catalog.passages_at(keys)
+        return [found[key] for key in keys]
+
+    def load(self, ids: Sequence[str]) -> list[AnchorKV]:
+        """Memories in the order of `ids`, on the CPU, in the codec's dtype; checksums are verified every time.
+
+        Raises LibraryError for an id that is not stored, LibraryCorrupt for damaged bytes.
+        """
+        with self._still() as view:
+            return view.read(ids)
+
+    def search(
+        self,
+        vector: np.ndarray | None,
+        text: str | None,
+        k: int,
+        *,
+        mode: str = "hybrid",
+        where: Mapping[str, Any] | None = None,
+        min_score: float | None = None,
+    ) -> list[Hit]:
+        """The best k passages, best first; equal scores by passage id.
+
+        vector: the question's embedding, shape (dim,), any length; text: its words. mode "dense" ranks by cosine,
+        "lexical" by BM25, "hybrid" by reciprocal rank fusion of both (constant 60). where: {key: value or list of
+        values}, all must hold; a key is "document" (the uri) or a metadata key of passage or, failing that, document;
+        None also stands for a missing key. min_score: drop passages whose cosine is lower, in every mode.
+        Raises LibraryError when an argument does not fit.
+        """
+        with self._still() as view:
+            return view.search(vector, text, k, mode=mode, where=where, min_score=min_score)
+
+    def stats(self) -> Stats:
+        """Counts and bytes of the generation seen here."""
+        with self._still() as view:
+            return measure(view)
+
+    def verify(self, deep: bool = True) -> list[str]:
+        """Problems of the newest generation on disk, one line each; empty when all is well. deep: reads every byte."""
+        from sac_rag.library.checks import problems
+
+        return problems(self.path, deep)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Commit at the end of the block, or nothing at all when it raises. Inside, reads see the last commit.
+
+        Raises LibraryError on a library opened for reading, LibraryFull when the disk is full: the generation before
+        stays as it was.
+        """
+        if not self._lock:
+            raise LibraryError(f"{self.path} is open for reading: open it with write=True to change it")
+        if not self._busy.acquire(blocking=False):
+            raise LibraryError(f"a transaction on {self.path} is open already: end it first")
+        try:
+            with self._still() as view:
+                tx = Transaction(self.path, view, self._segment_bytes)
+            try:
+                yield tx
+                tx.prepare()
+                with self._commits:
+                    self._adopt(tx.commit())
+            except BaseException:
+                tx.close()
+                with self._commits:
+                    self._recover()
+                raise
+        finally:
+            self._busy.release()
+
+    def gc(self, *, min_dead: float = 0.0) -> GcReport:
+        """Give deleted bytes back to the disk, erase deleted text, join small segments. Safe to kill at any time.
+
+        min_dead: rewrite only segments with a larger share of dead bytes than this; 0.0 leaves none, which erasing
+        needs. Raises as `transaction` does, LibraryCorrupt when a memory to be moved is damaged.
+        """
+        return compact(self, self._view.catalog, min_dead, self._segment_bytes)
+
+    @contextlib.contextmanager
+    def _still(self) -> Iterator[View]:
+        """The current view; on a writer's live catalog no commit comes between two of its queries."""
+        with self._commits if self._lock else contextlib.nullcontext():
+            if self._unsure:
+                self._recover()
+            yield self._view
+
+    def _adopt(self, view: View | None) -> None:
+        if view:
+            self._view = view
+            with contextlib.suppress(OSError):  # it is committed: a leftover goes with the next sweep
+                files.sweep(self.path, _names(view))
+
+    def _recover(self) -> None:
+        """After a failed commit: what the disk says now decides what is current, and so what may be removed."""
+        self._unsure = True
+        with contextlib.suppress(LibraryError, OSError):  # if it cannot say, it is asked again at the next use
+            with Catalog.read(self.path) as disk:
+                if disk.head() != self._view.head:
+                    self._view = View.load(disk, self.path, self._view, self._view.catalog)
+            self._unsure = False
+            files.sweep(self.path, _names(self._view))
+
+
+def _names(view: View) -> set[str]:
+    names = {files.segment_name(number) for number in view.segments}
+    return names if view.head.faiss is None else names | {files.faiss_name(view.head.faiss)}

@@ -1,0 +1,285 @@
+"""What one commit changes, and the order that makes it safe to be killed anywhere.
+
+Segments, then the FAISS file, then the folder's names, then SQLite's COMMIT: until the last, nothing refers to the
+new files; after it, everything they need is durable. Files that nobody refers to are removed afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from sac_rag.errors import LibraryError, MemoryInvalid
+from sac_rag.library import folder as files
+from sac_rag.library.catalog import Catalog, StoredMemory, chunks, marks
+from sac_rag.library.segments import Segment, SegmentInfo, SegmentWriter
+from sac_rag.library.view import View, stored_vectors
+from sac_rag.records import Document, Passage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sac_rag.compress.anchor_kv import AnchorKV
+    from sac_rag.library.vectors import VectorIndex
+
+
+class Transaction:
+    """Made by `Library.transaction`; a failed call other than a refused argument makes the commit refuse too."""
+
+    def __init__(self, folder: Path, view: View, segment_bytes: int) -> None:
+        self._folder, self._view, self._cap = folder, view, segment_bytes
+        self._catalog = Catalog.connect(folder)
+        with files.writing(folder):
+            self._catalog.connection.execute("BEGIN IMMEDIATE")
+        if self._catalog.head() != view.head:
+            self._catalog.close()
+            raise LibraryError(f"{folder} was changed behind this writer's back: open the library again")
+        self._head = view.head
+        self._generation = self._head.generation
+        self._next_key = self._head.next_key
+        self._writer: SegmentWriter | None = None
+        self._waiting: list[tuple[int, str, int, int]] = []
+        """(row key, layout, anchors, source_len) of what lies in the open segment."""
+        self._segments: dict[int, SegmentInfo] = {}
+        self._added: dict[int, np.ndarray] = {}
+        self._removed: set[int] = set()
+        self._touched = self._failed = False
+        self._next: View | None = None
+        self.rebuild = view.stale
+        """Whether the FAISS file is written from the catalog instead of from the file before."""
+
+    def put(
+        self,
+        document: Document,
+        passages: Sequence[Passage],
+        memories: Mapping[str, AnchorKV],
+        vectors: Mapping[str, np.ndarray],
+        *,
+        content_hash: str | None = None,
+    ) -> None:
+        """Make `passages` the whole passage list of `document`, new or known.
+
+        memories, vectors: by passage id, for ids that the document does not have yet; vectors of shape (dim,), any
+        length. Passages already stored keep their memory, vector and text; place, heading and metadata are updated.
+        Those no longer in the list are removed. Raises LibraryError or MemoryInvalid before anything changes when an
+        argument does not fit, LibraryFull when the disk is full.
+        """
+        from sac_rag.library.vectors import normalise
+
+        _check(document, passages)
+        known = self._catalog.rows("SELECT key FROM documents WHERE uri = ?", (document.uri,))
+        old: dict[str, int] = {}
+        texts = {p.id: p.text for p in passages}
+        for key, passage_id, text in self._catalog.rows(
+            "SELECT p.key, p.id, p.text FROM passages p JOIN documents d ON d.key = p.document WHERE d.uri = ?",
+            (document.uri,),
+        ):
+            old[passage_id] = key
+            if texts.get(passage_id, text) != text:
+                raise LibraryError(f"passage {passage_id!r} of {document.uri!r} is stored with another text")
+        ids = list(texts)
+        new = [i for i in ids if i not in old]
+        if taken := self._catalog.keys(new):
+            raise LibraryError(f"passage {next(iter(taken))!r} is already stored under another document")
+        for kind, given in (("memory", memories), ("vector", vectors)):
+            for passage_id in new:
+                if passage_id not in given:
+                    raise LibraryError(f"new passage {passage_id!r} of {document.uri!r} comes without a {kind}")
+            if strange := set(given) - set(ids):
+                raise LibraryError(f"a {kind} is given for {min(strange)!r}, which is no passage of {document.uri!r}")
+        units = {i: normalise(vectors[i], self._head.dim, f"passage {i}") for i in new}
+        for passage_id in new:
+            try:
+                memories[passage_id].validate()
+            except MemoryInvalid as e:
+                raise MemoryInvalid(f"passage {passage_id} of {document.uri!r}: {e}") from e
+        owner, metas = known[0][0] if known else self._key(), [_json(p.meta) for p in passages]
+        row = (owner, document.uri, document.media_type, _json(document.meta), content_hash)
+        with self._changing():
+            self._catalog.write("documents", [row])
+            self._forget([key for i, key in old.items() if i not in texts])
+            for p, meta in zip(passages, metas, strict=True):
+                key = old.get(p.id) or self._key()
+                columns = (key, p.id, owner, p.ordinal, p.text, p.start, p.end, p.heading, p.tokens, meta)
+                self._catalog.write("passages", [columns])
+                if p.id not in old:
+                    self._catalog.write("vectors", [(key, units[p.id].astype("<f4").tobytes())])
+                    self._added[key] = units[p.id]
+                    self._encode(key, p.id, memories[p.id])
+
+    def remove_document(self, uri: str) -> int:
+        """Remove a document with its passages; returns how many passages went, 0 also when it is not stored."""
+        rows = self._catalog.rows("SELECT key FROM documents WHERE uri = ?", (uri,))
+        if not rows:
+            return 0
+        keys = [key for (key,) in self._catalog.rows("SELECT key FROM passages WHERE document = ?", rows[0])]
+        with self._changing():
+            self._forget(keys)
+            self._catalog.execute("DELETE FROM documents WHERE key = ?", rows[0])
+        return len(keys)
+
+    def remove_passages(self, ids: Iterable[str]) -> int:
+        """Remove passages, and documents that this leaves empty; unknown ids are passed over. Returns how many went.
+
+        The content hash of a document that loses passages is dropped: it is no longer stored whole.
+        """
+        keys = list(self._catalog.keys(list(ids)).values())
+        owners: set[tuple[int]] = set()
+        for part in chunks(keys):
+            owners.update(self._catalog.rows(f"SELECT document FROM passages WHERE key IN ({marks(part)})", part))
+        with self._changing():
+            self._forget(keys)
+            for owner in owners:
+                if self._catalog.rows("SELECT 1 FROM passages WHERE document = ? LIMIT 1", owner):
+                    row = self._catalog.rows("SELECT key, uri, media_type, meta FROM documents WHERE key = ?", owner)
+                    self._catalog.write("documents", [(*row[0], None)])
+                else:
+                    self._catalog.execute("DELETE FROM documents WHERE key = ?", owner)
+        return len(keys)
+
+    def move(self, keys: Sequence[int]) -> None:
+        """Copy the memories of these passages into new segments, bytes verified and unchanged."""
+        with self._changing():
+            stored, names = self._catalog.memories(keys), self._catalog.ids(keys)
+            for key in keys:
+                memory = stored[key]
+                data = self._view.segments[memory.slot.segment].read(memory.slot)
+                self._store(key, names[key], memory.layout, json.loads(memory.layout), [data], memory)
+
+    def prepare(self) -> None:
+        """Write and sync all files that the commit will refer to. Raises LibraryFull, LibraryError."""
+        if self._failed:
+            raise LibraryError("this transaction failed before; nothing was stored, repeat it")
+        if not self._touched and not self.rebuild:
+            return
+        with files.writing(self._folder):
+            self._finish_segment()
+            self._catalog.execute("DELETE FROM segments WHERE number NOT IN (SELECT segment FROM memories)")
+            generation = max(self._generation, self._head.generation + 1)
+            head = replace(self._catalog.counted(self._head), generation=generation, next_key=self._next_key)
+            vectors: VectorIndex | None = None
+            if self._added or self._removed or self.rebuild:
+                vectors = self._index()
+                data = vectors.serialize()
+                files.write_durable(self._folder, files.faiss_name(generation), [data])
+                head = replace(head, faiss=generation, faiss_hash=xxhash.xxh3_128_digest(data))
+            files.sync(self._folder)
+            self._catalog.write("head", [head.row()])
+            kept = {i.number: i for i in self._catalog.segments()}
+            # Mapped before the commit: what comes after it must not fail.
+            segments = {
+                n: self._view.segments[n] if n in self._view.segments else Segment(self._folder, i)
+                for n, i in kept.items()
+            }
+            self._next = self._view.successor(head, segments, vectors)
+
+    def commit(self) -> View | None:
+        """Make what was prepared current; the new view, or None when nothing had changed. Raises as `prepare` does."""
+        if self._next:
+            with files.writing(self._folder):
+                self._catalog.connection.execute("COMMIT")
+        self.close()
+        return self._next
+
+    def close(self) -> None:
+        """End it, rolling back what was not committed."""
+        if self._writer:
+            self._writer.abort()
+        with contextlib.suppress(Exception):
+            if self._catalog.connection.in_transaction:
+                self._catalog.connection.execute("ROLLBACK")
+        self._catalog.close()
+
+    def _index(self) -> VectorIndex:
+        if self.rebuild:
+            return stored_vectors(self._catalog, self._catalog.counted(self._head))
+        return self._view.vectors().changed(self._removed, self._added)
+
+    def _key(self) -> int:
+        self._next_key += 1
+        return self._next_key - 1
+
+    def _encode(self, key: int, passage_id: str, memory: AnchorKV) -> None:
+        from sac_rag.library.codecs import pack
+
+        try:
+            layout, data = pack(self._view.codec().encode(memory))
+        except MemoryInvalid as e:
+            raise MemoryInvalid(f"passage {passage_id}: {e}") from e
+        self._store(key, passage_id, json.dumps(layout, separators=(",", ":")), layout, data, memory)
+
+    def _store(
+        self,
+        key: int,
+        name: str,
+        text: str,
+        layout: Sequence[Any],
+        data: Sequence[bytes | bytearray],
+        memory: AnchorKV | StoredMemory,
+    ) -> None:
+        if self._writer and not self._writer.has_room(sum(map(len, data))):
+            self._finish_segment()
+        if not self._writer:
+            self._generation += 1
+            self._writer = SegmentWriter(self._folder, self._generation, self._cap)
+        self._writer.add(name, layout, data)
+        self._waiting.append((key, text, memory.anchors, memory.source_len))
+
+    def _finish_segment(self) -> None:
+        if not self._writer:
+            return
+        info, slots = self._writer.finish()
+        self._writer = None
+        self._catalog.write("segments", [(info.number, info.size, info.start, info.header)])
+        for (key, layout, anchors, source_len), s in zip(self._waiting, slots, strict=True):
+            # A passage put and removed within one transaction leaves dead bytes, nothing else.
+            if self._catalog.rows("SELECT 1 FROM passages WHERE key = ?", (key,)):
+                row = (key, s.segment, s.offset, s.length, layout, s.xxh3, anchors, source_len)
+                self._catalog.write("memories", [row])
+        self._waiting.clear()
+
+    def _forget(self, keys: Sequence[int]) -> None:
+        for part in chunks(keys):
+            for table, column in (("memories", "passage"), ("vectors", "passage"), ("passages", "key")):
+                self._catalog.execute(f"DELETE FROM {table} WHERE {column} IN ({marks(part)})", part)
+        for key in keys:
+            if self._added.pop(key, None) is None:
+                self._removed.add(key)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Any:
+        self._touched = True
+        try:
+            with files.writing(self._folder):
+                yield
+        except BaseException:
+            self._failed = True
+            raise
+
+
+def _check(document: Document, passages: Sequence[Passage]) -> None:
+    seen: set[str] = set()
+    for p in passages:
+        if p.document != document.uri:
+            raise LibraryError(f"passage {p.id!r} belongs to {p.document!r}, not to {document.uri!r}")
+        if not p.id or len(p.id) > 256 or p.id in seen:
+            raise LibraryError(f"passage ids of {document.uri!r} must be distinct and 1..256 characters: {p.id[:80]!r}")
+        seen.add(p.id)
+    for what, text in (("uri", document.uri), *(("passage", s) for p in passages for s in (p.id, p.text, p.heading))):
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise LibraryError(f"a {what} of {document.uri!r} is no valid Unicode text: {e}") from e
+
+
+def _json(meta: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(meta), allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as e:
+        raise LibraryError(f"metadata must hold JSON values only: {e}") from e

@@ -1,0 +1,250 @@
+"""One generation of a library as a reader sees it: its catalog, its mapped segments, its two search indexes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from sac_rag.errors import LibraryCorrupt, LibraryError, MemoryInvalid
+from sac_rag.library import folder as files
+from sac_rag.library.catalog import Catalog, Head
+from sac_rag.library.segments import Segment
+from sac_rag.records import Hit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sac_rag.compress.anchor_kv import AnchorKV
+    from sac_rag.library.codecs import Codec
+    from sac_rag.library.lexical import LexicalIndex
+    from sac_rag.library.vectors import VectorIndex
+
+RRF = 60
+"""Constant of reciprocal rank fusion: a list adds 1 / (RRF + rank), ranks from 1."""
+POOL = 100
+"""How deep each list is read for fusion, at least."""
+MODES = ("hybrid", "dense", "lexical")
+
+
+class View:
+    """Immutable. Indexes are made at first use, once, whichever thread comes first."""
+
+    def __init__(
+        self,
+        folder: Path,
+        head: Head,
+        catalog: Catalog,
+        segments: dict[int, Segment],
+        *,
+        faiss: bytes | None = None,
+        vectors: VectorIndex | None = None,
+        stale: bool = False,
+    ) -> None:
+        self.folder, self.head, self.catalog, self.segments = folder, head, catalog, segments
+        self.stale = stale
+        """Whether the FAISS file on disk was missing or damaged and had to be rebuilt."""
+        self._faiss, self._vectors = faiss, vectors
+        self._lexical: LexicalIndex | None = None
+        self._codec: Codec | None = None
+        self._metas: dict[int, dict[str, Any]] | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def load(cls, disk: Catalog, folder: Path, previous: View | None = None, live: Catalog | None = None) -> View:
+        """Everything that the current generation needs, opened within the read transaction of `disk`.
+
+        Without `live` the catalog is copied into memory. Maps of `previous` are used again: segments never change.
+        """
+        catalog = live or disk.copy()
+        if live:
+            disk.check_whole()
+        head = catalog.head()
+        again = previous.segments if previous and previous.head.library == head.library else {}
+        infos = catalog.segments()
+        segments = {
+            i.number: again[i.number] if i.number in again and again[i.number].info == i else Segment(folder, i)
+            for i in infos
+        }
+        data = read_faiss(folder, head)
+        if data is not None or not head.passages:
+            return cls(folder, head, catalog, segments, faiss=data)
+        return cls(folder, head, catalog, segments, vectors=stored_vectors(disk, head), stale=True)
+
+    def successor(self, head: Head, segments: dict[int, Segment], vectors: VectorIndex | None) -> View:
+        """The next generation on the same live catalog; `vectors` None: the dense index did not change."""
+        with self._lock:
+            if vectors is None:
+                return View(self.folder, head, self.catalog, segments, faiss=self._faiss, vectors=self._vectors)
+            return View(self.folder, head, self.catalog, segments, vectors=vectors)
+
+    def vectors(self) -> VectorIndex:
+        """The dense index."""
+        from sac_rag.library.vectors import VectorIndex
+
+        with self._lock:
+            if self._vectors is None:
+                if self._faiss is None:
+                    self._vectors = VectorIndex.build(self.head.dim, [], [])
+                else:
+                    self._vectors = VectorIndex.parse(self._faiss, self.head.dim, self.head.passages)
+                    self._faiss = None
+            return self._vectors
+
+    def lexical(self) -> LexicalIndex:
+        """The BM25 index, over all passages."""
+        from sac_rag.library.lexical import LexicalIndex
+
+        with self._lock:
+            if self._lexical is None:
+                rows = self.catalog.rows("SELECT key, text FROM passages ORDER BY key")
+                self._lexical = LexicalIndex([key for key, _ in rows], (text for _, text in rows))
+            return self._lexical
+
+    def codec(self) -> Codec:
+        from sac_rag.library.codecs import get_codec
+
+        if self._codec is None:
+            self._codec = get_codec(self.head.codec)
+        return self._codec
+
+    def read(self, ids: Sequence[str]) -> list[AnchorKV]:
+        """Memories in the order of `ids`, verified and decoded, on the CPU."""
+        from sac_rag.library.codecs import unpack
+
+        keys = self.catalog.require(ids)
+        stored = self.catalog.memories(keys)
+        for memory in stored.values():
+            if memory.slot.segment in self.segments:
+                self.segments[memory.slot.segment].prefetch(memory.slot)
+        out = []
+        for passage_id, key in zip(ids, keys, strict=True):
+            try:
+                memory = stored[key]
+                data = self.segments[memory.slot.segment].read(memory.slot)
+                kv = self.codec().decode(unpack(data, json.loads(memory.layout)))
+                if (kv.anchors, kv.source_len) != (memory.anchors, memory.source_len):
+                    raise LibraryCorrupt(f"{kv.anchors} anchors of {kv.source_len} tokens instead of {memory.anchors}")
+            except (LibraryCorrupt, MemoryInvalid, KeyError, json.JSONDecodeError) as e:
+                raise LibraryCorrupt(
+                    f"the memory of passage {passage_id} in {self.folder} is damaged ({e}): restore the library, or "
+                    "remove the passage and index its document again"
+                ) from e
+            out.append(kv)
+        return out
+
+    def matching(self, where: Mapping[str, Any]) -> set[int]:
+        """Row keys of passages that fit every entry of `where`."""
+        with self._lock:
+            if self._metas is None:
+                rows = self.catalog.rows(
+                    "SELECT p.key, d.uri, d.meta, p.meta FROM passages p JOIN documents d ON d.key = p.document"
+                )
+                self._metas = {
+                    key: {**json.loads(ours), **json.loads(own), "document": uri} for key, uri, ours, own in rows
+                }
+            metas = self._metas
+        tests = [(k, tuple(v) if isinstance(v, list | tuple | set | frozenset) else (v,)) for k, v in where.items()]
+        return {key for key, meta in metas.items() if all(meta.get(k) in wanted for k, wanted in tests)}
+
+    def search(
+        self,
+        vector: np.ndarray | None,
+        text: str | None,
+        k: int,
+        *,
+        mode: str = "hybrid",
+        where: Mapping[str, Any] | None = None,
+        min_score: float | None = None,
+    ) -> list[Hit]:
+        """See `Library.search`."""
+        if mode not in MODES:
+            raise LibraryError(f"search mode is {mode!r}; use one of {', '.join(MODES)}")
+        if k < 1:
+            raise LibraryError(f"k is {k}; at least one passage must be asked for")
+        if vector is None and (mode != "lexical" or min_score is not None):
+            raise LibraryError(
+                f"{mode} search{' with min_score' * (min_score is not None)} needs the question's vector"
+            )
+        if text is None and mode != "dense":
+            raise LibraryError(f"{mode} search needs the question's text")
+        if not self.head.passages:
+            return []
+        if vector is not None:
+            from sac_rag.library.vectors import normalise
+
+            vector = normalise(vector, self.head.dim, "the question")
+        allowed = self.matching(where) if where else None
+        if allowed is not None and not allowed:
+            return []
+        depth = max(POOL, 4 * k) if mode == "hybrid" else k
+        dense: list[tuple[int, float]] = []
+        lexical: list[tuple[int, float]] = []
+        if mode != "lexical" and vector is not None:
+            dense = self._ranked(self.vectors().search(vector, depth, allowed))[:depth]
+        if mode != "dense" and text is not None:
+            all_of_them = mode == "lexical" and min_score is not None
+            lexical = self._ranked(self.lexical().search(text, None if all_of_them else depth, allowed))
+            lexical = lexical if all_of_them else lexical[:depth]
+        best = self._ranked(_fused(dense, lexical)) if mode == "hybrid" else dense or lexical
+        if min_score is not None and best and vector is not None:
+            from sac_rag.library.vectors import cosines
+
+            keys = [key for key, _ in best]
+            scores = cosines(self.vectors().rows(keys), vector)
+            best = [hit for hit, cosine in zip(best, scores.tolist(), strict=True) if cosine >= min_score]
+        best = best[:k]
+        by_dense, by_lexical = dict(dense), dict(lexical)
+        passages = self.catalog.passages_at([key for key, _ in best])
+        return [Hit(passages[key], score, dense=by_dense.get(key), lexical=by_lexical.get(key)) for key, score in best]
+
+    def _ranked(self, pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Best first; equal scores by passage id, which does not depend on how the library came about."""
+        ids = self.catalog.ids([key for key, _ in pairs])
+        if len(ids) != len(pairs):
+            raise LibraryCorrupt(f"{self.folder}: the index names passages that the catalog does not have")
+        return sorted(pairs, key=lambda pair: (-pair[1], ids[pair[0]]))
+
+
+def _fused(*rankings: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, (key, _) in enumerate(ranking, start=1):
+            scores[key] = scores.get(key, 0.0) + 1.0 / (RRF + rank)
+    return list(scores.items())
+
+
+def read_faiss(folder: Path, head: Head) -> bytes | None:
+    """The bytes of the FAISS file if they are the ones the catalog vouches for, else None."""
+    if head.faiss is None:
+        return None
+    with contextlib.suppress(LibraryCorrupt, OSError):
+        fd, size = files.open_read(folder, files.faiss_name(head.faiss))
+        with os.fdopen(fd, "rb") as file:
+            data = file.read(size)
+        if xxhash.xxh3_128_digest(data) == head.faiss_hash:
+            return data
+    return None
+
+
+def stored_vectors(disk: Catalog, head: Head) -> VectorIndex:
+    """The dense index made again from the catalog, every row verified."""
+    import numpy as np
+
+    from sac_rag.library.vectors import VectorIndex
+
+    keys, rows = [], []
+    for key, blob, _ in disk.verified("vectors"):
+        if len(blob) != 4 * head.dim:
+            raise LibraryCorrupt(f"a vector in {disk.where} has {len(blob)} bytes instead of {4 * head.dim}")
+        keys.append(key)
+        rows.append(np.frombuffer(blob, "<f4"))
+    if len(keys) != head.passages:
+        raise LibraryCorrupt(f"{disk.where} has {len(keys)} vectors for {head.passages} passages")
+    return VectorIndex.build(head.dim, keys, rows)

@@ -1,0 +1,57 @@
+"""A model folder into memory: device, dtype, weights and tokenizer. Imports torch, so nobody imports this early."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sac_rag.errors import ConfigError, ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_base(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(model, tokenizer) of a Llama folder, safetensors only."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
+    return model.to(device), tokenizer
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one, else the CPU; any torch device by name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use cpu or auto"
+        ) from None
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where the hardware multiplies it natively, else float32."""
+    if name == "auto":
+        cpu_flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = device.type == "cuda" or any(getattr(torch.cpu, f, lambda: False)() for f in cpu_flags)
+        return torch.bfloat16 if native else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"dtype is {name!r}; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def eos_ids(model: Any) -> list[int]:
+    """End-of-text ids of a model's own generation settings."""
+    found = model.generation_config.eos_token_id
+    return [] if found is None else [found] if isinstance(found, int) else list(found)

@@ -1,0 +1,150 @@
+"""Which files are read, and how. A new format is one row here and one function in a parser module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from sac_rag.registry import Registry
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of file becomes a document. Without `parser` the decoded file is the text."""
+
+    media_type: str
+    parser: str | None = None
+    """Name in PARSERS of `(bytes, max_chars) -> Parsed`; runs in the parser process."""
+    outline: str | None = None
+    """Name in PARSERS of `(text) -> [(offset, level, title)]` for files whose text is kept as it is."""
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """Bounds on one file; what exceeds them is skipped with a reason."""
+
+    file_bytes: int = 20_000_000
+    text_chars: int = 5_000_000
+    cpu_s: int = 20
+    """Processor seconds of the parser process."""
+    wall_s: float = 60.0
+    memory_bytes: int = 1 << 30
+    """Address space of the parser process (not enforced on Windows and macOS)."""
+
+
+PARSERS = Registry(
+    "parser",
+    {
+        "pdf": "sac_rag.text.parsers:pdf",
+        "docx": "sac_rag.text.parsers:docx",
+        "html": "sac_rag.text.parsers:html",
+        "ipynb": "sac_rag.text.parsers:ipynb",
+        "csv": "sac_rag.text.tables:csv_rows",
+        "tsv": "sac_rag.text.tables:tsv_rows",
+        "json": "sac_rag.text.tables:json_values",
+        "jsonl": "sac_rag.text.tables:json_lines",
+        "markdown": "sac_rag.text.outlines:markdown",
+        "rst": "sac_rag.text.outlines:rst",
+        "python": "sac_rag.text.outlines:python",
+    },
+)
+
+_MARKDOWN = Format("text/markdown", outline="markdown")
+_PLAIN = Format("text/plain")
+_JSONL = Format("application/jsonl", parser="jsonl")
+_HTML = Format("text/html", parser="html")
+
+_FORMATS: dict[str, Format] = {
+    ".md": _MARKDOWN,
+    ".markdown": _MARKDOWN,
+    ".mdx": _MARKDOWN,
+    ".rst": Format("text/x-rst", outline="rst"),
+    ".html": _HTML,
+    ".htm": _HTML,
+    ".xhtml": _HTML,
+    ".pdf": Format("application/pdf", parser="pdf"),
+    ".docx": Format("application/vnd.openxmlformats-officedocument.wordprocessingml.document", parser="docx"),
+    ".ipynb": Format("application/x-ipynb+json", parser="ipynb"),
+    ".csv": Format("text/csv", parser="csv"),
+    ".tsv": Format("text/tab-separated-values", parser="tsv"),
+    ".json": Format("application/json", parser="json"),
+    ".jsonl": _JSONL,
+    ".ndjson": _JSONL,
+    ".py": Format("text/x-code; language=python", outline="python"),
+    ".pyi": Format("text/x-code; language=python", outline="python"),
+    **dict.fromkeys((".txt", ".text", ".log", ".tex", ".bib", ".adoc", ".org", ".srt", ".vtt"), _PLAIN),
+}
+
+_CODE = {
+    "asm": ".asm .s",
+    "bash": ".sh .bash .zsh .fish",
+    "batch": ".bat .cmd",
+    "c": ".c .h",
+    "clojure": ".clj .cljs .edn",
+    "cmake": ".cmake",
+    "cpp": ".cc .cpp .cxx .hh .hpp .hxx .cu .cuh",
+    "csharp": ".cs",
+    "css": ".css .scss .sass .less",
+    "cython": ".pyx .pxd",
+    "dart": ".dart",
+    "elixir": ".ex .exs",
+    "erlang": ".erl .hrl",
+    "fortran": ".f .f90 .f95 .for",
+    "fsharp": ".fs .fsx",
+    "go": ".go",
+    "graphql": ".graphql .gql",
+    "groovy": ".groovy .gradle",
+    "haskell": ".hs",
+    "hcl": ".tf .hcl",
+    "ini": ".ini .cfg .conf .properties",
+    "java": ".java",
+    "javascript": ".js .jsx .mjs .cjs",
+    "julia": ".jl",
+    "kotlin": ".kt .kts",
+    "lisp": ".el .lisp .scm .rkt",
+    "lua": ".lua",
+    "make": ".mk",
+    "nim": ".nim",
+    "nix": ".nix",
+    "objective-c": ".m .mm",
+    "ocaml": ".ml .mli",
+    "perl": ".pl .pm",
+    "php": ".php",
+    "powershell": ".ps1 .psm1",
+    "protobuf": ".proto",
+    "r": ".r .rmd",
+    "ruby": ".rb",
+    "rust": ".rs",
+    "scala": ".scala .sc",
+    "solidity": ".sol",
+    "sql": ".sql",
+    "svelte": ".svelte",
+    "swift": ".swift",
+    "thrift": ".thrift",
+    "toml": ".toml",
+    "typescript": ".ts .tsx .mts .cts",
+    "verilog": ".v .sv .vhd .vhdl",
+    "vim": ".vim",
+    "vue": ".vue",
+    "xml": ".xml .xsd .xsl",
+    "yaml": ".yaml .yml",
+    "zig": ".zig",
+}
+for _language, _suffixes in _CODE.items():
+    for _suffix in _suffixes.split():
+        _FORMATS.setdefault(_suffix, Format(f"text/x-code; language={_language}"))
+
+_TEXTS = "authors changelog changes contributing copying history install license news notice readme todo"
+_NAMES = dict.fromkeys(_TEXTS.split(), _PLAIN)
+for _name in ("dockerfile", "gemfile", "jenkinsfile", "makefile", "rakefile"):
+    _NAMES[_name] = Format(f"text/x-code; language={_name}")
+
+
+def format_of(path: PurePath) -> Format | None:
+    """The format by suffix, or by whole name for files such as README and Makefile; None if unknown."""
+    return _FORMATS.get(path.suffix.lower()) if path.suffix else _NAMES.get(path.name.lower())
+
+
+def is_code(media_type: str) -> bool:
+    """Whether lines, not sentences, are the units of this text."""
+    return media_type.startswith("text/x-code")

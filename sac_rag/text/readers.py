@@ -1,0 +1,127 @@
+"""Files to documents. Formats that need a parser are read in a child process with limits; see `formats`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sac_rag.errors import DocumentError
+from sac_rag.records import Document
+from sac_rag.text.cleaning import Refused, clean, decode
+from sac_rag.text.extract import Heading, Parsed, heading_paths
+from sac_rag.text.formats import Format, ReadLimits, format_of
+from sac_rag.text.isolation import ParserProcess
+from sac_rag.text.outlines import markdown
+from sac_rag.text.walk import OnSkip, os_reason, walk
+
+__all__ = ["OnSkip", "ParserProcess", "ReadLimits", "read", "read_all", "walk"]
+
+_log = logging.getLogger(__name__)
+
+_QUICK_CHARS = 200_000
+"""Markdown up to this size is outlined here: at most a few seconds for the worst text of that size."""
+
+
+def read(path: str | Path, *, limits: ReadLimits | None = None, parser: ParserProcess | None = None) -> Document:
+    """One file as a document; its uri is the path as given, posix style.
+
+    For plain text, Markdown, reStructuredText and source code `text` is the file's own text, and for other
+    formats the extracted one. Without `parser` a child process is started when the format needs one, and ended.
+    Raises DocumentError (path, reason) for every file that cannot be read; nothing else.
+    """
+    if parser is None:
+        with ParserProcess(limits) as own:
+            return read(path, limits=limits, parser=own)
+    path = Path(path)
+    try:
+        return _read(path, limits or parser.limits, parser)
+    except Refused as refused:
+        raise DocumentError(path.as_posix(), str(refused)) from None
+    except OSError as error:
+        raise DocumentError(path.as_posix(), os_reason(error)) from None
+    except ValueError:  # a NUL or a lone surrogate in the name
+        raise DocumentError(ascii(path.as_posix())[1:-1], "name is not valid unicode") from None
+
+
+def read_all(
+    paths: Iterable[str | Path],
+    *,
+    strict: bool = False,
+    on_skip: OnSkip | None = None,
+    limits: ReadLimits | None = None,
+) -> Iterator[Document]:
+    """Documents of files, folders and patterns, in the order of `walk`, one at a time.
+
+    Every path that `walk` meets comes out as a document or goes to `on_skip(path, reason)` (by default a log
+    warning), so that documents + skipped = files walked. `strict` raises DocumentError at the first skip.
+    """
+
+    def skip(path: str, reason: str) -> None:
+        if on_skip is not None:
+            on_skip(path, reason)
+        else:
+            _log.warning("skipped %s: %s", path, reason)
+        if strict:
+            raise DocumentError(path, reason)
+
+    with ParserProcess(limits) as parser:
+        for path in walk(paths, on_skip=skip):
+            try:
+                document = read(path, limits=limits, parser=parser)
+            except DocumentError as error:
+                skip(error.path, error.reason)
+            else:
+                yield document
+
+
+def _read(path: Path, limits: ReadLimits, parser: ParserProcess) -> Document:
+    form = format_of(path)
+    data = _bytes(path, limits.file_bytes, known=form is not None)
+    if form is None:
+        raise Refused("unknown file type")
+    uri = path.as_posix()
+    uri.encode()
+    if form.parser:
+        parsed = parser.parse(form.parser, data)
+    else:
+        text = clean(decode(data))
+        if len(text) > limits.text_chars:
+            raise Refused(f"text over {limits.text_chars} characters")
+        parsed = Parsed(text, _outline(uri, form, text, parser))
+    if not parsed.text.strip():
+        raise Refused("no text")
+    return Document(uri, parsed.text, form.media_type, heading_paths(parsed.headings), parsed.meta)
+
+
+def _bytes(path: Path, limit: int, *, known: bool) -> bytes:
+    # Without O_NONBLOCK opening a named pipe waits for a writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: opening a device can have effects
+        raise Refused("is a folder" if path.is_dir() else "not a regular file")
+    if not known:
+        return b""
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise Refused("not a regular file")
+        data = file.read(limit + 1)
+    if not data:
+        raise Refused("empty file")
+    if len(data) > limit:
+        raise Refused(f"file over {limit} bytes")
+    return data
+
+
+def _outline(uri: str, form: Format, text: str, parser: ParserProcess) -> list[Heading]:
+    """Headings of a text; the text is good without them, so a failure costs only them."""
+    if form.outline is None:
+        return []
+    if form.outline == "markdown" and len(text) <= _QUICK_CHARS:
+        return markdown(text)
+    try:
+        return parser.parse(form.outline, text.encode()).headings
+    except Refused as refused:
+        _log.info("no headings in %s: %s", uri, refused)
+        return []

@@ -1,0 +1,221 @@
+"""Folders, files and patterns to file paths: sorted, .gitignore respected, symbolic links kept inside."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+OnSkip = Callable[[str, str], None]
+"""Called with (path, reason) for everything that is not indexed; the reason is one short lower-case phrase."""
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+def walk(paths: Iterable[str | Path], *, on_skip: OnSkip) -> Iterator[Path]:
+    """Each file once, folders in sorted order; what cannot be followed goes to `on_skip`, never raised.
+
+    Inside folders and patterns, hidden entries and what .gitignore files exclude (nested ones and those above,
+    up to the repository's root) are left out without a word. Linked files are read if they lie in the same
+    folder tree; linked folders are reported, not entered. A path given by name is taken as it is.
+    """
+    seen: set[str] = set()
+    for given in paths:
+        for path in _expand(os.fspath(given), on_skip):
+            name = str(path)
+            if not _encodable(name):
+                on_skip(name.encode("utf-8", "backslashreplace").decode(), "name is not valid unicode")
+            elif (key := os.path.abspath(path)) not in seen:
+                seen.add(key)
+                yield path
+
+
+def os_reason(error: OSError) -> str:
+    """The phrase for skip reports."""
+    match error.errno:
+        case errno.ELOOP:
+            return "symlink loop"
+        case errno.ENOENT | errno.ENOTDIR:
+            return "not found"
+        case errno.EACCES | errno.EPERM:
+            return "permission denied"
+        case errno.EISDIR:
+            return "is a folder"
+        case errno.ENAMETOOLONG:
+            return "name too long"
+    return f"unreadable ({os.strerror(error.errno).lower()})" if error.errno else "unreadable"
+
+
+def _expand(given: str, on_skip: OnSkip) -> Iterator[Path]:
+    path = Path(given)
+    try:
+        if path.is_dir():
+            yield from _folder(path, None, on_skip)
+        elif _MAGIC.search(given) and not os.path.lexists(path):
+            yield from _pattern(path, on_skip)
+        else:
+            os.stat(path)
+            yield path
+    except OSError as error:
+        broken = error.errno == errno.ENOENT and path.is_symlink()
+        on_skip(given, "broken symlink" if broken else os_reason(error))
+    except ValueError:  # a NUL in the name
+        on_skip(given.replace("\0", "\\0"), "not found")
+
+
+def _pattern(pattern: Path, on_skip: OnSkip) -> Iterator[Path]:
+    """Matches of a pattern: `*` and `?` stay within a name, `**` crosses folders, a matched folder counts whole."""
+    parts = pattern.parts
+    fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
+    root = Path(*parts[:fixed]) if fixed else Path(".")
+    found = False
+
+    def skip(path: str, reason: str) -> None:
+        nonlocal found
+        found = True
+        on_skip(path, reason)
+
+    if root.is_dir():
+        for path in _folder(root, parts[fixed:], skip):
+            found = True
+            yield path
+    if not found:
+        on_skip(str(pattern), "no file matches")
+
+
+def _folder(root: Path, pattern: tuple[str, ...] | None, on_skip: OnSkip) -> Iterator[Path]:
+    real_root = os.path.realpath(root)
+    wanted = _spec(["/" + "/".join(pattern)]) if pattern else None
+    todo: list[tuple[Path, _Rules]] = [(root, _rules_above(root))]  # a stack: folders nest deeper than Python recurses
+    while todo:
+        path, rules = todo.pop()
+        if path != root and not _is_folder(path):
+            if wanted is None or wanted.match_file(path.relative_to(root).as_posix()):
+                if reason := _link_reason(path, real_root):
+                    on_skip(str(path), reason)
+                else:
+                    yield path
+            continue
+        if pattern and path != root and not _leads_to(path.relative_to(root).parts, pattern):
+            continue
+        try:
+            with os.scandir(path) as entries:
+                names = [(e.name, _is_real_folder(e)) for e in entries if not e.name.startswith(".")]
+        except OSError as error:
+            on_skip(str(path), os_reason(error))
+            continue
+        rules = _rules_of(Path(os.path.abspath(path))) + rules
+        names = [
+            (name, folder) for name, folder in names if not _ignored(Path(os.path.abspath(path), name), folder, rules)
+        ]
+        todo.extend((path / name, rules) for name, _ in sorted(names, reverse=True))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir() and not path.is_symlink()
+    except OSError:
+        return False
+
+
+def _is_real_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _link_reason(path: Path, real_root: str) -> str | None:
+    """Why a symbolic link is not followed; None for plain files and for links to files of the same tree."""
+    try:
+        if not path.is_symlink():
+            return None
+        target = os.path.realpath(path, strict=True)
+    except OSError as error:
+        return "broken symlink" if error.errno == errno.ENOENT else os_reason(error)
+    if os.path.isdir(target):
+        here = os.path.realpath(path.parent)
+        return "symlink loop" if _inside(here, target) else "symlink to a folder"
+    return None if _inside(target, real_root) else "symlink leaves the folder"
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _leads_to(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether something below the folder `parts` can match: spares walking the rest of the disk."""
+    for part, wanted in zip(parts, pattern, strict=False):
+        if "**" in wanted:
+            return True
+        if not fnmatchcase(part, wanted):
+            return False
+    return True
+
+
+_Rules = tuple[tuple[Path, "GitIgnoreSpec"], ...]
+"""(folder, what its .gitignore file says), innermost first."""
+
+
+def _ignored(path: Path, is_folder: bool, rules: _Rules) -> bool:
+    """The innermost file that has a rule for `path` decides."""
+    for folder, spec in rules:
+        include = spec.check_file(path.relative_to(folder).as_posix() + ("/" if is_folder else "")).include
+        if include is not None:
+            return include
+    return False
+
+
+def _rules_above(root: Path) -> _Rules:
+    """Rules between `root` and the root of its repository, except files that exclude `root`: it was asked for."""
+    absolute = Path(os.path.abspath(root))
+    repository = next((folder for folder in (absolute, *absolute.parents) if (folder / ".git").exists()), absolute)
+    found: _Rules = ()
+    for folder in absolute.parents:
+        if not folder.is_relative_to(repository):
+            break
+        for _, spec in _rules_of(folder):
+            if not _ignored(absolute, True, ((folder, spec),)):
+                found += ((folder, spec),)
+    return found
+
+
+def _rules_of(folder: Path) -> _Rules:
+    path = folder / ".gitignore"
+    try:
+        if not path.is_file():  # it may be a pipe
+            return ()
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    return ((folder, _spec([line for line in lines if _is_usable(line)])),)
+
+
+def _is_usable(pattern: str) -> bool:
+    """Whether a rule is valid and cheap: it becomes a regular expression, and many stars in a name make it slow."""
+    try:
+        _spec([pattern])
+    except ValueError:
+        return False
+    return all(part.replace("**", "*").count("*") <= 3 for part in pattern.split("/"))
+
+
+def _spec(lines: list[str]) -> GitIgnoreSpec:
+    from pathspec import GitIgnoreSpec
+
+    return GitIgnoreSpec.from_lines(lines)
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,139 @@
+"""Help: examples everywhere and true, every flag documented, nothing heavy loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from cli_toys import Sac
+
+from sac_cli.main import app
+from sac_cli.shell import commands_below, flag_of, settable, with_environment
+
+ROOT = with_environment(typer.main.get_command(app))
+HEAVY = ("torch", "transformers", "faiss", "numpy", "peft", "sentence_transformers", "click")
+
+
+def walk(command: Any = ROOT, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for below in commands_below(command):
+        yield from walk(below, (*path, below.name))
+
+
+COMMANDS = {path: command for path, command in walk() if path and not commands_below(command)}
+
+
+def test_the_commands_are_there() -> None:
+    names = "demo index add ask chat ls info rm gc verify train eval models".split()
+    assert [c.name for c in commands_below(ROOT)] == names
+    assert {("models", n) for n in ("list", "pull", "path")} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_of_a_command_has_examples(sac: Sac, path: tuple[str, ...]) -> None:
+    result = sac(*path, "--help", COLUMNS="200")
+    assert result.code == 0 and result.err == ""
+    assert "Examples" in result.out and f"sac {' '.join(path)}" in result.out.split("Examples")[1]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_examples_use_flags_that_exist(path: tuple[str, ...]) -> None:
+    for line in COMMANDS[path].epilog.replace("\\[", "[").splitlines()[2:]:
+        words = shlex.split(re.split(r"\s{3,}|[|;<>]", line.strip())[0].replace('"$(', "").replace(')"', ""))
+        while words and words[0] != "sac":
+            words = words[1:]
+        used = path if tuple(words[1 : 1 + len(path)]) == path else next(p for p in COMMANDS if p == (words[1],))
+        known = {option for p in COMMANDS[used].params for option in (*p.opts, *p.secondary_opts)}
+        assert {w for w in words if re.match(r"--?[a-z]", w)} <= known, line
+
+
+def test_every_flag_has_help_and_an_environment_variable() -> None:
+    for path, command in COMMANDS.items():
+        for flag, parameter in settable(command).items():
+            assert parameter.help, (path, flag)
+            assert parameter.envvar == f"SAC_{flag.upper()}"
+
+
+def test_one_variable_has_one_meaning_of_type() -> None:
+    """SAC_SEED is read by several commands: where a flag is called the same it must take the same."""
+    seen: dict[str, set[bool]] = {}
+    for command in COMMANDS.values():
+        for flag, parameter in settable(command).items():
+            seen.setdefault(flag, set()).add(parameter.is_flag)
+    assert {flag for flag, kinds in seen.items() if len(kinds) > 1} == set()
+
+
+def test_settings_are_flags_with_their_documentation() -> None:
+    from sac_rag.compress.backbone import LoraSpec
+    from sac_rag.compress.layout import PromptLayout
+    from sac_rag.config import AskConfig, IndexConfig
+    from sac_rag.train.loop import TrainConfig
+
+    wanted = [("index", IndexConfig, ""), ("ask", AskConfig, ""), ("chat", AskConfig, ""), ("train", TrainConfig, "")]
+    for name, cls, prefix in [*wanted, ("train", LoraSpec, "lora_"), ("train", PromptLayout, "layout_")]:
+        flags = settable(COMMANDS[name,])
+        for field in dataclasses.fields(cls):
+            assert len(flags[prefix + field.name].help) > 8, field.name
+
+
+def test_given_settings_make_the_dataclass_with_its_own_types() -> None:
+    from sac_cli import fields, train
+    from sac_rag.train.loop import TrainConfig
+
+    settings = {s.name: s for s in train.TRAINING}
+    assert {s.field: s.default for s in train.TRAINING} == dataclasses.asdict(TrainConfig())
+    assert settings["ratios"].value("2, 5 15") == (2.0, 5.0, 15.0)
+    lora = fields.given(train.LORA, {"lora_targets": "q_proj,v_proj", "lora_rank": 3, "seed": 1})
+    assert lora == {"targets": ("q_proj", "v_proj"), "rank": 3}
+
+
+def test_help_lists_each_flag_once() -> None:
+    for path, command in COMMANDS.items():
+        flags = [flag_of(p) for p in command.params if flag_of(p)]
+        assert len(flags) == len(set(flags)), path
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"], ["ask", "--help"]], ids=" ".join)
+def test_help_loads_nothing_heavy(args: list[str]) -> None:
+    script = (
+        f"import sys; from sac_cli.main import run; code = run({args!r}); "
+        f"print('LOADED', sorted(set({HEAVY!r}) & set(sys.modules))); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stdout
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    """Of processor time, so that a busy machine does not fail it; the best of three, so that a cold cache does not."""
+    best = 9.0
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "sac_cli", "--help"], capture_output=True, check=True, env=environment())
+        after = os.times()
+        best = min(best, after.children_user + after.children_system - before.children_user - before.children_system)
+        if best < 0.5:
+            break
+        time.sleep(0.1)
+    assert best < 0.5
+
+
+def test_version(sac: Sac) -> None:
+    from sac_rag import __version__
+
+    assert sac("--version").out == f"sac {__version__}\n"
+
+
+def environment() -> dict[str, str]:
+    root = Path(__file__).parents[2]
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'cli'}"}

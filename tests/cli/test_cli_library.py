@@ -1,0 +1,139 @@
+"""A library for real: index, add, ls, info, verify, rm, gc."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from cli_toys import Sac, Toys
+
+REPORT = {
+    *("library", "files", "added", "changed", "unchanged", "removed", "skipped"),
+    *("passages", "tokens", "seconds", "bytes", "bytes_per_source_token"),
+}
+
+
+def test_index_says_what_it_did(sac: Sac, toys: Toys, documents: Path) -> None:
+    first = sac("index", "docs", "--json", **toys.environment)
+    assert first.code == 0, first.err
+    report = first.json
+    assert set(report) == REPORT
+    assert (report["files"], report["added"], report["changed"], report["unchanged"]) == (3, 2, 0, 0)
+    assert [skip["path"] for skip in report["skipped"]] == ["docs/empty.txt"]
+    assert report["passages"] >= 4 and report["bytes_per_source_token"] > 0
+
+    (documents / "travel.md").write_text("Nobody travels any more.\n")
+    (documents / "keys.txt").unlink()
+    again = sac("index", "docs", "--sync", "--json").json  # the library knows its settings
+    assert (again["added"], again["changed"], again["unchanged"], again["removed"]) == (0, 1, 0, 1)
+
+
+def test_index_for_people_and_pipes(sac: Sac, toys: Toys, documents: Path) -> None:
+    result = sac("index", "docs", **toys.environment)
+    assert "added\t2\n" in result.out and "bytes per source token\t" in result.out
+    assert "skipped docs/empty.txt: " in result.err
+    quiet = sac("index", "docs", "-q")
+    assert "unchanged\t2\n" in quiet.out and quiet.err == ""
+
+
+def test_paths_that_name_nothing(sac: Sac, library: str) -> None:
+    result = sac("index", "nowhere")
+    assert result.code == 1 and result.err.startswith("error: nowhere: there is no such file")
+    result = sac("index", "docs/empty.txt")
+    assert result.code == 1 and "no readable document" in result.err
+    result = sac("index", "docs", "--strict")
+    assert result.code == 1 and "empty.txt" in result.err
+
+
+def test_add_needs_a_library(sac: Sac, library: str, tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("The lamp burned whale oil until 1911, says the log.")
+    assert sac("add", "more.txt", "--library", "other.lib").code == 3
+    assert not (tmp_path / "other.lib").exists()
+    assert sac("add", "more.txt", "--json").json["added"] == 1
+
+
+@pytest.mark.parametrize("flag", [("--ratio", "15"), ("--passage-tokens", "128")])
+def test_a_library_keeps_its_settings(sac: Sac, library: str, flag: tuple[str, str]) -> None:
+    result = sac("index", "docs", *flag)
+    assert result.code == 3
+    assert flag[0][2:].replace("-", "_") in result.err and flag[1] in result.err
+
+
+def test_ls(sac: Sac, library: str) -> None:
+    listed = sac("ls", "--json").json["documents"]
+    assert [d["document"] for d in listed] == ["docs/keys.txt", "docs/travel.md"]
+    assert set(listed[0]) == {"document", "type", "passages", "tokens"}
+    assert sac("ls").out.splitlines()[0].split("\t")[0] == "docs/keys.txt"
+    inside = sac("ls", "docs/keys.txt", "--json").json
+    text = Path("docs/keys.txt").read_text()
+    assert all(p["text"] == text[p["start"] : p["end"]] for p in inside["passages"])
+    missing = sac("ls", "docs/key.txt")
+    assert missing.code == 1 and "Did you mean 'docs/keys.txt'?" in missing.err
+
+
+def test_info(sac: Sac, library: str, toys: Toys) -> None:
+    info = sac("info", "--json").json
+    assert info["documents"] == 2 and info["fingerprint"]["model"] == str(toys.base)
+    assert info["bytes_per_source_token"] == pytest.approx(info["total_bytes"] / info["source_tokens"])
+    assert "documents\t2\n" in sac("info").out
+
+
+def test_verify(sac: Sac, library: str) -> None:
+    assert sac("verify", "--json").json == {"problems": []}
+    (segment,) = Path(library).glob("**/*.safetensors")
+    segment.chmod(0o600)
+    data = bytearray(segment.read_bytes())
+    data[-40] ^= 1
+    segment.write_bytes(data)
+    damaged = sac("verify")
+    assert damaged.code == 1 and damaged.out.strip() and "problem" in damaged.err
+    assert sac("verify", "--json").json["problems"]
+
+
+def test_rm_and_gc(sac: Sac, library: str) -> None:
+    refused = sac("rm", "docs/*")
+    assert refused.code == 2 and "--yes" in refused.err
+    assert sac("rm", "docs/nothing*").code == 1
+    assert len(sac("ls", "--json").json["documents"]) == 2
+    removed = sac("rm", "docs/tr*", "--json").json  # one match needs no consent
+    assert removed["removed"] == ["docs/travel.md"] and removed["passages"] >= 3
+    report = sac("gc", "--json").json
+    assert report["bytes_after"] < report["bytes_before"]
+    assert sac("rm", "docs/*", "--yes").out == "docs/keys.txt\n"
+    assert sac("ls", "--json").json == {"documents": []}
+    assert sac("verify").code == 0
+
+
+def test_gc_refuses_a_share_that_is_none(sac: Sac, library: str) -> None:
+    assert sac("gc", "--min-dead", "2").code == 2
+
+
+def test_ctrl_c_keeps_what_is_committed(sac: Sac, toys: Toys, documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sac_rag import pipeline
+
+    (documents / "keys.txt").write_text("The spare key hangs behind the blue door. " * 20)
+    monkeypatch.setattr(pipeline, "GROUP_BYTES", 500)  # one file a commit
+    whole, calls = pipeline.SacRag._store, []
+
+    def interrupted(self: pipeline.SacRag, *args: object) -> None:
+        calls.append(args)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        whole(self, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.SacRag, "_store", interrupted)
+        result = sac("index", "docs", **toys.environment)
+    assert result.code == 130
+    assert result.err.count("\n") == 1 and "goes on from there" in result.err
+    resumed = sac("index", "docs", "--json").json
+    assert (resumed["unchanged"], resumed["added"]) == (1, 1)
+
+
+def test_a_newer_format_is_no_crash(sac: Sac, library: str) -> None:
+    with sqlite3.connect(Path(library) / "catalog.sqlite") as catalog:
+        catalog.execute("PRAGMA user_version=99")
+        catalog.execute("PRAGMA application_id=1")
+    result = sac("ls")
+    assert result.code in (1, 3) and result.err.startswith("error: ")

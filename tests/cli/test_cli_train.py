@@ -1,0 +1,137 @@
+"""Training, evaluation and the demonstration for real, on toys."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_toys import Sac, Toys
+
+SMALL = ("--step-tokens", "300", "--max-context", "128", "--first-context", "96", "--warmup", "1", "--dtype", "float32")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    rows = [
+        {
+            "context": f"The lamp of house {i} burned oil until {1900 + i}, when the board paid for gas.",
+            "qas": [{"qid": str(i), "question": f"Until when did lamp {i} burn oil?", "answers": [str(1900 + i)]}],
+        }
+        for i in range(8)
+    ]
+    (tmp_path / "lamps.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return "lamps.jsonl"
+
+
+def test_train_makes_an_adapter_that_index_takes(sac: Sac, toys: Toys, data: str, documents: Path) -> None:
+    flags = ("--lora-rank", "2", "--ratios", "4", "--ratio-weights", "1", "--licence", "CC0")
+    done = sac("train", data, "-o", "runs/a", "--base", str(toys.base), "--steps", "2", "--json", *SMALL, *flags)
+    assert done.code == 0, done.err
+    card = done.json
+    assert card == json.loads(Path("runs/a/card.json").read_text())
+    assert card["base"] == str(toys.base) and len(card["base_fingerprint"]) == 64
+    assert card["lora"]["rank"] == 2 and card["ratios"] == [4.0] and card["licence"] == "CC0"
+    assert card["layout"]["separator"] == "\n\n"
+    assert card["training"]["stages"][0]["steps_done"] == 2
+
+    indexed = sac("index", "docs", **{**toys.environment, "SAC_ADAPTER": "runs/a", "SAC_RATIO": "4"})
+    assert indexed.code == 0, indexed.err
+
+    more = ("--ratios", "4,9", "--ratio-weights", "1,1")
+    warm = sac("train", f"{data}=0.5", "-o", "runs/b", "--from", "runs/a", "--steps", "1", "--json", *SMALL, *more)
+    assert warm.code == 0, warm.err
+    assert warm.json["lora"] == card["lora"] and warm.json["ratios"] == [4.0, 9.0]
+    assert [stage["steps"] for stage in warm.json["training"]["stages"]] == [2, 1]
+    other = sac("train", data, "-o", "runs/c", "--from", "runs/a", "--lora-rank", "3")
+    assert other.code == 2 and "lora" in other.err and not Path("runs/c").exists()
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    sac: Sac, toys: Toys, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sac_cli import train
+
+    @contextmanager
+    def interrupting() -> Iterator[Callable[[Any], None]]:
+        yield lambda progress: os.kill(os.getpid(), signal.SIGINT)
+
+    args = ("train", data, "-o", "run", "--base", str(toys.base), "--steps", "3", "--lora-rank", "2", *SMALL)
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_bar", interrupting)
+        stopped = sac(*args)
+    assert stopped.code == 130 and "stopped at step 1 of 3" in stopped.err
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = sac(*args, "--json")
+    assert resumed.code == 0, resumed.err
+    (stage,) = resumed.json["training"]["stages"]
+    assert stage["steps_done"] == 3
+    steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_ctrl_c_before_the_first_step_ends_at_once() -> None:
+    from sac_cli.train import _interruptible
+
+    with pytest.raises(KeyboardInterrupt), _interruptible():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_eval(sac: Sac, toys: Toys, data: str) -> None:
+    flags = ("--limit", "2", "--adapter", str(toys.adapter), "--model", str(toys.base), "--dtype", "float32")
+    done = sac("eval", data, "--reader", "closed,text", "--reader", "memory", "--ratio", "5,15", "--json", *flags)
+    assert done.code == 0, done.err
+    runs = done.json["runs"]
+    assert [(r["reader"], r["method"], r["ratio"]) for r in runs] == [
+        ("closed", None, None),
+        ("text", None, None),
+        ("memory", "sac", 5.0),
+        ("memory", "sac", 15.0),
+    ]
+    assert all(r["set"] == "lamps" and r["n"] == 2 for r in runs)
+    keys = {"set", "reader", "method", "ratio", "n", "f1", "em", "rouge1", "em_raw", "seconds"}
+    assert all(set(r) == keys for r in runs)
+    table = sac("eval", data, "--reader", "closed", *flags).out
+    assert table.startswith("lamps\tclosed\t\t\t2\t")
+
+
+def test_demo(sac: Sac, toys: Toys, documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sac_cli import demo
+    from sac_rag import samples
+    from sac_rag.config import IndexConfig
+
+    asked = [samples.SampleQuestion("Who approves trips?", ("Ada Quill",), "travel.md")] * 2
+    monkeypatch.setattr(samples, "documents", lambda: documents)
+    monkeypatch.setattr(samples, "questions", lambda: asked)
+    config = IndexConfig(
+        model=str(toys.base), embedder=str(toys.embedder), adapter=str(toys.adapter), passage_tokens=64
+    )
+    whole = demo.run
+    monkeypatch.setattr(demo, "run", lambda library, **kwargs: whole(library, config=config, **kwargs))
+    done = sac("demo", "--json", "--dtype", "float32")
+    assert done.code == 0, done.err
+    assert set(done.json) == {"library", "index", "questions", "summary"}
+    assert not Path(done.json["library"]).exists()
+    compressed, text = done.json["summary"]["compressed"], done.json["summary"]["text"]
+    assert set(compressed) == set(text) == {"first_token_s", "tokens_attended", "kv_bytes", "right", "questions"}
+    assert compressed["tokens_attended"] < text["tokens_attended"]
+    assert compressed["kv_bytes"] == compressed["tokens_attended"] * 2 * 2 * 2 * 8 * 4
+
+    kept = sac("demo", "--library", "demo.lib", "--dtype", "float32")
+    assert kept.code == 0 and "right answers\t" in kept.out and Path("demo.lib").exists()
+    assert kept.out.count("Q Who approves trips?") == 2
+    assert sac("ls", "-l", "demo.lib", "--json").json["documents"]
+
+
+def test_right_answers_are_whole_words() -> None:
+    from sac_cli.demo import is_right
+
+    assert is_right("It was the Clyde-Tombaugh, in 1930.", ("clydetombaugh",))
+    assert is_right("The Laughing Valley!", ("Laughing Valley",))
+    assert not is_right("1363 miles", ("363",)) and not is_right("", ("363",))

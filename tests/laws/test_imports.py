@@ -1,0 +1,218 @@
+"""Imports point one way, and what must stay in one file or out of the repository altogether does."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHELLS = {
+    "sac_cli": ROOT / "cli/sac_cli",
+    "langchain_sac": ROOT / "integrations/langchain-sac/langchain_sac",
+    "llama_index": ROOT / "integrations/llama-index-sac/llama_index",
+}
+
+BASE = {"errors", "config", "records", "registry"}
+WRITING = BASE | {"text", "compress"}
+READING = WRITING | {"models", "library", "answer"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "records": set(),
+    "config": {"errors"},
+    "registry": {"errors"},
+    "samples": set(),
+    "text": BASE,
+    "compress": BASE,
+    "models": BASE,  # a side room: it says where weights lie, and knows of nothing that uses them
+    "library": BASE | {"compress"},
+    "answer": WRITING | {"models", "library"},
+    "pipeline": READING,
+    "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
+    "evaluate": READING | {"pipeline", "train", "samples"},  # it measures what the others make
+}
+"""Room of sac_rag -> the rooms it may import, besides itself."""
+
+MODULE = re.compile(r"sac_rag(?:\.\w+)+(?=:\w+$|$)")
+
+
+def sources(*folders: Path) -> list[Path]:
+    texts = ROOT / "sac_rag/samples/documents"
+    found = sorted(p for folder in folders for p in folder.rglob("*.py") if texts not in p.parents)
+    assert found
+    return found
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def place(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+
+
+def imported(path: Path) -> Iterator[tuple[ast.AST, str]]:
+    """(node, dotted name) of everything imported: by statement at any depth, or by a "module:Class" registry entry."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{place(path, node)}: relative import; write the whole name"
+            yield from ((node, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and (found := MODULE.match(node.value)):
+            yield node, found[0]
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "sac_rag").with_suffix("").parts[0]
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {room_of(path) for path in sources(ROOT / "sac_rag")} - {"__init__"}
+    assert rooms <= set(MAY_IMPORT), f"say in MAY_IMPORT what {sorted(rooms - set(MAY_IMPORT))} may import"
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in sources(ROOT / "sac_rag"):
+        room = room_of(path)
+        if room == "__init__":  # the public names, from everywhere, at first use
+            continue
+        for node, name in imported(path):
+            top, _, rest = name.partition(".")
+            if top in SHELLS or top in ("typer", "langchain_core"):
+                wrong.append(f"{place(path, node)}: {room} imports {name}, which only a shell may")
+            elif top == "sac_rag":
+                other = rest.partition(".")[0]
+                if other and other not in MAY_IMPORT[room] | {room, "__version__"}:
+                    wrong.append(f"{place(path, node)}: {room} imports {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_order_of_rooms_has_no_circle() -> None:
+    left = {room: set(needs) for room, needs in MAY_IMPORT.items()}
+    while left:
+        free = {room for room, needs in left.items() if not needs & set(left)}
+        assert free, f"a circle among {sorted(left)}"
+        left = {room: needs for room, needs in left.items() if room not in free}
+
+
+def test_shells_do_not_import_each_other() -> None:
+    wrong = []
+    for shell, folder in SHELLS.items():
+        others = set(SHELLS) - {shell}
+        if shell == "llama_index":  # a namespace shared with llama-index-core
+            others -= {"llama_index"}
+        for path in sources(folder):
+            wrong += [f"{place(path, n)}: {name}" for n, name in imported(path) if name.partition(".")[0] in others]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_namespace_folders_hold_no_init() -> None:
+    folder = SHELLS["llama_index"]
+    assert not [p for p in (folder, *folder.iterdir()) if (p / "__init__.py").exists()]
+
+
+def test_only_the_backbone_knows_llama_internals() -> None:
+    """peft, the layers of a model and transformers' cache classes appear in one file."""
+    wrong = []
+    for path in sources(ROOT / "sac_rag", *SHELLS.values()):
+        if path == ROOT / "sac_rag/compress/backbone.py":
+            continue
+        for node, name in imported(path):
+            top, last = name.partition(".")[0], name.rpartition(".")[2]
+            if top == "peft" or (top == "transformers" and last.endswith(("Cache", "cache_utils"))):
+                wrong.append(f"{place(path, node)}: imports {name}")
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute) and node.attr == "layers":
+                wrong.append(f"{place(path, node)}: touches .layers (of an AnchorKV: use keys.shape[0])")
+    assert not wrong, "\n".join(wrong)
+
+
+UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {
+    ("torch", "load"),
+    ("torch", "save"),
+    ("yaml", "load"),
+    ("yaml", "load_all"),
+    ("yaml", "unsafe_load"),
+    ("yaml", "full_load"),
+    ("pandas", "read_pickle"),
+}
+UNSAFE_ARGUMENTS = {"allow_pickle", "trust_remote_code"}
+
+
+def hazards(path: Path) -> Iterator[str]:
+    """Ways in which a file could run code that it was given as data."""
+    aliases: dict[str, str] = {}
+    for node, name in imported(path):
+        top, _, rest = name.partition(".")
+        if top in UNPICKLERS:
+            yield f"{place(path, node)}: imports {top}"
+        if (top, rest) in UNSAFE_CALLS:
+            yield f"{place(path, node)}: imports {name}"
+        if isinstance(node, ast.Import):
+            aliases |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = aliases.get(node.value.id, node.value.id)
+            if (owner, node.attr) in UNSAFE_CALLS:
+                yield f"{place(path, node)}: {owner}.{node.attr}"
+        elif isinstance(node, ast.keyword) and node.arg in UNSAFE_ARGUMENTS:
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                yield f"{place(path, node.value)}: {node.arg}"
+        elif isinstance(node, ast.keyword) and node.arg == "weights_only":
+            yield f"{place(path, node.value)}: weights_only (use safetensors)"
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    wrong = [w for path in sources(ROOT / "sac_rag", *SHELLS.values()) for w in hazards(path)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "def f():\n    from pickle import loads",
+        "import cloudpickle as c",
+        "from torch import load",
+        "import torch as t\nt.load(path)",
+        "import yaml\nyaml.load(text)",
+        "numpy.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=flag)",
+    ],
+)
+def test_the_ban_sees_what_it_bans(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    (tmp_path / "bad.py").write_text(code)
+    assert list(hazards(tmp_path / "bad.py"))
+
+
+@pytest.mark.parametrize(
+    "module", ["sac_rag", "sac_rag.errors", "sac_rag.config", "sac_rag.records", "sac_rag.registry", "sac_cli.main"]
+)
+def test_importing_is_light(module: str) -> None:
+    heavy = "torch transformers tokenizers peft numpy faiss huggingface_hub langchain_core llama_index"
+    code = f"import sys, {module}; print(*(set({heavy!r}.split()) & set(sys.modules)))"
+    path = [str(ROOT), str(ROOT / "cli")]
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {code}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stdout.split(), run.stderr) == (0, [], "")
+
+
+def test_public_names_resolve() -> None:
+    import sac_rag
+
+    assert {name for name in sac_rag.__all__ if getattr(sac_rag, name).__name__ == name} == set(sac_rag.__all__)

@@ -1,0 +1,231 @@
+"""Kills a writer again and again and checks what is left. Run as a process of its own, warm, forking per kill.
+
+    kill_worker.py moments <folder> <count> <seed>    SIGKILL at random moments
+    kill_worker.py syscalls <folder> <share>          SIGKILL before each mutating system call, by strace
+
+The child says on a pipe what it is about to do and what has been committed. After each kill the library must be in
+the state after the last acknowledged change, or, whole, in that after the change under way. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+from library_support import DIM, FINGERPRINT, State, check, held, put  # noqa: E402
+
+from sac_rag.library.library import Library  # noqa: E402
+
+Change = tuple[str, str, list[str]]
+"""("put", uri, texts), ("remove", uri, []), ("trim", uri, texts that stay), or ("gc", "", [])."""
+
+MUTATING = (
+    *("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
+    *("ftruncate", "truncate", "mkdir", "fchmod", "chmod", "fallocate", "copy_file_range", "sendfile"),
+)
+SEGMENT_BYTES = 4000
+
+
+def after(state: State, change: Change) -> State:
+    kind, uri, texts = change
+    new = dict(state)
+    if kind in ("put", "trim"):
+        new[uri] = texts
+    elif kind == "remove":
+        new.pop(uri, None)
+    return new
+
+
+def apply(library: Library, change: Change) -> None:
+    kind, uri, texts = change
+    if kind == "gc":
+        library.gc()
+        return
+    with library.transaction() as tx:
+        if kind == "put":
+            put(tx, library, uri, texts)
+        elif kind == "remove":
+            tx.remove_document(uri)
+        else:
+            tx.remove_passages(library.passage_ids(uri)[len(texts) :])
+
+
+def random_changes(rng: random.Random, state: State) -> Iterator[Change]:
+    while True:
+        kind = rng.choices(["put", "remove", "trim", "gc"], [6, 2, 1, 2])[0]
+        uri = f"d{rng.randrange(6)}"
+        texts = [f"word {rng.randrange(40)}" for _ in range(rng.randrange(1, 7))]
+        if kind == "trim":
+            texts = state.get(uri, [])[:-1]  # the last passage: no id or ordinal of the others depends on it
+        change: Change = ("gc", "", []) if kind == "gc" or (kind == "trim" and not texts) else (kind, uri, texts)
+        yield change
+        state = after(state, change)
+
+
+def work(folder: Path, changes: Iterator[Change], pipe: int) -> None:
+    """In the child: announce, apply, acknowledge."""
+    with Library.open(folder, write=True, segment_bytes=SEGMENT_BYTES) as library:
+        for change in changes:
+            os.write(pipe, json.dumps(["start", change]).encode() + b"\n")
+            apply(library, change)
+            os.write(pipe, b'["done"]\n')
+
+
+def fork(body: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            body()
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(9)
+    return pid
+
+
+def possible(state: State, log: bytes) -> tuple[State, State]:
+    """(state after the last acknowledged change, state if the change under way counts too)."""
+    state = dict(state)
+    under_way: Change | None = None
+    for line in log.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        word, *rest = json.loads(line)
+        if word == "start":
+            under_way = rest[0]
+        elif under_way:
+            state, under_way = after(state, under_way), None
+    return state, after(state, under_way) if under_way else state
+
+
+def judge(folder: Path, acknowledged: State, perhaps: State) -> State:
+    """Everything acknowledged is there, whole; reading needs no writer first, and writing resumes."""
+    with Library.open(folder, fingerprint=FINGERPRINT) as reader:
+        assert reader.verify() == [], reader.verify()
+        now = held(reader)
+        assert now in (acknowledged, perhaps), (now, acknowledged, perhaps)
+        check(reader, now)
+    with Library.open(folder, fingerprint=FINGERPRINT, write=True, segment_bytes=SEGMENT_BYTES) as library:
+        apply(library, ("put", "resumed", ["word again"]))
+        apply(library, ("remove", "resumed", []))
+        names = {"catalog.sqlite", "writer.lock"} | {f"seg-{u.number}.safetensors" for u in library.stats().segments}
+        names |= {f"faiss-{library.head.faiss}.idx"} if library.head.faiss else set()
+        assert set(os.listdir(folder)) == names, os.listdir(folder)
+        assert library.verify() == []
+    return now
+
+
+def moments(folder: Path, count: int, seed: int) -> dict[str, object]:
+    rng, state, committed = random.Random(seed), State(), 0
+    Library.create(folder, FINGERPRINT, dim=DIM).close()
+    for n in range(count):
+        read_end, write_end = os.pipe()
+        changes = random_changes(random.Random(f"{seed} {n}"), state)
+        pid = fork(lambda c=changes, w=write_end: work(folder, c, w))  # type: ignore[misc]
+        os.close(write_end)
+        log, commits = b"", rng.randrange(4)
+        while log.count(b'["done"]') < commits or not log:
+            log += os.read(read_end, 1 << 16)
+        time.sleep(rng.choice([0.0, 0.003, 0.01, 0.03, 0.1]) * rng.random())
+        os.kill(pid, signal.SIGKILL)
+        while part := os.read(read_end, 1 << 16):
+            log += part
+        os.close(read_end)
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status), f"the writer ended by itself: {status}"
+        committed += log.count(b'["done"]')
+        state = judge(folder, *possible(state, log))
+    return {"kills": count, "committed": committed, "documents": len(state)}
+
+
+SCENARIO: list[Change] = [
+    ("put", "b", ["word 4", "word 2", "word 5"]),
+    ("remove", "a", []),
+    ("gc", "", []),
+]
+BASE: State = {"a": ["word 1", "word 2"], "b": ["word 3", "word 4"]}
+
+
+def traced(folder: Path, log: Path, *inject: str) -> tuple[int, bytes]:
+    """Run the scenario in a forked child with strace attached; (wait status, what it said)."""
+    read_end, write_end = os.pipe()
+    go_read, go_write = os.pipe()
+
+    def body() -> None:
+        ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER: any
+        os.read(go_read, 1)
+        work(folder, iter(SCENARIO), write_end)
+
+    pid = fork(body)
+    os.close(write_end)
+    command = ["strace", "-f", "-p", str(pid), "-o", str(log), "-e", f"trace={','.join('?' + c for c in MUTATING)}"]
+    tracer = subprocess.Popen([*command, *inject], stderr=subprocess.PIPE, text=True)
+    assert tracer.stderr
+    line = tracer.stderr.readline()
+    if "attached" not in line:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        tracer.wait()
+        raise PermissionError(line.strip())
+    os.write(go_write, b"x")
+    said = b""
+    while part := os.read(read_end, 1 << 16):
+        said += part
+    _, status = os.waitpid(pid, 0)
+    tracer.wait()
+    for fd in (read_end, go_read, go_write):
+        os.close(fd)
+    tracer.stderr.close()
+    return status, said
+
+
+def syscalls(folder: Path, share: int) -> dict[str, object]:
+    base, run, log = folder / "base", folder / "run", folder / "strace.log"
+    with Library.create(base, FINGERPRINT, dim=DIM, segment_bytes=SEGMENT_BYTES) as library:
+        for uri, texts in BASE.items():
+            apply(library, ("put", uri, texts))
+    shutil.copytree(base, run)
+    try:
+        status, said = traced(run, log)
+    except PermissionError as e:
+        return {"skip": f"strace may not attach here: {e}"}
+    assert status == 0, status
+    final, _ = possible(BASE, said)
+    judge(run, final, final)
+    # strace counts each system call by itself: the nth openat, the nth write ...
+    counts: Counter[str] = Counter()
+    points = []
+    for line in log.read_text().splitlines():
+        match = re.match(r"\d+ +(\w+)\(", line)
+        if match and match[1] in MUTATING:
+            counts[match[1]] += 1
+            if match[1] != "openat" or "O_CREAT" in line:
+                points.append((match[1], counts[match[1]]))
+    done: Counter[str] = Counter()
+    for name, nth in points[::share]:
+        shutil.rmtree(run)
+        shutil.copytree(base, run)
+        status, said = traced(run, log, "-e", f"inject={name}:signal=KILL:when={nth}")
+        assert os.WIFSIGNALED(status), (name, nth, status)
+        judge(run, *possible(BASE, said))
+        done[name] += 1
+    return {"points": len(points), "kills": sum(done.values()), "by_call": dict(done)}
+
+
+if __name__ == "__main__":
+    mode, where, *numbers = sys.argv[1:]
+    mode_of = {"moments": moments, "syscalls": syscalls}
+    print(json.dumps(mode_of[mode](Path(where), *map(int, numbers))))
