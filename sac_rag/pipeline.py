@@ -19,6 +19,7 @@ from sac_rag.answer.reader import Sampling, TextStream
 from sac_rag.config import AskConfig, IndexConfig, from_mapping
 from sac_rag.errors import ConfigError, DocumentError, LibraryError
 from sac_rag.library.library import GcReport, Library, Stats
+from sac_rag.library.opening import compare
 from sac_rag.models.embedder import Embedder
 from sac_rag.records import Answer, Document, Hit, Passage, Timings, Usage
 from sac_rag.text.isolation import ParserProcess
@@ -121,7 +122,10 @@ class SacRag:
         exists = (Path(library) / "catalog.sqlite").exists()
         if exists or not create:
             with Library.open(library) as stored:
-                config = config or config_of(stored)
+                own = config_of(stored)
+            # Before the model is loaded, and for what its fingerprint does not hold: the codec.
+            compare(Path(library), dataclasses.asdict(own), dataclasses.asdict(config or own))
+            config = own
         config = config or IndexConfig()
         engine = Engine.shared(config.model, config.method, config.adapter, device=device, dtype=dtype)
         embedder = Embedder(config.embedder)

@@ -18,7 +18,7 @@ import xxhash
 from sac_rag.errors import LibraryError, MemoryInvalid
 from sac_rag.library import folder as files
 from sac_rag.library.catalog import Catalog, StoredMemory, chunks, marks
-from sac_rag.library.segments import Segment, SegmentInfo, SegmentWriter
+from sac_rag.library.segments import Segment, SegmentWriter
 from sac_rag.library.view import View, stored_vectors
 from sac_rag.records import Document, Passage
 
@@ -37,7 +37,8 @@ class Transaction:
         self._catalog = Catalog.connect(folder)
         with files.writing(folder):
             self._catalog.connection.execute("BEGIN IMMEDIATE")
-        if self._catalog.head() != view.head:
+            stored = self._catalog.head()
+        if stored != view.head:
             self._catalog.close()
             raise LibraryError(f"{folder} was changed behind this writer's back: open the library again")
         self._head = view.head
@@ -46,7 +47,6 @@ class Transaction:
         self._writer: SegmentWriter | None = None
         self._waiting: list[tuple[int, str, int, int]] = []
         """(row key, layout, anchors, source_len) of what lies in the open segment."""
-        self._segments: dict[int, SegmentInfo] = {}
         self._added: dict[int, np.ndarray] = {}
         self._removed: set[int] = set()
         self._touched = self._failed = False
@@ -130,6 +130,8 @@ class Transaction:
         The content hash of a document that loses passages is dropped: it is no longer stored whole.
         """
         keys = list(self._catalog.keys(list(ids)).values())
+        if not keys:
+            return 0
         owners: set[tuple[int]] = set()
         for part in chunks(keys):
             owners.update(self._catalog.rows(f"SELECT document FROM passages WHERE key IN ({marks(part)})", part))

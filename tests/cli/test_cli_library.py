@@ -53,7 +53,7 @@ def test_add_needs_a_library(sac: Sac, library: str, tmp_path: Path) -> None:
     assert sac("add", "more.txt", "--json").json["added"] == 1
 
 
-@pytest.mark.parametrize("flag", [("--ratio", "15"), ("--passage-tokens", "128")])
+@pytest.mark.parametrize("flag", [("--ratio", "15"), ("--codec", "int8"), ("--method", "icae")])
 def test_a_library_keeps_its_settings(sac: Sac, library: str, flag: tuple[str, str]) -> None:
     result = sac("index", "docs", *flag)
     assert result.code == 3

@@ -76,6 +76,7 @@ def test_nothing_to_do_makes_no_generation(library: Library) -> None:
     before = library.head.generation
     with library.transaction() as tx:
         tx.remove_document("unknown")
+        tx.remove_passages(["unknown"])
     assert library.head.generation == before
     library.gc()
     assert library.head.generation == before
