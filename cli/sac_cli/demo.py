@@ -80,6 +80,7 @@ def _place(library: str | None, keep: bool) -> Iterator[str]:
 
 def _ask(rag: SacRag, asked: Sequence[SampleQuestion], as_json: bool) -> list[tuple[Answer, Answer]]:
     from sac_rag.config import AskConfig
+    from sac_rag.evaluate.metrics import contains
 
     ask, found = AskConfig(), []
     with console.working("warming up"):
@@ -89,16 +90,9 @@ def _ask(rag: SacRag, asked: Sequence[SampleQuestion], as_json: bool) -> list[tu
         found.append((compressed, text))
         if not as_json:
             source = compressed.sources[0].passage.document.rpartition("/")[2] if compressed.sources else "no source"
-            verdict = "right" if is_right(compressed.text, sample.answers) else f"wrong, it is {sample.answers[0]}"
+            verdict = "right" if contains(compressed.text, sample.answers) else f"wrong, it is {sample.answers[0]}"
             console.table((), [(f"Q {sample.question}",), (f"A {compressed.text}",), (f"  {verdict}; from {source}",)])
     return found
-
-
-def is_right(text: str, accepted: Sequence[str]) -> bool:
-    """Whether an answer contains an accepted one as whole words, both normalised as SQuAD does."""
-    from sac_rag.evaluate.metrics import normalise
-
-    return any(f" {normalise(answer)} " in f" {normalise(text)} " for answer in accepted)
 
 
 def _finish(
@@ -109,9 +103,11 @@ def _finish(
     results: Sequence[tuple[Answer, Answer]],
     as_json: bool,
 ) -> None:
+    from sac_rag.evaluate.metrics import contains
+
     layers, heads, width = rag.engine.method.backbone.kv_shape
     slot_bytes = 2 * layers * heads * width * rag.engine.dtype.itemsize
-    right = [[is_right(answer.text, s.answers) for answer in pair] for s, pair in zip(asked, results, strict=True)]
+    right = [[contains(answer.text, s.answers) for answer in pair] for s, pair in zip(asked, results, strict=True)]
     compressed, text = (
         answers.summary([pair[side] for pair in results], sum(r[side] for r in right), slot_bytes) for side in (0, 1)
     )

@@ -17,9 +17,11 @@ from pathlib import Path
 from statistics import median
 
 from sac_rag.config import AskConfig, IndexConfig
+from sac_rag.evaluate.metrics import contains
 from sac_rag.library.codecs import CODECS, get_codec
 from sac_rag.pipeline import SacRag
 from sac_rag.records import Answer, Hit
+from sac_rag.samples import SampleQuestion, documents, questions
 
 
 @dataclass(frozen=True)
@@ -102,23 +104,42 @@ def storage(rag: SacRag, ratios: Sequence[float], *, sample: int = 32) -> list[d
     return rows
 
 
+def answers(rag: SacRag, asked: Sequence[SampleQuestion], ks: Sequence[int]) -> list[dict[str, float | str]]:
+    """How many sample questions are answered right from k passages, from memory and from their text."""
+    rows: list[dict[str, float | str]] = []
+    for k in ks:
+        pairs = [pair(rag, q.question, None, AskConfig(k=k, max_new_tokens=24)) for q in asked]
+        rows.append(
+            {
+                "k": k,
+                "questions": len(asked),
+                "found": sum(
+                    any(contains(h.passage.text, q.answers) for h in m.sources)
+                    for q, (m, _) in zip(asked, pairs, strict=True)
+                ),
+                "right_from_memory": sum(contains(m.text, q.answers) for q, (m, _) in zip(asked, pairs, strict=True)),
+                "right_from_text": sum(contains(t.text, q.answers) for q, (_, t) in zip(asked, pairs, strict=True)),
+            }
+        )
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables, or one JSON object with --json."""
     from rich.console import Console
     from rich.table import Table
-
-    from sac_rag.samples import documents, questions
 
     parser = argparse.ArgumentParser(prog="python -m sac_rag.evaluate.bench", description=__doc__)
     parser.add_argument("--library", help="an existing library (default: index the sample documents)")
     parser.add_argument("-k", type=int, default=10, help="passages per question (default 10)")
     parser.add_argument("--rounds", type=int, default=7, help="pairs timed per ratio (default 7)")
     parser.add_argument("--ratio", type=float, action="append", help="ratios to index at (default 5 and 15)")
+    parser.add_argument("--answers", action="store_true", help="also answer all sample questions with 1, 3, 5 passages")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     ratios = args.ratio or [5.0, 15.0]
-    asked = [q.question for q in questions()[:6]]
-    results: dict[str, list[dict[str, float | str]]] = {"latency": [], "storage": []}
+    asked = questions()
+    results: dict[str, list[dict[str, float | str]]] = {"latency": [], "storage": [], "answers": []}
     with tempfile.TemporaryDirectory() as folder:
         for ratio in ratios:
             if args.library:
@@ -127,10 +148,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"indexing the sample documents at {ratio:g}x ...", file=sys.stderr)
                 rag = SacRag.index(documents(), Path(folder) / f"{ratio:g}.lib", IndexConfig(ratio=ratio))
             with rag:
-                row = dataclasses.asdict(latency(rag, asked, k=args.k, rounds=args.rounds))
+                row = dataclasses.asdict(latency(rag, [q.question for q in asked], k=args.k, rounds=args.rounds))
                 results["latency"].append({"ratio": rag.config.ratio, **row})
                 if not results["storage"]:
                     results["storage"] = storage(rag, ratios)
+                if args.answers:
+                    results["answers"] += [{"ratio": rag.config.ratio, **r} for r in answers(rag, asked, (1, 3, 5))]
             if args.library:
                 break
     if args.json:
@@ -138,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     console = Console()
     for name, rows in results.items():
+        if not rows:
+            continue
         table = Table(title=name)
         for column in rows[0]:
             table.add_column(column.replace("_", " "), justify="right")

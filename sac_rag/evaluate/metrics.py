@@ -46,6 +46,11 @@ def token_f1(prediction: str, answer: str) -> float:
     return 2 * common / (len(got) + len(want))
 
 
+def contains(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether an accepted answer stands in the prediction, as whole normalised words."""
+    return any(f" {normalise(a)} " in f" {normalise(prediction)} " for a in answers)
+
+
 def rouge1(prediction: str, answer: str) -> float:
     """ROUGE-1 F over the *set* of case-sensitive words, full stops cutting sentences, as in `rouge` 1.0.1."""
     got, want = _unigrams(prediction), _unigrams(answer)

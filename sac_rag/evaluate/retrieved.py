@@ -12,7 +12,7 @@ from statistics import fmean
 from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.harness import ANSWER_TOKENS, Listen
-from sac_rag.evaluate.metrics import Score, normalise, score
+from sac_rag.evaluate.metrics import Score, contains, score
 from sac_rag.evaluate.tasks import load_task
 from sac_rag.pipeline import SacRag
 from sac_rag.records import Document, Hit
@@ -115,5 +115,4 @@ def _answer(
 
 
 def _holds(hits: Sequence[Hit], answers: Sequence[str]) -> bool:
-    texts = [f" {normalise(h.passage.text)} " for h in hits]
-    return any(f" {normalise(a)} " in t for a in answers for t in texts)
+    return any(contains(h.passage.text, answers) for h in hits)

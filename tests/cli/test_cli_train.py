@@ -127,11 +127,3 @@ def test_demo(sac: Sac, toys: Toys, documents: Path, monkeypatch: pytest.MonkeyP
     assert kept.code == 0 and "right answers\t" in kept.out and Path("demo.lib").exists()
     assert kept.out.count("Q Who approves trips?") == 2
     assert sac("ls", "-l", "demo.lib", "--json").json["documents"]
-
-
-def test_right_answers_are_whole_words() -> None:
-    from sac_cli.demo import is_right
-
-    assert is_right("It was the Clyde-Tombaugh, in 1930.", ("clydetombaugh",))
-    assert is_right("The Laughing Valley!", ("Laughing Valley",))
-    assert not is_right("1363 miles", ("363",)) and not is_right("", ("363",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sac_rag.evaluate.metrics import normalise, rouge1, score, token_f1
+from sac_rag.evaluate.metrics import contains, normalise, rouge1, score, token_f1
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,9 @@ def test_rouge_equals_the_package_of_the_authors():
     pairs = [("in the city of Rome", "Rome"), ("St. Paul. Minn", "St Paul"), ("a b a c", "a c d"), ("x", "X")]
     for got, want in pairs:
         assert rouge1(got, want) == pytest.approx(rouge.get_scores(got, want)[0]["rouge-1"]["f"], abs=1e-6)
+
+
+def test_contains_wants_whole_words():
+    assert contains("It was the Clyde-Tombaugh, in 1930.", ("clydetombaugh",))
+    assert contains("The Laughing Valley!", ("nowhere", "Laughing Valley"))
+    assert not contains("1363 miles", ("363",)) and not contains("", ("363",))
