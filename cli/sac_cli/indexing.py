@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sac_cli import console
+from sac_cli import console, interrupts
 from sac_rag.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -29,7 +29,12 @@ def check_paths(paths: Sequence[str]) -> None:
 def compress(rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: bool = False) -> IndexReport:
     """Index with a progress bar; Ctrl-C ends the command with exit code 130."""
     try:
-        with _bar() as listen:
+        with interrupts.remembered() as ctrl_c, _bar() as show:
+
+            def listen(report: IndexReport) -> None:
+                show(report)
+                ctrl_c.check()
+
             return rag.add(list(paths), sync=sync, strict=strict, listen=listen)
     except KeyboardInterrupt:
         console.error("stopped: what is committed stays, and the same command goes on from there")
@@ -37,9 +42,9 @@ def compress(rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: b
 
 
 @contextmanager
-def _bar() -> Iterator[Listen | None]:
+def _bar() -> Iterator[Listen]:
     if not console.shows_progress():
-        yield None
+        yield lambda report: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import signal
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sac_cli import console, fields
+from sac_cli import console, fields, interrupts
 from sac_cli.options import Device, Dtype
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError
@@ -75,7 +72,7 @@ def train(
         from sac_rag.train.loop import TrainConfig
         from sac_rag.train.run import run
     config = TrainConfig(**fields.given(TRAINING, values))
-    with _interruptible() as asked, _bar() as show:
+    with interrupts.after_step() as asked, _bar() as show:
 
         def listen(progress: Progress) -> None:
             asked.begun, asked.step = True, progress.step
@@ -119,36 +116,6 @@ def _options(given: list[str] | tuple[()]) -> dict[str, Any] | None:
         except ValueError:
             found[key] = value
     return found or None
-
-
-class _Asked:
-    """What Ctrl-C asked for, and how far the run is."""
-
-    stop = False
-    begun = False
-    step = 0
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[_Asked]:
-    """Ctrl-C asks the run to stop after its step; before the first step, or the second time, it ends it at once."""
-    asked = _Asked()
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if asked.stop:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        if not asked.begun:  # nothing to save yet
-            raise KeyboardInterrupt
-        asked.stop = True
-        # One plain write: a handler must not wait for locks that the interrupted code may hold.
-        os.write(2, b"\nstopping after this step; Ctrl-C again kills\n")
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

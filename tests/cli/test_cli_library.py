@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -129,6 +133,27 @@ def test_ctrl_c_keeps_what_is_committed(sac: Sac, toys: Toys, documents: Path, m
     assert result.err.count("\n") == 1 and "goes on from there" in result.err
     resumed = sac("index", "docs", "--json").json
     assert (resumed["unchanged"], resumed["added"]) == (1, 1)
+
+
+def test_ctrl_c_that_a_library_swallowed_is_not_lost(
+    sac: Sac, toys: Toys, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sac_rag import pipeline
+
+    whole = pipeline.SacRag._store
+
+    def swallowing(self: pipeline.SacRag, *args: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        whole(self, *args)  # type: ignore[arg-type]
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(pipeline.SacRag, "_store", swallowing)
+    result = sac("index", "docs", **toys.environment)
+    assert result.code == 130 and "what is committed stays" in result.err
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(sac("ls", "--json").json["documents"]) == 2
 
 
 def test_a_newer_format_is_no_crash(sac: Sac, library: str) -> None:

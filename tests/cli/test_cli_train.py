@@ -77,9 +77,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
 
 
 def test_ctrl_c_before_the_first_step_ends_at_once() -> None:
-    from sac_cli.train import _interruptible
+    from sac_cli import interrupts
 
-    with pytest.raises(KeyboardInterrupt), _interruptible():
+    with pytest.raises(KeyboardInterrupt), interrupts.after_step():
         os.kill(os.getpid(), signal.SIGINT)
 
 
