@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(render(Path(args[0])))
         return 0
     if len(args) == 6 and args[1] == "record":
-        record(Path(args[0]), *args[2:], json.load(sys.stdin))
+        folder, _, name, title, command, note = args
+        record(Path(folder), name, title, command, note, json.load(sys.stdin))
         return 0
     sys.stderr.write("usage: report FOLDER | report FOLDER record NAME TITLE COMMAND NOTE < run.json\n")
     return 2
