@@ -119,6 +119,7 @@ class SacRag:
 
         Raises LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked.
         """
+        config = _absolute(config) if config else None
         exists = (Path(library) / "catalog.sqlite").exists()
         if exists or not create:
             with Library.open(library) as stored:
@@ -408,6 +409,13 @@ def config_of(library: Library) -> IndexConfig:
     stored = library.fingerprint
     names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec"}
     return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": library.head.codec})
+
+
+def _absolute(config: IndexConfig) -> IndexConfig:
+    """Folders and files by absolute path: a library opens from any working directory."""
+    named = {n: getattr(config, n) for n in ("model", "adapter", "embedder")}
+    here = {n: str(Path(v).expanduser().resolve()) for n, v in named.items() if os.sep in v and Path(v).exists()}
+    return dataclasses.replace(config, **here)
 
 
 def _embedded(passage: Passage) -> str:

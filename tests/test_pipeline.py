@@ -159,10 +159,14 @@ def test_strict_fails_at_the_first_bad_file(docs, tiny_config, tmp_path):
         SacRag.index(docs, tmp_path / "a.lib", tiny_config, strict=True)
 
 
-def test_opening_needs_no_settings_and_refuses_other_ones(docs, tiny_config, tmp_path):
+def test_opening_needs_no_settings_and_refuses_other_ones(docs, tiny_config, tmp_path, monkeypatch):
     SacRag.index(docs, tmp_path / "a.lib", tiny_config).close()
     with SacRag.open(tmp_path / "a.lib") as rag:
         assert rag.config == tiny_config
+    relative = dataclasses.replace(tiny_config, adapter=os.path.relpath(tiny_config.adapter))
+    SacRag.index(docs, tmp_path / "b.lib", relative).close()
+    monkeypatch.chdir("/")
+    SacRag.open(tmp_path / "b.lib").close()
     for change, values in [({"ratio": 15.0}, ["5.0", "15.0"]), ({"passage_tokens": 64}, ["128", "64"])]:
         with pytest.raises(LibraryMismatch) as error:
             SacRag.open(tmp_path / "a.lib", config=dataclasses.replace(tiny_config, **change))

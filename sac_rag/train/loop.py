@@ -57,9 +57,9 @@ class TrainConfig:
     first_context: int = 192
     """Limit at the first step; it grows linearly to `max_context` over the first half: short passages first."""
     recall_weight: float = 0.25
-    """See Recipe.recall_weight; falls linearly to a fifth over the stage."""
-    distractor_share: float = 0.25
-    """See Recipe.distractor_share; reached at half of the stage, zero before."""
+    """Loss weight of continuing a quoted piece of the context from memory; falls to a fifth over the stage."""
+    distractor_share: float = 0.5
+    """Share of contexts whose memory also holds others of the batch, shuffled; from half of the stage on."""
     checkpoint_minutes: float = 4.0
     """Minutes between checkpoints."""
     seed: int = 0
@@ -129,15 +129,18 @@ def train(
     ]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
     path = folder / "checkpoint.safetensors"
-    state: dict[str, Any] = {"step": 0, "examples": 0, "seconds": 0.0}
+    state: dict[str, Any] = {"step": 0, "examples": 0, "seconds": 0.0, "smooth": {}}
     if path.exists():
         state = checkpoint.restore(path, parameters, optimiser)
         mixture.restore(state["data"])
+        if state["step"] >= config.steps and (folder / "card.json").exists():
+            return Card.read(folder)
     metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8") if team.leads else None
     saved = time.monotonic()
-    smooth = {"loss": math.nan, "recall": math.nan}
+    smooth = {"loss": math.nan, "recall": math.nan, **state.get("smooth", {})}
 
     def save() -> None:
+        state["smooth"] = {k: v for k, v in smooth.items() if not math.isnan(v)}
         checkpoint.save(path, parameters, optimiser, {**state, "data": mixture.state(), "config": _plain(config)})
 
     while state["step"] < config.steps:

@@ -70,6 +70,9 @@ def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(make_sac, data, tmp_pa
         train(broken, mixture(broken, data), config, CARD, tmp_path / "broken", stop=left.__next__)
     for name, want in weights(whole).items():
         assert torch.equal(want, weights(broken)[name]), name
+    before = (tmp_path / "broken/card.json").read_text()
+    train(make_sac(), mixture(whole, data), config, CARD, tmp_path / "broken")
+    assert (tmp_path / "broken/card.json").read_text() == before, "a finished run is not run again"
     assert (tmp_path / "whole/adapter.safetensors").read_bytes() == (
         tmp_path / "broken/adapter.safetensors"
     ).read_bytes()
