@@ -121,9 +121,8 @@ def test_law_8_anchors_are_the_middles_of_equal_chunks(length, ratio):
     places = uniform(range(length), count).tolist()
     assert len(places) == count == len(set(places))
     for i, p in enumerate(places):
-        start, end = i * length / count, (i + 1) * length / count
-        assert start <= p < end
-        assert abs(p + 0.5 - (start + end) / 2) <= 0.5 + 1e-9
+        # The token in which the middle of chunk [iL/|S|, (i+1)L/|S|) falls, in whole numbers.
+        assert 2 * count * p <= (2 * i + 1) * length < 2 * count * (p + 1)
 
 
 @pytest.mark.parametrize("name", sorted(SELECTORS))
