@@ -53,8 +53,8 @@ class IndexConfig:
 class AskConfig:
     """How a question is answered."""
 
-    k: int = 5
-    """Passages put into memory."""
+    k: int = 1
+    """Passages put into memory. One is what the shipped adapter answers best from (docs/log.md)."""
     min_score: float | None = None
     """Drop hits with a cosine similarity below this; None keeps all."""
     search: str = "hybrid"
