@@ -106,7 +106,7 @@ def test_bad_settings_are_usage_errors(sac: Sac, library: str, flags: tuple[str,
 
 def test_chat(sac: Sac, library: str) -> None:
     lines = "/sources\nWhere is the key?\n/sources\n/text\nWho approves trips?\n/what\n/quit\nnever\n"
-    result = sac("chat", stdin=lines, **SHORT)
+    result = sac("chat", stdin=lines, SAC_K="3", **SHORT)
     assert result.code == 0, result.err
     assert "stands for itself" in result.err and "no answer yet" in result.err
     assert "answering from plain text" in result.err

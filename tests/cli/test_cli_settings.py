@@ -25,7 +25,7 @@ def test_precedence(sac: Sac, library: str, tmp_path: Path) -> None:
         assert result.code == 0, result.err
         return len(result.json["sources"])
 
-    assert sources() > 3
+    assert sources() == 1
     (tmp_path / "pyproject.toml").write_text("[tool.sac.ask]\nk = 4\n")
     assert sources() == 4
     (tmp_path / "sac.toml").write_text("[ask]\nk = 3\n")  # goes before pyproject.toml

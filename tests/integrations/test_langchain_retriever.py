@@ -8,7 +8,7 @@ from langchain_core.load import dumps
 from langchain_core.retrievers import BaseRetriever
 
 from langchain_sac import SacRetriever
-from sac_rag import SacRag
+from sac_rag import AskConfig, SacRag
 
 from .conftest import TEXTS
 
@@ -38,7 +38,7 @@ def test_documents_survive_serialisation(rag: SacRag) -> None:
 async def test_k_where_and_async_agree_with_the_library(rag: SacRag) -> None:
     retriever = SacRetriever(rag=rag, k=2)
     question = "Who crossed the bridge?"
-    expected = [hit.passage.text for hit in rag.retrieve(question)]
+    expected = [hit.passage.text for hit in rag.retrieve(question, AskConfig(k=5))]
     assert len(expected) == 3
     assert [d.page_content for d in retriever.invoke(question)] == expected[:2]
     assert [d.page_content for d in await retriever.ainvoke(question)] == expected[:2]

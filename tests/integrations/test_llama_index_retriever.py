@@ -6,7 +6,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.retrievers.sac import SacRetriever
 
-from sac_rag import SacRag
+from sac_rag import AskConfig, SacRag
 
 from .conftest import TEXTS
 
@@ -34,7 +34,7 @@ def test_nodes_are_the_passages_found(rag: SacRag) -> None:
 
 async def test_k_where_and_async_agree_with_the_library(rag: SacRag) -> None:
     question = "Who crossed the bridge?"
-    expected = [hit.passage.id for hit in rag.retrieve(question)]
+    expected = [hit.passage.id for hit in rag.retrieve(question, AskConfig(k=5))]
     assert len(expected) == 3
     retriever = SacRetriever(rag, k=2)
     assert [n.node.node_id for n in retriever.retrieve(question)] == expected[:2]
