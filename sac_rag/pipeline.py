@@ -413,9 +413,13 @@ def config_of(library: Library) -> IndexConfig:
 
 def _absolute(config: IndexConfig) -> IndexConfig:
     """Folders and files by absolute path: a library opens from any working directory."""
-    named = {n: getattr(config, n) for n in ("model", "adapter", "embedder")}
-    here = {n: str(Path(v).expanduser().resolve()) for n, v in named.items() if os.sep in v and Path(v).exists()}
-    return dataclasses.replace(config, **here)
+
+    def place(name: str) -> str:
+        return str(Path(name).resolve()) if os.sep in name and Path(name).exists() else name
+
+    return dataclasses.replace(
+        config, model=place(config.model), adapter=place(config.adapter), embedder=place(config.embedder)
+    )
 
 
 def _embedded(passage: Passage) -> str:
