@@ -12,10 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from sac_rag.answer import gate
 from sac_rag.answer.assemble import Assembled, memory_prompt, text_prompt
+from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt
 from sac_rag.answer.engine import Engine
+from sac_rag.answer.passing import Passing
+from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Sampling, TextStream
+from sac_rag.answer.service import Generation
+from sac_rag.answer.tags import Tagger
+from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.config import AskConfig, IndexConfig, from_mapping
 from sac_rag.errors import ConfigError, DocumentError, LibraryError
 from sac_rag.library.library import GcReport, Library, Stats
@@ -73,6 +81,8 @@ class SacRag:
     def __init__(self, library: Library, engine: Engine, embedder: Embedder, config: IndexConfig) -> None:
         self.library, self.engine, self.embedder, self.config = library, engine, embedder, config
         self._gated = False
+        self._tagger = Tagger(library.secret)
+        self._passing = Passing()
 
     # -- making and opening ------------------------------------------------------------------------------
 
@@ -326,6 +336,56 @@ class SacRag:
             self._gated = True
         return Stream(self, question.strip(), ask or AskConfig(), where, hits, text)
 
+    # -- conversations -----------------------------------------------------------------------------------
+
+    def tag(self, passage_id: str) -> str:
+        """A tag that stands for a passage's memory in any text: see `sac_rag.answer.tags`."""
+        return self._tagger.tag(passage_id)
+
+    def cite(self, text: str, *, where: Mapping[str, Any] | None = None) -> Content:
+        """Text cut at the tags of this library, for a `Message`. where: only passages that fit this metadata filter."""
+        return tuple(self._tagger.split(text, lambda i: i in self._passing or self.library.holds(i, where)))
+
+    def remember(self, texts: Sequence[str]) -> list[str]:
+        """Compress passages that are in no library and return their ids, for `tag`; held in memory, not stored.
+
+        Texts of more than 510 tokens are compressed as consecutive sub-contexts under one id. The longest unused are
+        forgotten beyond `PASSING_BYTES`; their tags then stay text.
+        """
+        return self._passing.compress(texts, self.engine, self.config.ratio)
+
+    def converse(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Generation:
+        """The assistant's next message, token by token. A conversation's next turn goes on from what was read.
+
+        Raises ConfigError for messages that the chat template does not take or that do not fit the context.
+        """
+        return self.engine.service.submit(self.conversation(messages, sampling), sampling or Sampling(), keep=True)
+
+    def conversation(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Prompt:
+        """The prompt of `converse`."""
+        if not self._gated:
+            gate.check(self.engine, self.library)
+            self._gated = True
+        shelf = Shelf(self.library.secret.hex(), self._extents, self._load)
+        with self.engine.busy(), torch.inference_mode():
+            prompt = chat_prompt(self.engine.method, messages, shelf)
+        room = self.engine.method.backbone.context_length - (sampling or Sampling()).max_new_tokens
+        position = prompt.extent(len(prompt.units()))[1]
+        if position > room:
+            raise ConfigError(
+                f"the conversation takes {position} positions, the model has {room} beside the answer: leave out old "
+                "messages or passages"
+            )
+        return prompt
+
+    def _extents(self, ids: Sequence[str]) -> list[tuple[int, int]]:
+        return [self._passing.extent(i) or self.library.extents([i])[0] for i in ids]
+
+    def _load(self, ids: Sequence[str]) -> list[AnchorKV]:
+        stored = [i for i in ids if i not in self._passing]
+        loaded = dict(zip(stored, self.library.load(stored), strict=True)) if stored else {}
+        return [m for i in ids for m in ([loaded[i]] if i in loaded else self._passing.get(i))]
+
     def assemble(self, hits: Sequence[Hit], question: str, ask: AskConfig, *, text: bool = False) -> Assembled:
         """The prompt of a question over these hits."""
         method = self.engine.method
@@ -376,28 +436,23 @@ class Stream(Iterator[str]):
         with engine.busy():
             assembled = rag.assemble(found, question, ask, text=text)
             loaded = time.perf_counter()
-            sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-            decoding = engine.reader.start([assembled.prompt], sampling)
-            new = decoding.advance()
-        first = time.perf_counter()
-        stream, pieces = TextStream(engine.method.backbone), []
-        while True:
-            for _, token in new:
-                if piece := stream.push(token):
-                    pieces.append(piece)
-                    yield piece
-            if decoding.done:
-                break
-            with engine.busy():
-                new = decoding.advance()
+        sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
+        stream, pieces, first = TextStream(engine.method.backbone), [], None
+        generation = engine.service.submit(assembled.prompt, sampling)
+        for token in generation:
+            first = first or time.perf_counter()
+            if piece := stream.push(token):
+                pieces.append(piece)
+                yield piece
+        first = first or time.perf_counter()
         if piece := stream.flush():
             pieces.append(piece)
             yield piece
         usage = Usage(
             anchors=assembled.anchors,
             source_tokens=assembled.source_tokens,
-            prompt_tokens=len(assembled.prompt.token_ids),
-            completion_tokens=len(decoding.completions[0].token_ids),
+            prompt_tokens=assembled.prompt.tokens,
+            completion_tokens=len(generation.completion.token_ids),
         )
         timings = Timings(retrieved - began, loaded - retrieved, first - began, time.perf_counter() - began)
         notices = assembled.notices if found else ("no passage matched; the answer comes from the model alone",)

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -52,6 +56,28 @@ def tiny_llama(seed: int = 0, **changes: Any) -> Any:
         return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
     finally:
         torch.random.set_rng_state(state)
+
+
+def by_transformers(backbone: Any, memory: Any, token_ids: list[int], *, use_lora: bool = False) -> Any:
+    """The oracle of reading behind memory: next logits (vocabulary,) by transformers' own forward and cache."""
+    import torch
+    from transformers import DynamicCache
+
+    cache, start, slots = DynamicCache(), 0, 0
+    if memory is not None:
+        start, slots = memory.next_position, memory.slots
+        for layer, (keys, values) in enumerate(zip(memory.keys, memory.values, strict=True)):
+            cache.update(keys[None], values[None], layer)
+    n = len(token_ids)
+    model = backbone.encoder if use_lora else backbone.decoder
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor([token_ids]),
+            attention_mask=torch.ones(1, slots + n, dtype=torch.int64),
+            position_ids=torch.arange(start, start + n)[None],
+            past_key_values=cache,
+        )
+    return out.logits[0, -1]
 
 
 @pytest.fixture

@@ -238,7 +238,7 @@ def test_special_tokens_in_documents_and_questions_stay_text(tiny_config, tmp_pa
         (passage,) = rag.library.passages()
         assert passage.tokens == len(b.tokens(passage.text))
         hits = rag.retrieve(forged)
-        prompt = rag.assemble(hits, forged, AskConfig(), text=True).prompt.token_ids
+        prompt = rag.assemble(hits, forged, AskConfig(), text=True).prompt.parts[0]
         layout = rag.engine.method.layout
         ours = [*b.template(layout.prefix), *b.template(layout.before), *b.template(layout.after)]
         assert sum(t in special for t in prompt) == sum(t in special for t in ours)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sac_rag.answer.reader import Prompt
+from sac_rag.answer.prompt import Prompt
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods.base import Method
 from sac_rag.errors import ConfigError
@@ -23,7 +23,7 @@ class Assembled:
 
     @property
     def anchors(self) -> int:
-        return self.prompt.memory.slots if self.prompt.memory else 0
+        return self.prompt.slots
 
 
 def question_ids(method: Method, question: str) -> list[int]:
@@ -50,9 +50,9 @@ def memory_prompt(
     sizes = [m.source_len if placing == "source" else m.anchors for m in memories]
     kept = _fitting(method, sizes, prefix + len(ids), reserve)
     parts = [m.to(device=method.backbone.device) for m in memories[:kept]]
-    memory = method.memory(parts, placing=placing) if parts or prefix else None
+    front = (method.memory(parts, placing=placing),) if parts or prefix else ()
     source = sum(m.source_len for m in memories[:kept])
-    return Assembled(Prompt(ids, memory), tuple(hits[:kept]), source, _notices(len(hits), kept))
+    return Assembled(Prompt((*front, ids)), tuple(hits[:kept]), source, _notices(len(hits), kept))
 
 
 def text_prompt(method: Method, hits: Sequence[Hit], question: str, *, reserve: int = 64) -> Assembled:
@@ -65,7 +65,7 @@ def text_prompt(method: Method, hits: Sequence[Hit], question: str, *, reserve: 
     body: list[int] = []
     for text in texts[:kept]:
         body += [*gap, *text] if body else text
-    return Assembled(Prompt([*prefix, *body, *ids]), tuple(hits[:kept]), len(body), _notices(len(hits), kept))
+    return Assembled(Prompt(([*prefix, *body, *ids],)), tuple(hits[:kept]), len(body), _notices(len(hits), kept))
 
 
 def _fitting(method: Method, sizes: Sequence[int], fixed: int, reserve: int) -> int:

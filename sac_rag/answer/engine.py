@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from sac_rag.answer.reader import Reader
+from sac_rag.answer.service import Service
 from sac_rag.compress import adapter as adapters
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.anchor_kv import AnchorKV
@@ -43,6 +44,8 @@ class Engine:
         stop = self.method.backbone.template(self.method.layout.end)[:1]
         self.reader = Reader(self.method.backbone, [*stop, *eos_ids(base)], use_lora=self.method.reads_with_lora)
         self._busy = threading.RLock()
+        self.service = Service(self.reader, self.busy)
+        """Answers questions of all threads as one batch."""
 
     @classmethod
     def shared(

@@ -1,4 +1,4 @@
-"""The decoder's side of a question: memory and prompt in, tokens out, one by one or batched."""
+"""The decoder's side of a question: prompts in, tokens out, any number of rows under way at once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sac_rag.compress.anchor_kv import Memory
-from sac_rag.compress.backbone import Backbone, Session
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the decoder reads: `token_ids` behind `memory` (or behind nothing)."""
-
-    token_ids: list[int]
-    memory: Memory | None = None
+from sac_rag.answer.prompt import Prompt
+from sac_rag.compress.backbone import Backbone
+from sac_rag.compress.session import Session
 
 
 @dataclass(frozen=True)
@@ -31,6 +24,8 @@ class Sampling:
     """Nucleus mass, used when temperature > 0."""
     seed: int = 0
     """Seed of sampling; a row's draws do not depend on its batch."""
+    min_new_tokens: int = 0
+    """Tokens before which an answer cannot end."""
 
 
 @dataclass
@@ -43,61 +38,107 @@ class Completion:
     """False when the length limit cut the answer."""
 
 
-class Decoding:
-    """Prompts being completed as one left-padded batch; rows leave it as they end.
+class Row:
+    """One prompt being completed."""
 
-    Cancelling is dropping the object: nothing runs between two calls of `advance`.
-    """
+    def __init__(self, sampling: Sampling) -> None:
+        self.completion = Completion([], 0.0, False)
+        self.sampling = sampling
+        self.last = 0
+        self._generator = torch.Generator().manual_seed(sampling.seed) if sampling.temperature else None
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        *,
-        use_lora: bool = False,
-    ) -> None:
-        self.completions = [Completion([], 0.0, False) for _ in prompts]
-        self._backbone, self._sampling, self._stop_ids = backbone, sampling, stop_ids
-        self._choosers = [_Chooser(sampling) for _ in prompts]
-        self._rows = list(range(len(prompts)))
-        self._last: list[int] = []
-        self._session: Session | None = None
-        self._start = ([p.memory for p in prompts], [p.token_ids for p in prompts], use_lora)
+    def choose(self, logprobs: torch.Tensor, best: int, stop_ids: frozenset[int]) -> int:
+        """The next token from (vocabulary,) log-probabilities, whose largest is at `best`; noted in `completion`."""
+        c, s = self.completion, self.sampling
+        if best in stop_ids and len(c.token_ids) < s.min_new_tokens:
+            logprobs = logprobs.index_fill(0, torch.tensor(sorted(stop_ids), device=logprobs.device), -torch.inf)
+            best = int(logprobs.argmax())
+        token = best if self._generator is None else _nucleus(logprobs, s, self._generator)
+        c.logprob += (float(logprobs[token]) - c.logprob) / (len(c.token_ids) + 1)
+        if token in stop_ids:
+            c.ended = True
+        else:
+            c.token_ids.append(token)
+        self.last = token
+        return token
 
     @property
     def done(self) -> bool:
-        return not self._rows
+        return self.completion.ended or len(self.completion.token_ids) >= self.sampling.max_new_tokens
+
+
+class Decoding:
+    """Rows being completed as one batch: new ones join while others are under way, done ones leave.
+
+    Nothing runs between two calls; dropping the object ends the work.
+    """
+
+    def __init__(self, backbone: Backbone, stop_ids: frozenset[int], *, use_lora: bool = False) -> None:
+        self.rows: list[Row] = []
+        self._backbone, self._stop_ids, self._use_lora = backbone, stop_ids, use_lora
+        self._session: Session | None = None
+
+    @property
+    def done(self) -> bool:
+        return not self.rows
 
     @torch.inference_mode()
-    def advance(self) -> list[tuple[int, int]]:
-        """One more token for every row under way: (row, token id), end tokens left out."""
-        if self._session is None:
-            memories, texts, use_lora = self._start
-            self._session = self._backbone.start(memories, texts, use_lora=use_lora)
+    def admit(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> list[Row]:
+        """Read prompts and choose their first tokens; the rows are under way from then on, unless done at once."""
+        return self.enter(self.read([p.after(0) for p in prompts]), samplings)
+
+    @torch.inference_mode()
+    def read(self, parts: Sequence[Sequence[object]], onto: Session | None = None) -> Session:
+        """A session that has read these parts, one list a row; `onto` goes on with what is read already."""
+        if onto is None:
+            return Session(self._backbone, parts, use_lora=self._use_lora)  # type: ignore[arg-type]
+        onto.read(parts)  # type: ignore[arg-type]
+        return onto
+
+    @torch.inference_mode()
+    def enter(self, session: Session, samplings: Sequence[Sampling]) -> list[Row]:
+        """Take the rows of a session in and choose their first tokens."""
+        rows = [Row(s) for s in samplings]
+        self._choose(rows, session.logits)
+        if self._session is None or not self.rows:
+            self._session = session
         else:
-            self._session.step(torch.tensor(self._last, device=self._backbone.device))
-        logprobs = self._session.logits.float().log_softmax(-1)
-        greedy = self._sampling.temperature == 0
-        best = logprobs.argmax(-1).tolist() if greedy else []
-        tokens = best if greedy else [self._choosers[r](logprobs[i]) for i, r in enumerate(self._rows)]
-        new, going = [], []
-        for i, (row, token) in enumerate(zip(self._rows, tokens, strict=True)):
-            c = self.completions[row]
-            length = len(c.token_ids) + 1
-            c.logprob += (float(logprobs[i, token]) - c.logprob) / length
-            if token in self._stop_ids:
-                c.ended = True
-                continue
-            c.token_ids.append(token)
-            new.append((row, token))
-            if length < self._sampling.max_new_tokens:
-                going.append(i)
-        if going and len(going) < len(self._rows):
-            self._session.keep(torch.tensor(going, device=self._backbone.device))
-        self._rows, self._last = [self._rows[i] for i in going], [tokens[i] for i in going]
-        return new
+            self._session.join(session)
+        self.rows = [*self.rows, *rows]
+        return rows
+
+    @torch.inference_mode()
+    def advance(self) -> list[Row]:
+        """One more token for every row under way; those rows, each with its new token or at its end."""
+        self.leave([r for r in self.rows if r.done])
+        if self._session is None or not self.rows:
+            return []
+        logits = self._session.step(torch.tensor([r.last for r in self.rows], device=self._backbone.device))
+        self._choose(self.rows, logits)
+        return list(self.rows)
+
+    @torch.inference_mode()
+    def leave(self, rows: Sequence[Row]) -> None:
+        """Take rows out, done or not."""
+        gone = set(map(id, rows))
+        kept = [i for i, r in enumerate(self.rows) if id(r) not in gone]
+        if len(kept) == len(self.rows):
+            return
+        if kept and self._session is not None:
+            self._session.keep(kept)
+        else:
+            self._session = None
+        self.rows = [self.rows[i] for i in kept]
+
+    def session_of(self, row: Row) -> Session | None:
+        """A copy of a row's session, for a conversation to go on with; None when it has left."""
+        index = next((i for i, r in enumerate(self.rows) if r is row), None)
+        return None if index is None or self._session is None else self._session.row(index)
+
+    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
+        logprobs = logits.float().log_softmax(-1)
+        for row, line, best in zip(rows, logprobs, logprobs.argmax(-1).tolist(), strict=True):
+            row.choose(line, best, self._stop_ids)
 
 
 class Reader:
@@ -106,54 +147,67 @@ class Reader:
     def __init__(self, backbone: Backbone, stop_ids: Sequence[int], *, use_lora: bool = False) -> None:
         self.backbone, self.stop_ids, self.use_lora = backbone, frozenset(stop_ids), use_lora
 
-    def start(self, prompts: Sequence[Prompt], sampling: Sampling) -> Decoding:
-        """Begin completing `prompts`; each `advance` of the result is one step."""
-        return Decoding(self.backbone, prompts, sampling, self.stop_ids, use_lora=self.use_lora)
+    def start(self) -> Decoding:
+        """An empty decoding of this reader."""
+        return Decoding(self.backbone, self.stop_ids, use_lora=self.use_lora)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
         """Complete all prompts as one batch."""
-        decoding = self.start(prompts, sampling)
+        decoding = self.start()
+        rows = decoding.admit(prompts, [sampling] * len(prompts))
         while not decoding.done:
             decoding.advance()
-        return decoding.completions
+        return [r.completion for r in rows]
 
 
-class _Chooser:
-    """Nucleus sampling (Holtzman et al., 2020) with a generator of its own."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._generator = torch.Generator().manual_seed(sampling.seed)
-
-    def __call__(self, logprobs: torch.Tensor) -> int:
-        p = (logprobs.cpu() / self._sampling.temperature).softmax(-1)
-        if self._sampling.top_p < 1:
-            ordered, index = p.sort(descending=True)
-            ordered[ordered.cumsum(-1) - ordered > self._sampling.top_p] = 0
-            p = torch.zeros_like(p).scatter_(0, index, ordered)
-        return int(torch.multinomial(p, 1, generator=self._generator))
+def _nucleus(logprobs: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """Nucleus sampling (Holtzman et al., 2020)."""
+    p = (logprobs.cpu() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        ordered, index = p.sort(descending=True)
+        ordered[ordered.cumsum(-1) - ordered > sampling.top_p] = 0
+        p = torch.zeros_like(p).scatter_(0, index, ordered)
+    return int(torch.multinomial(p, 1, generator=generator))
 
 
 class TextStream:
-    """Token ids to text pieces, never cutting a character in half: joined pieces equal the whole decoding."""
+    """Token ids to text pieces, never cutting a character in half: joined pieces equal the whole decoding.
 
-    def __init__(self, backbone: Backbone) -> None:
+    stop: strings that end the text; the first one found and all after it is held back, and `stopped` is set.
+    """
+
+    def __init__(self, backbone: Backbone, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._shown = backbone.tokenizer, 0
         self._ids: list[int] = []
+        self._stop = tuple(s for s in stop if s)
+        self.stopped = False
 
     def push(self, token: int) -> str:
+        if self.stopped:
+            return ""
         self._ids.append(token)
         text = decode(self._tokenizer, self._ids)
         if text.endswith("\ufffd"):
             return ""
-        piece, self._shown = text[self._shown :], len(text)
-        return piece
+        return self._show(text, len(text) - _begun(text, self._stop))
 
     def flush(self) -> str:
-        """What an unfinished character left behind."""
-        piece = decode(self._tokenizer, self._ids)[self._shown :]
-        self._shown += len(piece)
+        """What an unfinished character or the beginning of a stop string held back."""
+        text = decode(self._tokenizer, self._ids)
+        return "" if self.stopped else self._show(text, len(text))
+
+    def _show(self, text: str, upto: int) -> str:
+        found = [at for s in self._stop if (at := text.find(s)) >= 0]
+        if found:
+            upto, self.stopped = min(found), True
+        piece, self._shown = text[self._shown : upto], max(self._shown, upto)
         return piece
+
+
+def _begun(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of `text` that may be the beginning of a stop string."""
+    sizes = (n for s in stop for n in range(len(s) - 1, 0, -1) if text.endswith(s[:n]))
+    return max(sizes, default=0)
 
 
 def decode(tokenizer: object, ids: Sequence[int]) -> str:

@@ -67,7 +67,8 @@ class AnchorKV:
         if int(p[0]) < 0 or int(p[-1]) >= self.source_len or bool((p[1:] <= p[:-1]).any()):
             raise MemoryInvalid(f"positions must ascend within [0, {self.source_len}), got {p.tolist()[:8]}...")
         for name, t in (("keys", k), ("values", v)):
-            if not bool(torch.isfinite(t).all()):
+            # One NaN or Inf spoils the sum, which is one fast pass; only then is it worth looking at each.
+            if not bool(torch.isfinite(t.sum(dtype=torch.float32))) and not bool(torch.isfinite(t).all()):
                 raise MemoryInvalid(f"{name} hold NaN or Inf: the model or its dtype overflowed on this passage")
         return self
 
@@ -79,12 +80,14 @@ class Memory:
     keys, values: shape (layers, kv_heads, slots, head_dim), keys rotated to their places.
     next_position: the position of the first token that follows.
     source_len: document tokens that the slots stand for.
+    start: the position at which the memory begins: 0 unless something is read before it.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     next_position: int
     source_len: int
+    start: int = 0
 
     @property
     def slots(self) -> int:

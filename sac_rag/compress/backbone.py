@@ -8,7 +8,7 @@ and peft.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+Mix = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""The attention of one layer: (layer, queries, keys, values) -> attended, shapes as in `Backbone.walk`."""
 
 
 @dataclass(frozen=True)
@@ -173,34 +177,57 @@ class Backbone:
         at its memory's `next_position`. Differentiable through the memories. use_lora=True reads with the
         adapted weights (Full-FT), never used for compressed memory.
         """
-        model = self.encoder if use_lora else self.decoder
-        body, device = model.model, self.device
+        device = self.device
         lengths = [r.token_ids.numel() for r in readings]
         starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
         base = [0 if r.memory is None else memories[r.memory].next_position for r in readings]
-        h = body.embed_tokens(torch.cat([r.token_ids for r in readings]).to(device))
-        cos, sin = self._tables(torch.cat([torch.arange(n) + o for n, o in zip(lengths, base, strict=True)]))
-        heads, groups, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.head_dim
+        ids = torch.cat([r.token_ids for r in readings])
+        positions = torch.cat([torch.arange(n) + o for n, o in zip(lengths, base, strict=True)])
         scored = torch.cat([r.scored + a for r, a in zip(readings, starts, strict=False)]).to(device)
         # Unbound and transposed once: indexing a layer per reading would cost a full-size gradient each time.
         fronts = [
             list(zip(m.keys.transpose(1, 2).unbind(0), m.values.transpose(1, 2).unbind(0), strict=True))
             for m in memories
         ]
+
+        def mix(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            parts = zip(readings, q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+            return torch.cat(
+                [
+                    _attend(*qkv, causal=True, front=None if r.memory is None else fronts[r.memory][index])
+                    for r, *qkv in parts
+                ]
+            )
+
+        return self.walk(ids, positions, mix, scored=scored, use_lora=use_lora)
+
+    def walk(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        mix: Mix,
+        *,
+        scored: torch.Tensor | None = None,
+        use_lora: bool = False,
+    ) -> torch.Tensor:
+        """One pass of packed tokens through the decoder; logits (scored or all tokens, vocabulary).
+
+        ids, positions: (tokens,). `mix` is the attention: called for each layer with rotated queries (tokens, heads,
+        head_dim), rotated keys and plain values (tokens, kv_heads, head_dim), it returns (tokens, heads * head_dim).
+        """
+        model = self.encoder if use_lora else self.decoder
+        body, device = model.model, self.device
+        heads, groups, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.head_dim
+        h = body.embed_tokens(ids.to(device))
+        cos, sin = self._tables(positions)
         for index, layer in enumerate(body.layers):
             x = _norm(layer.input_layernorm, h)
             attn = layer.self_attn
             q = turn(_linear(attn.q_proj, x).view(-1, heads, dim), cos, sin)
             k = turn(_linear(attn.k_proj, x).view(-1, groups, dim), cos, sin)
             v = _linear(attn.v_proj, x).view(-1, groups, dim)
-            parts = zip(readings, q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-            out = torch.cat(
-                [
-                    _attend(*qkv, causal=True, front=None if r.memory is None else fronts[r.memory][index])
-                    for r, *qkv in parts
-                ]
-            )
-            if index == len(body.layers) - 1:
+            out = mix(index, q, k, v)
+            if index == len(body.layers) - 1 and scored is not None:
                 h, out = h[scored], out[scored]
             h = _finish(layer, h, out)
         return F.linear(_norm(body.norm, h), model.lm_head.weight)
@@ -214,80 +241,10 @@ class Backbone:
         cos, sin = self.decoder.model.rotary_emb(keys, positions[None].to(keys.device))
         return turn(keys, cos[0], sin[0])
 
-    def start(
-        self, memories: Sequence[Memory | None], texts: Sequence[Sequence[int]], *, use_lora: bool = False
-    ) -> Session:
-        """Prefill texts behind their memories, as one left-padded batch, ready for token-by-token decoding."""
-        return Session(self, self.encoder if use_lora else self.decoder, memories, texts)
-
     def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines, (tokens, 1, head_dim), in the model's dtype."""
         a = angles(positions.to(self.device), self.inv_freq.to(self.device))[:, None]
         return (a.cos() * self.rope_scaling).to(self.dtype), (a.sin() * self.rope_scaling).to(self.dtype)
-
-
-class Session:
-    """A batch of decodings under way: a transformers cache, its mask, and each row's next position.
-
-    logits: shape (rows, vocabulary), of the token that follows what has been read.
-    """
-
-    def __init__(
-        self, backbone: Backbone, model: Any, memories: Sequence[Memory | None], texts: Sequence[Sequence[int]]
-    ) -> None:
-        from transformers import DynamicCache
-
-        self._model = model
-        device, dtype = backbone.device, backbone.dtype
-        layers, groups, dim = backbone.kv_shape
-        rows, slots = len(texts), max((m.slots if m else 0) for m in memories)
-        width = max(map(len, texts))
-        self._cache = DynamicCache()
-        if slots:
-            keys = torch.zeros(layers, rows, groups, slots, dim, dtype=dtype, device=device)
-            values = torch.zeros_like(keys)
-            for row, m in enumerate(memories):
-                if m:
-                    keys[:, row, :, slots - m.slots :] = m.keys
-                    values[:, row, :, slots - m.slots :] = m.values
-            for layer in range(layers):
-                self._cache.update(keys[layer], values[layer], layer)
-        ids = torch.zeros(rows, width, dtype=torch.int64)
-        mask = torch.zeros(rows, slots + width, dtype=torch.int64)
-        positions = torch.zeros(rows, width, dtype=torch.int64)
-        for row, (m, text) in enumerate(zip(memories, texts, strict=True)):
-            first, n = (m.next_position if m else 0), len(text)
-            ids[row, width - n :] = torch.tensor(text)
-            positions[row, width - n :] = torch.arange(first, first + n)
-            mask[row, slots - (m.slots if m else 0) : slots] = 1
-            mask[row, slots + width - n :] = 1
-        self._mask = mask.to(device)
-        self._next = positions[:, -1:].to(device) + 1
-        self.logits = self._forward(ids.to(device), positions.to(device))
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read one more token per row, (rows,), and return the next logits."""
-        one = torch.ones_like(self._mask[:, :1])
-        self._mask = torch.cat((self._mask, one), dim=1)
-        self.logits = self._forward(tokens[:, None], self._next)
-        self._next = self._next + 1
-        return self.logits
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only."""
-        self._cache.batch_select_indices(rows)
-        self._mask, self._next, self.logits = self._mask[rows], self._next[rows], self.logits[rows]
-
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        out = self._model(
-            input_ids=ids,
-            attention_mask=self._mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1]
 
 
 def _attend(
@@ -313,11 +270,27 @@ def _attend(
             scores = scores.view(groups, -1, n, m).masked_fill(~mask, float("-inf")).view(groups, -1, m)
         out = torch.bmm(scores.softmax(-1), v.transpose(0, 1))
         return out.view(groups, heads // groups, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
-    repeat = heads // groups
-    q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-    k, v = k.repeat_interleave(repeat, dim=0), v.repeat_interleave(repeat, dim=0)
+    return attend(q, k.transpose(0, 1), v.transpose(0, 1), mask=mask)
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: torch.Tensor | None = None, causal: bool = False
+) -> torch.Tensor:
+    """Fused attention of one sequence: q (n, heads, d), k and v (kv_heads, m, d) -> (n, heads * d).
+
+    mask: (n, m), True where a query sees a key; without it all, or with `causal` (n = m) those up to itself.
+    """
+    n, heads, dim = q.shape
+    groups, repeat = k.shape[0], heads // k.shape[0]
+    if causal:
+        k, v = k.repeat_interleave(repeat, dim=0), v.repeat_interleave(repeat, dim=0)
+        out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], is_causal=True)
+        return out[0].transpose(0, 1).reshape(n, -1)
+    # The query heads that share a key head become more of its queries: a long memory is not copied.
+    q = q.view(n, groups, repeat, dim).permute(1, 2, 0, 3).reshape(groups, repeat * n, dim)
+    mask = None if mask is None else mask.repeat(repeat, 1)
     out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)
-    return out[0].transpose(0, 1).reshape(n, -1)
+    return out.view(groups, repeat, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
 
 
 def _finish(layer: Any, h: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:

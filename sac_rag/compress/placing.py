@@ -47,9 +47,10 @@ def compose(
     *,
     placing: str = "source",
     scaling: float = 1.0,
+    start: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Memory:
-    """Place, rotate (once, in fp32) and join memories of equal (layers, kv_heads, head_dim).
+    """Place from position `start` on, rotate (once, in fp32) and join memories of equal (layers, kv_heads, head_dim).
 
     Raises MemoryInvalid when there is none or when their shapes differ.
     """
@@ -61,6 +62,6 @@ def compose(
     places, following = PLACINGS.load(placing)(memories)
     dtype = dtype or memories[0].keys.dtype
     keys = torch.cat([m.keys.to(torch.float32) for m in memories], dim=2)
-    keys = rotate(keys, torch.cat(places), inv_freq, scaling).to(dtype)
+    keys = rotate(keys, torch.cat(places) + start, inv_freq, scaling).to(dtype)
     values = torch.cat([m.values.to(dtype) for m in memories], dim=2)
-    return Memory(keys, values, following, sum(m.source_len for m in memories))
+    return Memory(keys, values, start + following, sum(m.source_len for m in memories), start)

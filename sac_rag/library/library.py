@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,6 +168,24 @@ class Library:
             keys = view.catalog.require(ids)
             found = view.catalog.passages_at(keys)
         return [found[key] for key in keys]
+
+    def extents(self, ids: Sequence[str]) -> list[tuple[int, int]]:
+        """(anchors, source tokens) of the memories of `ids`, in order, without loading them."""
+        with self._still() as view:
+            keys = view.catalog.require(ids)
+            stored = view.catalog.memories(keys)
+        return [(stored[key].anchors, stored[key].source_len) for key in keys]
+
+    def holds(self, passage_id: str, where: Mapping[str, Any] | None = None) -> bool:
+        """Whether a passage is stored and fits a metadata filter, which is as in `search`."""
+        with self._still() as view:
+            key = view.catalog.keys([passage_id]).get(passage_id)
+            return key is not None and (not where or key in view.matching(where))
+
+    @property
+    def secret(self) -> bytes:
+        """32 bytes that only who can read the library's folder knows, the same as long as the library lives."""
+        return hashlib.sha256(b"sac-rag library secret\0" + self.head.library.encode()).digest()
 
     def load(self, ids: Sequence[str]) -> list[AnchorKV]:
         """Memories in the order of `ids`, on the CPU, in the codec's dtype; checksums are verified every time.

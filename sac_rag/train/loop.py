@@ -59,7 +59,9 @@ class TrainConfig:
     recall_weight: float = 0.25
     """Loss weight of continuing a quoted piece of the context from memory; falls to a fifth over the stage."""
     distractor_share: float = 0.5
-    """Share of contexts whose memory also holds others of the batch, shuffled; from half of the stage on."""
+    """Share of contexts whose memory also holds others of the micro-batch, shuffled."""
+    distractors_from: float = 0.5
+    """Share of the stage after which distractors begin; 0 for an adapter that already reads one passage."""
     checkpoint_minutes: float = 4.0
     """Minutes between checkpoints."""
     seed: int = 0
@@ -220,7 +222,7 @@ def _draw(method: Method, mixture: Mixture, config: TrainConfig, step: int, part
     limit = config.first_context + (config.max_context - config.first_context) * min(1.0, 2 * done)
     recipe = Recipe(
         recall_weight=config.recall_weight * (1 - 0.8 * done),
-        distractor_share=config.distractor_share if done >= 0.5 else 0.0,
+        distractor_share=config.distractor_share if done >= config.distractors_from else 0.0,
     )
     contexts, tokens = [], 0
     while tokens < config.step_tokens:

@@ -44,7 +44,7 @@ class Recipe:
     """Tokens to continue from memory in one recall reading."""
     distractor_share: float = 0.0
     """Share of contexts whose memory also holds other contexts of the batch, shuffled."""
-    max_distractors: int = 3
+    max_distractors: int = 4
     """Most distractors in one memory."""
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sac_rag.answer.reader import Prompt, Reader, Sampling, TextStream, decode
+from sac_rag.answer.prompt import Prompt
+from sac_rag.answer.reader import Reader, Sampling, TextStream, decode
 from tests.conftest import byte_tokenizer
 from tests.laws.test_memory_laws import ids
 
@@ -17,10 +18,11 @@ def prompts(make_sac):
     method = make_sac(trained=True)
     kvs = method.compress([ids(n, seed=n).tolist() for n in (120, 30, 77)], 5.0)
     return method, [
-        Prompt(ids(9, seed=1).tolist(), method.memory(kvs)),
-        Prompt(ids(23, seed=2).tolist(), method.memory(kvs[1:2])),
-        Prompt(ids(4, seed=3).tolist(), None),
-        Prompt(ids(12, seed=4).tolist(), method.memory([kvs[2], kvs[0]])),
+        Prompt((method.memory(kvs), ids(9, seed=1).tolist())),
+        Prompt((method.memory(kvs[1:2]), ids(23, seed=2).tolist())),
+        Prompt((ids(4, seed=3).tolist(),)),
+        Prompt((method.memory([kvs[2], kvs[0]]), ids(12, seed=4).tolist())),
+        Prompt((ids(5, seed=5).tolist(), method.memory(kvs[:1], start=5), ids(3, seed=6).tolist())),
     ]
 
 
@@ -43,7 +45,7 @@ def test_batched_equals_alone(prompts, temperature):
 def test_greedy_equals_a_plain_loop_over_the_whole_sequence(make_backbone):
     b = make_backbone(lora=False)
     text = ids(20).tolist()
-    (got,) = Reader(b, []).generate([Prompt(text)], Sampling(max_new_tokens=10))
+    (got,) = Reader(b, []).generate([Prompt((text,))], Sampling(max_new_tokens=10))
     want = list(text)
     with torch.no_grad():
         for _ in range(10):
@@ -51,14 +53,43 @@ def test_greedy_equals_a_plain_loop_over_the_whole_sequence(make_backbone):
     assert got.token_ids == want[20:]
 
 
-def test_decoding_stops_when_dropped(prompts):
+def test_rows_that_join_later_equal_rows_alone(prompts):
     method, rows = prompts
-    decoding = Reader(method.backbone, []).start(rows[:1], Sampling(max_new_tokens=500))
-    decoding.advance()
-    calls = []
-    method.backbone.decoder.register_forward_hook(lambda *_: calls.append(1))
-    del decoding
-    assert not calls
+    sampling = Sampling(max_new_tokens=12)
+    reader = Reader(method.backbone, [2])
+    alone = [reader.generate([p], sampling)[0].token_ids for p in rows]
+    decoding = reader.start()
+    got = decoding.admit(rows[:2], [sampling] * 2)
+    for prompt in rows[2:]:
+        decoding.advance()
+        got += decoding.admit([prompt], [sampling])
+    while not decoding.done:
+        decoding.advance()
+    assert [r.completion.token_ids for r in got] == alone
+
+
+def test_an_answer_has_the_least_length_asked_for(prompts):
+    method, rows = prompts
+    (free,) = Reader(method.backbone, []).generate(rows[:1], Sampling(max_new_tokens=6))
+    stop = free.token_ids[0]
+    reader = Reader(method.backbone, [stop])
+    (empty,) = reader.generate(rows[:1], Sampling(max_new_tokens=6))
+    assert empty.token_ids == [] and empty.ended
+    (some,) = reader.generate(rows[:1], Sampling(max_new_tokens=6, min_new_tokens=3))
+    assert len(some.token_ids) >= 3 and stop not in some.token_ids[:3]
+
+
+@pytest.mark.parametrize("stop", [["cde"], ["zz", "de"], ["h"], ["ghx"]])
+def test_a_stop_string_ends_the_text_before_it(stop):
+    class Holder:
+        tokenizer = byte_tokenizer()
+
+    whole = "abcdefgh"
+    stream = TextStream(Holder, stop)
+    pieces = [stream.push(t) for t in Holder.tokenizer(whole, add_special_tokens=False)["input_ids"]]
+    got = "".join([*pieces, stream.flush()])
+    cuts = [whole.find(s) for s in stop if s in whole]
+    assert got == whole[: min(cuts, default=len(whole))] and stream.stopped == bool(cuts)
 
 
 @given(st.text(max_size=40))

@@ -15,11 +15,12 @@ from sac_rag.compress.adapter import Card
 from sac_rag.compress.backbone import LORA_TARGETS, Backbone, LoraSpec
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.full_ft import FullFt
+from sac_rag.compress.session import Session
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import TrainConfig, rate_at, train
 from sac_rag.train.objectives import Recipe, continuation_batch, loss_of, question_batch
-from tests.conftest import byte_tokenizer, tiny_llama
+from tests.conftest import by_transformers, byte_tokenizer, tiny_llama
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,))
 NAMES = ["Ada", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal"]
@@ -118,8 +119,8 @@ def test_loss_equals_a_slow_oracle(make_sac):
     nats = []
     for tokens, first, _ in batch.readings[0]:
         for i in range(first, len(tokens)):
-            logits = b.start([method.memory([kv])], [tokens[:i]]).logits
-            nats.append(F.cross_entropy(logits, torch.tensor([tokens[i]])))
+            logits = by_transformers(b, method.memory([kv]), tokens[:i])
+            nats.append(F.cross_entropy(logits, torch.tensor(tokens[i])))
     assert loss.item() == pytest.approx(float(torch.stack(nats).mean()), abs=1e-4)
 
 
@@ -137,7 +138,7 @@ def test_full_ft_equals_reading_the_whole_text_with_lora():
     method = FullFt(b, PromptLayout())
     text, tail = b.tokens("Ada went to Rome by boat."), b.tokens("Who went?")
     (kv,) = method.compress([text], 1.0)
-    got = b.start([method.memory([kv])], [tail], use_lora=True).logits[0]
+    got = Session(b, [[method.memory([kv]), tail]], use_lora=True).logits[0]
     with torch.no_grad():
         whole = [*b.template(PromptLayout().prefix), *text, *tail]
         want = b.encoder(torch.tensor([whole])).logits[0, -1]

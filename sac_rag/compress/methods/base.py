@@ -55,15 +55,16 @@ class Method(ABC):
         step = MAX_PASSAGE_TOKENS
         return self.compress([token_ids[i : i + step] for i in range(0, len(token_ids), step)], ratio)
 
-    def memory(self, parts: Sequence[AnchorKV], *, placing: str = "source") -> Memory:
-        """The layout's prefix and `parts`, placed and joined for the decoder."""
-        front = [self.prefix] if self.prefix is not None else []
+    def memory(self, parts: Sequence[AnchorKV], *, placing: str = "source", start: int = 0) -> Memory:
+        """`parts` placed and joined for the decoder, behind the layout's prefix when they begin a prompt."""
+        front = [self.prefix] if self.prefix is not None and not start else []
         backbone = self.backbone
         return compose(
             [*front, *parts],
             backbone.inv_freq,
             placing=placing,
             scaling=backbone.rope_scaling,
+            start=start,
             dtype=backbone.dtype,
         )
 

@@ -1,0 +1,187 @@
+"""Messages to one prompt: the model's own chat template, with memories where the messages name passages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sac_rag.answer.prompt import Piece, Prompt, Recall
+from sac_rag.answer.tags import PassageRef
+from sac_rag.compress.anchor_kv import Memory
+from sac_rag.compress.methods.base import Method
+from sac_rag.errors import ConfigError
+
+Content: TypeAlias = tuple[str | PassageRef, ...]
+
+_MARK = "\ue000{}\ue001"
+_MARKS = re.compile("\ue000([0-9]+)\ue001")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation. role: "system", "user" or "assistant"."""
+
+    role: str
+    content: Content
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where memories come from: how large those of some passages are, and how to load them.
+
+    key: tells shelves apart in a conversation's cache.
+    """
+
+    key: str
+    extents: Callable[[Sequence[str]], list[tuple[int, int]]]
+    """passage ids -> (anchors, source tokens) of each."""
+    load: Callable[[Sequence[str]], Sequence[Any]]
+    """passage ids -> AnchorKV of each."""
+
+
+def chat_prompt(method: Method, messages: Sequence[Message], shelf: Shelf, *, placing: str = "source") -> Prompt:
+    """The prompt of a conversation, ready for the assistant's next answer.
+
+    Neighbouring messages of one role are read as one. Passages that follow each other with nothing but blanks between
+    them become one memory, as an adapter was trained; a passage named again later is read where it was named first.
+    Text of messages never becomes special tokens. Raises ConfigError when there is no message, a role is unknown or the
+    chat template does not take the messages.
+    """
+    merged = _merged(messages)
+    pieces: list[str | PassageRef | _Trusted] = []
+    for index, text in _rendered(method, merged):
+        if index is None:
+            pieces.append(_Trusted(text))
+        else:
+            pieces += merged[index].content
+    return _laid(method, _grouped(_once(pieces)), shelf, placing)
+
+
+class _Trusted(str):
+    """Text of the chat template itself, whose special tokens count."""
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    if not messages:
+        raise ConfigError("a conversation needs at least one message")
+    merged: list[Message] = []
+    for m in messages:
+        if m.role not in ("system", "user", "assistant"):
+            raise ConfigError(f"unknown role {m.role!r}; use system, user or assistant")
+        if merged and merged[-1].role == m.role:
+            merged[-1] = Message(m.role, (*merged[-1].content, "\n\n", *m.content))
+        else:
+            merged.append(m)
+    return merged
+
+
+def _rendered(method: Method, messages: Sequence[Message]) -> list[tuple[int | None, str]]:
+    """Text of the chat template, and the messages' contents by number, in order."""
+    tokenizer = method.backbone.tokenizer
+    plain = [{"role": m.role, "content": _MARK.format(i)} for i, m in enumerate(messages)]
+    if getattr(tokenizer, "chat_template", None):
+        try:
+            text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates raise what they like
+            raise ConfigError(f"the model's chat template does not take these messages: {error}") from error
+    else:
+        text = "".join(f"{m['role']}: {m['content']}\n\n" for m in plain) + "assistant:"
+    out: list[tuple[int | None, str]] = []
+    at = 0
+    for mark in _MARKS.finditer(text):
+        out += [(None, text[at : mark.start()]), (int(mark.group(1)), "")]
+        at = mark.end()
+    out.append((None, text[at:]))
+    if [i for i, _ in out if i is not None] != list(range(len(messages))):
+        roles = ", ".join(m.role for m in messages)
+        raise ConfigError(f"the model's chat template leaves messages out or reorders them (roles: {roles})")
+    return [(i, t) for i, t in out if i is not None or t]
+
+
+def _once(pieces: Sequence[str | PassageRef | _Trusted]) -> list[str | PassageRef | _Trusted]:
+    seen: set[str] = set()
+    out: list[str | PassageRef | _Trusted] = []
+    for p in pieces:
+        if isinstance(p, PassageRef):
+            if p.id in seen:
+                continue
+            seen.add(p.id)
+        out.append(p)
+    return out
+
+
+def _grouped(pieces: Sequence[str | PassageRef | _Trusted]) -> list[str | list[str]]:
+    """Texts, and runs of passage ids; blanks between two passages are dropped, neighbouring texts joined."""
+    out: list[str | list[str]] = []
+    for i, p in enumerate(pieces):
+        if isinstance(p, PassageRef):
+            if out and isinstance(out[-1], list):
+                out[-1].append(p.id)
+            else:
+                out.append([p.id])
+        elif isinstance(p, _Trusted):
+            out.append(p)
+        elif not p.strip() and out and isinstance(out[-1], list) and _passage_follows(pieces[i + 1 :]):
+            continue
+        elif out and isinstance(out[-1], str) and not isinstance(out[-1], _Trusted):
+            out[-1] += p
+        elif p:
+            out.append(p)
+    return out
+
+
+def _passage_follows(pieces: Sequence[str | PassageRef | _Trusted]) -> bool:
+    for p in pieces:
+        if isinstance(p, _Trusted) or (isinstance(p, str) and p.strip()):
+            return False
+        if isinstance(p, PassageRef):
+            return True
+    return False
+
+
+def _laid(method: Method, groups: Sequence[str | list[str]], shelf: Shelf, placing: str) -> Prompt:
+    parts: list[Piece] = []
+    position = 0
+    first = next((i for i, g in enumerate(groups) if isinstance(g, list)), None)
+    if first is not None and method.prefix is not None and "".join(groups[:first]) == method.layout.prefix:  # type: ignore[arg-type]
+        groups = groups[first:]  # the adapter's own prefix comes with the memory
+    for i, group in enumerate(groups):
+        if isinstance(group, list):
+            recall = _recall(method, group, shelf, placing, position)
+            parts.append(recall)
+            position = recall.next_position
+        else:
+            ids = _ids(method, group, behind_memory=i > 0 and isinstance(groups[i - 1], list))
+            if parts and isinstance(parts[-1], list):
+                parts[-1] += ids
+            else:
+                parts.append(ids)
+            position += len(ids)
+    return Prompt(tuple(parts))
+
+
+def _ids(method: Method, text: str, *, behind_memory: bool) -> list[int]:
+    backbone, before = method.backbone, method.layout.before
+    if isinstance(text, _Trusted):
+        return backbone.template(text)
+    if behind_memory and before and text.startswith(before):
+        # Cut where the adapter's training data was cut.
+        return [*backbone.template(before), *backbone.tokens(text[len(before) :])]
+    return backbone.tokens(text)
+
+
+def _recall(method: Method, ids: list[str], shelf: Shelf, placing: str, start: int) -> Recall:
+    extents = shelf.extents(ids)
+    prefix = method.prefix if not start else None
+    own = [(prefix.anchors, prefix.source_len)] if prefix is not None else []
+    slots = sum(a for a, _ in (*own, *extents))
+    span = slots if placing == "packed" else sum(n for _, n in (*own, *extents))
+
+    def load() -> Memory:
+        device = method.backbone.device
+        return method.memory([m.to(device=device) for m in shelf.load(ids)], placing=placing, start=start)
+
+    key = (shelf.key, tuple(ids), placing)
+    return Recall(key, start, start + span, slots, sum(n for _, n in extents), load)

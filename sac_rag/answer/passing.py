@@ -1,0 +1,70 @@
+"""Memories of passages that are in no library: compressed when they pass by, held as long as there is room."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from sac_rag.answer.engine import Engine
+from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.config import MAX_PASSAGE_TOKENS
+
+PASSING_BYTES = 1 << 30
+"""Bytes of keys and values held; beyond, the longest unused go."""
+
+
+class Passing:
+    """passage id -> memories of its consecutive sub-contexts. Safe to share between threads."""
+
+    def __init__(self, limit: int = PASSING_BYTES) -> None:
+        self.limit = limit
+        self._held: OrderedDict[str, list[AnchorKV]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, passage_id: object) -> bool:
+        with self._lock:
+            return passage_id in self._held
+
+    def compress(self, texts: Sequence[str], engine: Engine, ratio: float) -> list[str]:
+        """Ids of the texts, which are compressed unless they are held already. Blank texts raise ValueError."""
+        ids = [hashlib.sha256(b"passing\0" + t.encode("utf-8", "surrogatepass")).hexdigest()[:32] for t in texts]
+        with self._lock:
+            todo = {i: t for i, t in zip(ids, texts, strict=True) if i not in self._held}
+            for i in ids:
+                if i in self._held:
+                    self._held.move_to_end(i)
+        if blank := [t for t in todo.values() if not t.strip()]:
+            raise ValueError(f"a blank text ({blank[0]!r}) has nothing to remember")
+        if todo:
+            with engine.busy():
+                chunks = [_cut(engine.method.backbone.tokens(t)) for t in todo.values()]
+                flat = iter(engine.method.compress([c for cs in chunks for c in cs], ratio))
+                made = [[next(flat).to(device="cpu") for _ in cs] for cs in chunks]
+            with self._lock:
+                self._held.update(zip(todo, made, strict=True))
+                kept = set(ids)
+                total = sum(m.nbytes for ms in self._held.values() for m in ms)
+                for i in list(self._held):
+                    if total <= self.limit or i in kept:
+                        break
+                    total -= sum(m.nbytes for m in self._held.pop(i))
+        return ids
+
+    def get(self, passage_id: str) -> list[AnchorKV]:
+        """KeyError when it is not held (any more)."""
+        with self._lock:
+            self._held.move_to_end(passage_id)
+            return self._held[passage_id]
+
+    def extent(self, passage_id: str) -> tuple[int, int] | None:
+        """(anchors, source tokens), or None."""
+        with self._lock:
+            held = self._held.get(passage_id)
+        return None if held is None else (sum(m.anchors for m in held), sum(m.source_len for m in held))
+
+
+def _cut(ids: Sequence[int]) -> list[Sequence[int]]:
+    step = MAX_PASSAGE_TOKENS
+    return [ids[i : i + step] for i in range(0, len(ids), step)]

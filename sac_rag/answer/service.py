@@ -1,0 +1,259 @@
+"""Requests of any number of threads, answered as one batch by one model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+from sac_rag.answer.prompt import Prompt
+from sac_rag.answer.reader import Completion, Reader, Row, Sampling
+from sac_rag.compress.session import Session
+
+Item = int | None | BaseException
+"""A token, the end, or what went wrong."""
+
+IDLE_S = 20.0
+"""Seconds without work after which the computing thread ends."""
+SHARED_UNITS = 16
+"""Shortest common beginning of two prompts that is worth going on from, unless it holds a memory."""
+
+
+@dataclass(eq=False)
+class _Job:
+    prompt: Prompt
+    sampling: Sampling
+    keep: bool
+    sink: Callable[[Item], None]
+    row: Row | None = None
+    sent: int = 0
+    reused: int = 0
+    cancelled: bool = False
+    over: bool = False
+
+
+class Generation(Iterator[int]):
+    """Token ids of one answer, as they are made. Dropping or cancelling it takes its row out of the batch."""
+
+    def __init__(self, job: _Job, items: SimpleQueue[Item]) -> None:
+        self._job, self._items, self._over = job, items, False
+
+    def __next__(self) -> int:
+        if self._over:
+            raise StopIteration
+        item = self._items.get()
+        if isinstance(item, int):
+            return item
+        self._over = True
+        if isinstance(item, BaseException):
+            raise item
+        raise StopIteration
+
+    @property
+    def completion(self) -> Completion:
+        """What has been made so far; whole once the iteration has ended."""
+        return self._job.row.completion if self._job.row else Completion([], 0.0, False)
+
+    @property
+    def reused(self) -> int:
+        """Leading cache slots that an earlier turn had read already."""
+        return self._job.reused
+
+    def cancel(self) -> None:
+        self._job.cancelled = True
+
+    def __del__(self) -> None:
+        self.cancel()
+
+
+@dataclass(eq=False)
+class _Kept:
+    units: list[Hashable]
+    session: Session
+    slots: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slots = self.session.slots
+
+
+class Service:
+    """One batch of rows under way; requests join between two tokens.
+
+    busy: held while the model computes, so that compressing takes turns with answering. max_rows: answers made at
+    the same time; more wait. kept_slots: cache slots held of finished conversations, the longest unused go first.
+    One daemon thread computes; it starts with the first request and ends when there is none for a while.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        busy: Callable[[], AbstractContextManager[None]],
+        *,
+        max_rows: int = 16,
+        kept_slots: int = 32_768,
+    ) -> None:
+        self.max_rows, self.kept_slots = max_rows, kept_slots
+        self._busy, self._decoding = busy, reader.start()
+        self._lock = threading.Condition()
+        self._waiting: list[_Job] = []
+        self._under_way: list[_Job] = []
+        self._kept: list[_Kept] = []
+        self._thread: threading.Thread | None = None
+
+    def submit(self, prompt: Prompt, sampling: Sampling, *, keep: bool = False) -> Generation:
+        """Begin an answer. keep: hold its cache for a next prompt that begins with this one and its answer.
+
+        Errors of reading the prompt (LibraryCorrupt, MemoryInvalid) are raised by the first `next`.
+        """
+        items: SimpleQueue[Item] = SimpleQueue()
+        return Generation(self._enqueue(_Job(prompt, sampling, keep, items.put)), items)
+
+    async def stream(self, prompt: Prompt, sampling: Sampling, *, keep: bool = False) -> AsyncIterator[int]:
+        """As `submit`, without ever blocking the event loop; leaving the iteration cancels."""
+        loop, items = asyncio.get_running_loop(), asyncio.Queue[Item]()
+
+        def sink(item: Item) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(items.put_nowait, item)
+
+        job = self._enqueue(_Job(prompt, sampling, keep, sink))
+        try:
+            while (item := await items.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            job.cancelled = True
+
+    def _enqueue(self, job: _Job) -> _Job:
+        with self._lock:
+            self._waiting.append(job)
+            self._lock.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="sac-answers", daemon=True)
+                self._thread.start()
+        return job
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._under_way:
+                    self._lock.wait_for(lambda: self._waiting, timeout=IDLE_S)
+                new = self._waiting[: self.max_rows - len(self._under_way)]
+                del self._waiting[: len(new)]
+                if not new and not self._under_way:
+                    self._thread = None
+                    return
+            try:
+                with self._busy():
+                    self._drop([j for j in self._under_way if j.cancelled])
+                    self._admit([j for j in new if not j.cancelled])
+                    self._decoding.advance()
+                    self._report()
+            except BaseException as error:
+                # Nothing that befalls the batch may leave a caller waiting for ever.
+                for job in (*self._under_way, *new):
+                    self._end(job, error)
+                self._decoding.leave(self._decoding.rows)
+                self._under_way = []
+
+    def _admit(self, jobs: Sequence[_Job]) -> None:
+        fresh: list[_Job] = []
+        for job in jobs:
+            try:
+                session = self._resumed(job) if job.keep else None
+                if session is None:
+                    fresh.append(job)
+                else:
+                    self._enter([job], session)
+            except Exception as error:
+                self._end(job, error)
+        loaded, parts = [], []
+        for job in fresh:
+            try:
+                parts.append(job.prompt.after(0))
+                loaded.append(job)
+            except Exception as error:
+                self._end(job, error)
+        if loaded:
+            try:
+                self._enter(loaded, self._decoding.read(parts))
+            except Exception as error:
+                for job in loaded:
+                    self._end(job, error)
+        self._report()
+
+    def _enter(self, jobs: Sequence[_Job], session: Session) -> None:
+        for job, row in zip(jobs, self._decoding.enter(session, [j.sampling for j in jobs]), strict=True):
+            job.row = row
+            self._under_way.append(job)
+
+    def _resumed(self, job: _Job) -> Session | None:
+        """The kept conversation that shares most with this prompt, read on to its end; None when none does."""
+        units, best, shared = job.prompt.units(), None, 0
+        for kept in self._kept:
+            n = _common(kept.units, units)
+            if n > shared:
+                best, shared = kept, n
+        shared = min(shared, len(units) - 1)
+        if best is None or (shared < SHARED_UNITS and not any(isinstance(u, tuple) for u in units[:shared])):
+            return None
+        rest = job.prompt.after(shared)
+        self._kept.remove(best)
+        job.reused, position = job.prompt.extent(shared)
+        best.session.rewind(job.reused, position)
+        return self._decoding.read([rest], onto=best.session)
+
+    def _report(self) -> None:
+        """Pass new tokens on; end what is done."""
+        done = []
+        for job in self._under_way:
+            if job.row is None:
+                continue
+            ids = job.row.completion.token_ids
+            for token in ids[job.sent :]:
+                job.sink(token)
+            job.sent = len(ids)
+            if job.row.done:
+                done.append(job)
+        for job in done:
+            if job.keep:
+                self._keep(job)
+            self._end(job, None)
+        self._drop(done)
+
+    def _keep(self, job: _Job) -> None:
+        session = self._decoding.session_of(job.row) if job.row else None
+        if session is None or job.row is None:
+            return
+        completion = job.row.completion
+        # The last token of an answer that was cut has been chosen but not read.
+        read = completion.token_ids if completion.ended else completion.token_ids[:-1]
+        self._kept.append(_Kept([*job.prompt.units(), *read], session))
+        while len(self._kept) > 1 and sum(k.slots for k in self._kept) > self.kept_slots:
+            del self._kept[0]
+
+    def _drop(self, jobs: Sequence[_Job]) -> None:
+        if jobs:
+            self._decoding.leave([j.row for j in jobs if j.row])
+            self._under_way = [j for j in self._under_way if j not in jobs]
+            for job in jobs:
+                self._end(job, None)
+
+    @staticmethod
+    def _end(job: _Job, how: BaseException | None) -> None:
+        if not job.over:
+            job.over = True
+            job.sink(how)
+
+
+def _common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n

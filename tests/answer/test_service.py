@@ -1,0 +1,172 @@
+"""Answers of many threads as one batch: equal to answers alone, cancelled and failed ones apart, turns that go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import pytest
+
+from sac_rag.answer.prompt import Prompt, Recall
+from sac_rag.answer.reader import Reader, Sampling
+from sac_rag.answer.service import Service
+from sac_rag.errors import LibraryCorrupt
+from tests.laws.test_memory_laws import ids
+
+
+def text(n: int, seed: int) -> list[int]:
+    return ids(n, seed=seed).tolist()
+
+
+@pytest.fixture
+def setting(make_sac):
+    method = make_sac(trained=True)
+    kvs = method.compress([text(n, n) for n in (80, 40)], 5.0)
+    reader = Reader(method.backbone, [2])
+    lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def busy():
+        with lock:
+            yield
+
+    return method, kvs, reader, Service(reader, busy, max_rows=4)
+
+
+def recall(method, kvs, *, key="a", start=0, loads=None):
+    placed = method.memory(kvs, start=start)
+
+    def load():
+        if loads is not None:
+            loads.append(key)
+        return method.memory(kvs, start=start)
+
+    return Recall(key, start, placed.next_position, placed.slots, placed.source_len, load)
+
+
+def test_many_threads_get_what_each_would_get_alone(setting):
+    method, kvs, reader, service = setting
+    prompts = [Prompt((recall(method, kvs[: 1 + i % 2], key=i % 2), text(3 + i, i))) for i in range(12)]
+    sampling = [Sampling(max_new_tokens=4 + i, temperature=0.8 * (i % 3 == 0), seed=i) for i in range(12)]
+    want = [reader.generate([p], s)[0] for p, s in zip(map(loaded, prompts), sampling, strict=True)]
+    got = {}
+
+    def ask(i):
+        generation = service.submit(prompts[i], sampling[i])
+        got[i] = (list(generation), generation.completion)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(timeout=120)
+    for i, completion in enumerate(want):
+        assert got[i][0] == completion.token_ids == got[i][1].token_ids
+        assert got[i][1].logprob == pytest.approx(completion.logprob, abs=1e-4)
+
+
+def loaded(prompt: Prompt) -> Prompt:
+    return Prompt(tuple(prompt.after(0)))
+
+
+def test_more_requests_than_rows_wait_their_turn(setting):
+    *_, reader, service = setting
+    prompts = [Prompt((text(5, i),)) for i in range(9)]
+    generations = [service.submit(p, Sampling(max_new_tokens=6)) for p in prompts]
+    want = [reader.generate([p], Sampling(max_new_tokens=6))[0].token_ids for p in prompts]
+    assert [list(g) for g in generations] == want
+
+
+def test_a_failed_prompt_fails_alone(setting):
+    method, kvs, reader, service = setting
+
+    def broken():
+        raise LibraryCorrupt("the memory is damaged")
+
+    good = Prompt((recall(method, kvs), text(4, 1)))
+    bad = Prompt((Recall("b", 0, 9, 3, 9, broken), text(4, 1)))
+    misplaced = Prompt((text(2, 1), recall(method, kvs), text(4, 1)))
+    one, two = service.submit(good, Sampling(max_new_tokens=5)), service.submit(bad, Sampling(max_new_tokens=5))
+    assert list(one) == reader.generate([loaded(good)], Sampling(max_new_tokens=5))[0].token_ids
+    with pytest.raises(LibraryCorrupt, match="damaged"):
+        next(two)
+    with pytest.raises(Exception, match="stands at 2"):
+        next(service.submit(misplaced, Sampling()))
+    assert list(service.submit(good, Sampling(max_new_tokens=2)))
+
+
+def test_a_dropped_generation_leaves_the_batch(setting):
+    *_, service = setting
+    long = service.submit(Prompt((text(5, 1),)), Sampling(max_new_tokens=1_000_000))
+    next(long)
+    del long
+    other = service.submit(Prompt((text(5, 2),)), Sampling(max_new_tokens=5))
+    assert len(list(other)) <= 5
+    deadline = threading.Event()
+    for _ in range(200):
+        if not service._under_way:
+            break
+        deadline.wait(0.05)
+    assert not service._under_way
+
+
+def test_a_conversation_goes_on_without_reading_or_loading_again(setting):
+    method, kvs, reader, service = setting
+    loads = []
+    front = recall(method, kvs, loads=loads)
+    script = text(20, 1)
+    read = []
+    for turn in range(8):
+        prompt = Prompt((front, list(script)))
+        generation = service.submit(prompt, Sampling(max_new_tokens=6), keep=True)
+        answer = list(generation)
+        fresh = reader.generate([loaded(prompt)], Sampling(max_new_tokens=6))[0]
+        assert answer == fresh.token_ids
+        read.append(prompt.tokens + prompt.slots - generation.reused)
+        script += [*answer, *text(7, 100 + turn)]
+    # The cut answer's last token was chosen but not read: a turn reads it and the new message.
+    assert read[1:] == [8] * 7 and read[0] == 20 + front.slots
+    assert loads.count("a") == 1 + 8  # once by the service, once by each fresh check
+
+
+def test_an_edited_history_goes_on_from_what_is_common(setting):
+    method, kvs, reader, service = setting
+    front = recall(method, kvs)
+    first = Prompt((front, text(30, 1)))
+    list(service.submit(first, Sampling(max_new_tokens=4), keep=True))
+    edited = Prompt((front, [*text(30, 1)[:18], *text(9, 5)]))
+    generation = service.submit(edited, Sampling(max_new_tokens=4), keep=True)
+    assert list(generation) == reader.generate([loaded(edited)], Sampling(max_new_tokens=4))[0].token_ids
+    assert generation.reused == front.slots + 18
+    other = Prompt((recall(method, kvs, key="other"), text(30, 1)))
+    generation = service.submit(other, Sampling(max_new_tokens=4), keep=True)
+    list(generation)
+    assert generation.reused == 0
+
+
+def test_kept_conversations_are_bounded(setting):
+    *_, service = setting
+    service.kept_slots = 100
+    for i in range(6):
+        list(service.submit(Prompt((text(40, i),)), Sampling(max_new_tokens=3), keep=True))
+    assert sum(k.slots for k in service._kept) <= 100
+
+
+def test_async_streams_do_not_block_the_loop(setting):
+    method, kvs, reader, service = setting
+    prompts = [Prompt((recall(method, kvs), text(4 + i, i))) for i in range(6)]
+    want = [reader.generate([loaded(p)], Sampling(max_new_tokens=8))[0].token_ids for p in prompts]
+
+    async def one(p):
+        return [t async for t in service.stream(p, Sampling(max_new_tokens=8))]
+
+    async def left_early():
+        async for _ in service.stream(prompts[0], Sampling(max_new_tokens=100_000)):
+            break
+
+    async def main():
+        await left_early()
+        return await asyncio.gather(*map(one, prompts))
+
+    assert asyncio.run(main()) == want
