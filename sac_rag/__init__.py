@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sac_rag.config import AskConfig, IndexConfig
     from sac_rag.errors import SacError
-    from sac_rag.pipeline import IndexReport, SacRag, Skip, Stream
+    from sac_rag.indexing import IndexReport, Skip
+    from sac_rag.pipeline import SacRag, Stream
     from sac_rag.records import Answer, Document, Hit, Passage, Timings, Usage
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "SacRag": "pipeline",
-    "IndexReport": "pipeline",
-    "Skip": "pipeline",
+    "IndexReport": "indexing",
+    "Skip": "indexing",
     "Stream": "pipeline",
     "AskConfig": "config",
     "IndexConfig": "config",

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,50 +22,12 @@ from sac_rag.answer.service import Generation
 from sac_rag.answer.tags import Tagger
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.config import AskConfig, IndexConfig, from_mapping
-from sac_rag.errors import ConfigError, DocumentError, LibraryError
+from sac_rag.errors import ConfigError, LibraryError
+from sac_rag.indexing import Indexer, IndexReport, Listen
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare
 from sac_rag.models.embedder import Embedder
-from sac_rag.records import Answer, Document, Hit, Passage, Timings, Usage
-from sac_rag.text.isolation import ParserProcess
-from sac_rag.text.passages import offsets_of, split
-from sac_rag.text.readers import read
-from sac_rag.text.walk import walk
-
-GROUP_BYTES = 48_000
-"""Source bytes that are read, compressed and committed together. Groups depend on the files alone, never on what is
-stored already, so an interrupted run resumed gives the bytes of an undisturbed one."""
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A file that was not indexed, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass
-class IndexReport:
-    """What an indexing run did, in counts; also its running state for a progress bar."""
-
-    files: int = 0
-    """Files found under the given paths."""
-    done: int = 0
-    """Files dealt with so far."""
-    added: int = 0
-    changed: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    passages: int = 0
-    """Passages compressed in this run."""
-    tokens: int = 0
-    """Source tokens of those."""
-    seconds: float = 0.0
-    skipped: list[Skip] = field(default_factory=list)
-
-
-Listen = Callable[[IndexReport], None]
+from sac_rag.records import Answer, Document, Hit, Timings, Usage
 
 
 class SacRag:
@@ -170,40 +129,11 @@ class SacRag:
 
         Each group of files is committed when it is done, so an interrupted run goes on where it stopped.
         """
-        given = [paths] if isinstance(paths, str | Path) else list(paths)
-        began, report = time.monotonic(), IndexReport()
-        self.report = report
-
-        def skip(path: str, reason: str) -> None:
-            if strict:
-                raise DocumentError(path, reason)
-            report.skipped.append(Skip(path, reason))
-
-        files = list(walk(given, on_skip=skip))
-        report.files = len(files)
-        with ParserProcess() as parser:
-            for group in _groups(files):
-                documents = []
-                for path in group:
-                    try:
-                        documents.append(read(path, parser=parser))
-                    except DocumentError as error:
-                        skip(error.path, error.reason)
-                self._store(documents, report)
-                report.done += len(group)
-                report.seconds = time.monotonic() - began
-                if listen:
-                    listen(report)
-        if sync:
-            self._sync(given, {f.as_posix() for f in files}, report)
-        report.seconds = time.monotonic() - began
-        return report
+        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen)
 
     def put(self, documents: Sequence[Document]) -> IndexReport:
         """Index documents that are already text (no files); one commit."""
-        report = IndexReport(files=len(documents), done=len(documents))
-        self._store(list(documents), report)
-        return report
+        return self._indexer().put(documents)
 
     def remove(self, uris: Sequence[str]) -> int:
         """Remove documents by uri; gone from search at once. Returns their number of passages.
@@ -226,61 +156,10 @@ class SacRag:
     def stats(self) -> Stats:
         return self.library.stats()
 
-    def _store(self, documents: list[Document], report: IndexReport) -> None:
-        """Compress what is new in a group of documents and commit it."""
-        todo = []
-        for document in documents:
-            digest = self._digest(document)
-            before = self.library.content_hash(document.uri)
-            if before == digest:
-                report.unchanged += 1
-                continue
-            with self.engine.busy():
-                offsets = offsets_of(self.engine.method.backbone.tokenizer)
-                passages = split(document, offsets, max_tokens=self.config.passage_tokens, overlap=self.config.overlap)
-            if not passages:
-                report.skipped.append(Skip(document.uri, "no text"))
-                continue
-            known = set(self.library.passage_ids(document.uri)) if before else set()
-            todo.append((document, digest, passages, [p for p in passages if p.id not in known]))
-            report.added += not before
-            report.changed += bool(before)
-        if not todo:
-            return
-        new = [p for *_, fresh in todo for p in fresh]
-        texts = [p.text for p in new]
-        memories = dict(zip((p.id for p in new), self.engine.compress(texts, self.config.ratio), strict=True))
-        with self.engine.busy():
-            rows = self.embedder.encode([_embedded(p) for p in new])
-        vectors = dict(zip((p.id for p in new), rows, strict=True))
-        with self.library.transaction() as tx:
-            for document, digest, passages, fresh in todo:
-                mine = {p.id for p in fresh}
-                tx.put(
-                    document,
-                    passages,
-                    {i: memories[i] for i in mine},
-                    {i: vectors[i] for i in mine},
-                    content_hash=digest,
-                )
-        report.passages += len(new)
-        report.tokens += sum(p.tokens for p in new)
-
-    def _digest(self, document: Document) -> str:
-        parts = [document.text, document.headings, document.meta, self.config.passage_tokens, self.config.overlap]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
-
-    def _sync(self, given: Sequence[str | Path], found: set[str], report: IndexReport) -> None:
-        folders = tuple(Path(p).as_posix().rstrip("/") + "/" for p in given if Path(p).is_dir())
-        everything = any(Path(p).as_posix() == "." for p in given)
-        gone = [
-            d.uri
-            for d in self.library.documents()
-            if d.uri not in found and (d.uri.startswith(folders) or (everything and not os.path.isabs(d.uri)))
-        ]
-        if gone:
-            self.remove(gone)
-            report.removed = len(gone)
+    def _indexer(self) -> Indexer:
+        indexer = Indexer(self.library, self.engine, self.embedder, self.config)
+        self.report = indexer.report
+        return indexer
 
     # -- asking ------------------------------------------------------------------------------------------
 
@@ -475,25 +354,3 @@ def _absolute(config: IndexConfig) -> IndexConfig:
     return dataclasses.replace(
         config, model=place(config.model), adapter=place(config.adapter), embedder=place(config.embedder)
     )
-
-
-def _embedded(passage: Passage) -> str:
-    """What the embedder reads: the heading gives a passage its subject."""
-    return f"{passage.heading}\n{passage.text}" if passage.heading else passage.text
-
-
-def _groups(files: Sequence[Path]) -> Iterator[list[Path]]:
-    group: list[Path] = []
-    size = 0
-    for path in files:
-        try:
-            n = path.stat().st_size
-        except OSError:
-            n = 0
-        if group and size + n > GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(path)
-        size += n
-    if group:
-        yield group

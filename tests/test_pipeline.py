@@ -89,8 +89,8 @@ def test_passages_point_into_their_files(docs, tiny_config, tmp_path):
 INDEX = """
 import sys
 from sac_rag import SacRag, IndexConfig
-import sac_rag.pipeline as pipeline
-pipeline.GROUP_BYTES = 1500
+import sac_rag.indexing as indexing
+indexing.GROUP_BYTES = 1500
 model, adapter, embedder, library = sys.argv[1:]
 config = IndexConfig(model=model, adapter=adapter, embedder=embedder, passage_tokens=128)
 print("ready", flush=True)

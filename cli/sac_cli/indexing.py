@@ -14,7 +14,8 @@ from sac_cli import console, interrupts
 from sac_rag.errors import DocumentError
 
 if TYPE_CHECKING:
-    from sac_rag.pipeline import IndexReport, Listen, SacRag
+    from sac_rag.indexing import IndexReport, Listen
+    from sac_rag.pipeline import SacRag
 
 SKIPS_SHOWN = 10
 

@@ -114,20 +114,20 @@ def test_gc_refuses_a_share_that_is_none(sac: Sac, library: str) -> None:
 
 
 def test_ctrl_c_keeps_what_is_committed(sac: Sac, toys: Toys, documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sac_rag import pipeline
+    from sac_rag import indexing
 
     (documents / "keys.txt").write_text("The spare key hangs behind the blue door. " * 20)
-    monkeypatch.setattr(pipeline, "GROUP_BYTES", 500)  # one file a commit
-    whole, calls = pipeline.SacRag._store, []
+    monkeypatch.setattr(indexing, "GROUP_BYTES", 500)  # one file a commit
+    whole, calls = indexing.Indexer._store, []
 
-    def interrupted(self: pipeline.SacRag, *args: object) -> None:
+    def interrupted(self: indexing.Indexer, *args: object) -> None:
         calls.append(args)
         if len(calls) > 2:
             raise KeyboardInterrupt
         whole(self, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.SacRag, "_store", interrupted)
+        patch.setattr(indexing.Indexer, "_store", interrupted)
         result = sac("index", "docs", **toys.environment)
     assert result.code == 130
     assert result.err.count("\n") == 1 and "goes on from there" in result.err
@@ -138,18 +138,18 @@ def test_ctrl_c_keeps_what_is_committed(sac: Sac, toys: Toys, documents: Path, m
 def test_ctrl_c_that_a_library_swallowed_is_not_lost(
     sac: Sac, toys: Toys, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sac_rag import pipeline
+    from sac_rag import indexing
 
-    whole = pipeline.SacRag._store
+    whole = indexing.Indexer._store
 
-    def swallowing(self: pipeline.SacRag, *args: object) -> None:
+    def swallowing(self: indexing.Indexer, *args: object) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
         whole(self, *args)  # type: ignore[arg-type]
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(pipeline.SacRag, "_store", swallowing)
+    monkeypatch.setattr(indexing.Indexer, "_store", swallowing)
     result = sac("index", "docs", **toys.environment)
     assert result.code == 130 and "what is committed stays" in result.err
     assert signal.getsignal(signal.SIGINT) is before

@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": BASE,  # a side room: it says where weights lie, and knows of nothing that uses them
     "library": BASE | {"compress"},
     "answer": WRITING | {"models", "library"},
-    "pipeline": READING,
+    "indexing": READING,
+    "pipeline": READING | {"indexing"},
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
     "evaluate": READING | {"pipeline", "train", "samples"},  # it measures what the others make
 }
