@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from typing import Any
 from sac_rag.errors import TrainingError
 
 Encode = Callable[[str], list[int]]
+
+SUMMARISE = "Summarise the text in one sentence."
+"""The question of a summary that has no query of its own."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Context:
 
 
 def read_contexts(path: str | Path) -> Iterator[Context]:
-    """Contexts of a file: .jsonl[.gz] (MRQA-style or {"text"}), SQuAD .json[.gz], or .txt.
+    """Contexts of a file: .jsonl[.gz] (MRQA-style, summaries or {"text"}), SQuAD .json[.gz], or .txt.
 
     Raises TrainingError naming the file, the line and what was expected.
     """
@@ -72,10 +75,13 @@ def _mrqa(row: Any, where: str, source: str) -> Context:
         return Context("", (), source)
     if isinstance(row.get("text"), str) and "qas" not in row:
         return Context(row["text"], (), row.get("source", source))
+    if isinstance(row.get("document"), str) and isinstance(row.get("items"), list):
+        return _summaries(row, source)
     context, qas = row.get("context"), row.get("qas")
     if not isinstance(context, str) or not isinstance(qas, list):
         raise TrainingError(
-            f'{where}: expected {{"context": text, "qas": [...]}} or {{"text": ...}}, got {sorted(row)}'
+            f'{where}: expected {{"context": text, "qas": [...]}}, {{"document": text, "items": [...]}} or '
+            f'{{"text": ...}}, got {sorted(row)}'
         )
     questions = []
     for qa in qas:
@@ -83,6 +89,17 @@ def _mrqa(row: Any, where: str, source: str) -> Context:
         if isinstance(qa.get("question"), str) and answers:
             questions.append(Question(str(qa.get("qid", "")), qa["question"].strip(), answers))
     return Context(context, tuple(questions), row.get("source", source))
+
+
+def _summaries(row: Mapping[str, Any], source: str) -> Context:
+    """A document with summaries: what is asked is the query, or a summary in one sentence."""
+    questions = []
+    for number, item in enumerate(row["items"]):
+        texts = [item.get("summary"), *item.get("references", ())] if isinstance(item, dict) else []
+        answers = tuple(dict.fromkeys(t for t in texts if isinstance(t, str) and t.strip()))
+        if answers:
+            questions.append(Question(str(number), (item.get("query") or "").strip() or SUMMARISE, answers))
+    return Context(row["document"], tuple(questions), row.get("source", source))
 
 
 def _squad(root: Any, source: str) -> Iterator[Context]:

@@ -16,7 +16,9 @@ import torch
 
 from sac_rag.compress import adapter
 from sac_rag.compress.adapter import Card
+from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.templates import layout_of
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train import checkpoint
 from sac_rag.train.data import Mixture
@@ -62,6 +64,12 @@ class TrainConfig:
     """Share of contexts whose memory also holds others of the micro-batch, shuffled."""
     distractors_from: float = 0.5
     """Share of the stage after which distractors begin; 0 for an adapter that already reads one passage."""
+    prompts: tuple[str, ...] = ()
+    """Names of other prompts than the adapter's own layout, of `sac_rag.compress.templates`."""
+    prompt_share: float = 0.5
+    """Share of contexts that are read in one of `prompts`."""
+    mismatch_share: float = 0.0
+    """Share of contexts whose questions stand behind other passages, with "The passages do not say." as the answer."""
     checkpoint_minutes: float = 4.0
     """Minutes between checkpoints."""
     seed: int = 0
@@ -122,6 +130,7 @@ def train(
     team = Team.join(method.backbone.device)
     if team.leads:
         folder.mkdir(parents=True, exist_ok=True)
+    layouts = tuple(layout_of(method.backbone.tokenizer, name) for name in config.prompts)
     parameters = method.parameters()
     live = [p for p in parameters.values() if p.requires_grad]
     flat = [p for p in live if p.ndim != 2]
@@ -155,7 +164,7 @@ def train(
         sums = dict.fromkeys(("questions", "loss", "losses", "recall", "recalls"), 0.0)
         mine = team.mine(config.accumulate)
         for part in range(config.accumulate):
-            batch = _draw(method, mixture, config, step, part)
+            batch = _draw(method, mixture, config, layouts, step, part)
             if part not in mine:
                 continue
             loss, log = loss_of(batch, method)
@@ -215,7 +224,9 @@ def train(
     return card
 
 
-def _draw(method: Method, mixture: Mixture, config: TrainConfig, step: int, part: int) -> Batch:
+def _draw(
+    method: Method, mixture: Mixture, config: TrainConfig, layouts: tuple[PromptLayout, ...], step: int, part: int
+) -> Batch:
     """One micro-batch; every choice is drawn from (seed, step, part), so a resumed run repeats it."""
     rng = random.Random(f"{config.seed}/{config.objective}/{step}/{part}")
     done = step / config.steps
@@ -223,6 +234,9 @@ def _draw(method: Method, mixture: Mixture, config: TrainConfig, step: int, part
     recipe = Recipe(
         recall_weight=config.recall_weight * (1 - 0.8 * done),
         distractor_share=config.distractor_share if done >= config.distractors_from else 0.0,
+        layouts=layouts,
+        layout_share=config.prompt_share,
+        mismatch_share=config.mismatch_share,
     )
     contexts, tokens = [], 0
     while tokens < config.step_tokens:

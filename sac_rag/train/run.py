@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sac_rag.compress import adapter
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.backbone import LoraSpec
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.templates import layout_of
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.models.adapters import find_adapter
@@ -44,8 +43,9 @@ def run(
     """Train an adapter on `data` (PATH or PATH=WEIGHT) into the folder `output`; a run that was stopped goes on.
 
     What is None comes from the adapter `start_from`, whose tensors are then the first ones, or else is a default: the
-    pinned base, method "sac", LoraSpec() and PromptLayout(). Raises ConfigError when something is asked for that
-    `start_from` does not have, TrainingError for unusable data or checkpoints, ModelError, AdapterError.
+    pinned base, method "sac", LoraSpec() and the "qa" prompt in the model's chat template. Raises ConfigError when
+    something is asked for that `start_from` does not have, TrainingError for unusable data or checkpoints, ModelError,
+    AdapterError.
     """
     config = config or TrainConfig()
     specs = _checked(sources_of(data))
@@ -78,12 +78,10 @@ def run(
             ratios=config.ratios,
             lora=_plain(lora or LoraSpec()),
             options=dict(options or {}),
-            layout=(layout or PromptLayout()).to_mapping(),
+            layout=(layout or layout_of(tokenizer)).to_mapping(),
             licence=licence or "",
         )
-        with torch.random.fork_rng(devices=[]):  # the same seed gives the same LoRA, whatever the program drew before
-            torch.manual_seed(config.seed)
-            built = adapter.build(model, tokenizer, card)
+        built = adapter.build(model, tokenizer, card)
     mixture = _mixture(specs, built.backbone.tokens, config.seed)
     return train(built, mixture, config, card, Path(output), listen=listen, stop=stop)
 

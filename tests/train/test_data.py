@@ -8,7 +8,7 @@ import json
 import pytest
 
 from sac_rag.errors import TrainingError
-from sac_rag.train.data import Mixture, Source, read_contexts
+from sac_rag.train.data import SUMMARISE, Mixture, Source, read_contexts
 
 MRQA = {"context": "Ada went to Rome.", "qas": [{"qid": "1", "question": " Who? ", "answers": ["Ada", ""]}]}
 SQUAD = {
@@ -48,6 +48,21 @@ def test_kinds(tmp_path, name, body, questions, zipped):
     (found,) = [c for c in read_contexts(path) if c.text]
     assert found.text == "Ada went to Rome." and len(found.questions) == questions
     assert all(q.question == "Who?" and q.answers == ("Ada",) for q in found.questions)
+
+
+def test_summaries_are_questions(tmp_path):
+    items = [
+        {"query": "", "summary": "Short.", "references": ["Brief.", "Short."]},
+        {"query": "Who went?", "summary": "Ada."},
+        {"query": "Nothing", "summary": " "},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"document": "Ada went to Rome.", "items": items, "source": "s"}))
+    (found,) = read_contexts(path)
+    assert [(q.question, q.answers) for q in found.questions] == [
+        (SUMMARISE, ("Short.", "Brief.")),
+        ("Who went?", ("Ada.",)),
+    ]
 
 
 @pytest.mark.parametrize(

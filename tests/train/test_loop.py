@@ -19,7 +19,7 @@ from sac_rag.compress.session import Session
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import TrainConfig, rate_at, train
-from sac_rag.train.objectives import Recipe, continuation_batch, loss_of, question_batch
+from sac_rag.train.objectives import NO_ANSWER, Recipe, continuation_batch, loss_of, question_batch
 from tests.conftest import by_transformers, byte_tokenizer, tiny_llama
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,))
@@ -122,6 +122,50 @@ def test_loss_equals_a_slow_oracle(make_sac):
             logits = by_transformers(b, method.memory([kv]), tokens[:i])
             nats.append(F.cross_entropy(logits, torch.tensor(tokens[i])))
     assert loss.item() == pytest.approx(float(torch.stack(nats).mean()), abs=1e-4)
+
+
+def some_contexts(b, n=6):
+    pairs = ((b.tokens("Who?"), b.tokens("Ada")), (b.tokens("Where to?"), b.tokens("Rome")))
+    return [TokenisedContext(b.tokens(f"Ada went to Rome by boat {i}."), pairs) for i in range(n)]
+
+
+def test_a_missing_passage_is_answered_so(make_sac):
+    method = make_sac()
+    b = method.backbone
+    recipe = Recipe(recall_weight=1.0, recall_tokens=4, mismatch_share=1.0)
+    batch = question_batch(some_contexts(b), [3.0] * 6, method, recipe, random.Random(0))
+    assert all(i not in front and front for i, front in enumerate(batch.front))
+    for ((tokens, first, weight),) in batch.readings:
+        assert weight == 1.0
+        assert b.tokenizer.decode(tokens[first:]) == NO_ANSWER + method.layout.end
+    alone = question_batch(some_contexts(b, 1), [3.0], method, recipe, random.Random(0))
+    assert alone.front == [[0]], "with nothing to take its place a passage stays"
+
+
+def test_distractors_stand_among_the_passages(make_sac):
+    method = make_sac()
+    recipe = Recipe(recall_weight=0.0, distractor_share=1.0)
+    batch = question_batch(some_contexts(method.backbone), [3.0] * 6, method, recipe, random.Random(0))
+    for i, front in enumerate(batch.front):
+        assert i in front and 1 < len(front) <= 1 + recipe.max_distractors and len(set(front)) == len(front)
+    assert len({front.index(i) for i, front in enumerate(batch.front)}) > 1
+
+
+def test_other_prompts_carry_the_same_answers_and_loss_reaches_the_encoder(make_sac):
+    method = make_sac(layout=PromptLayout())
+    b = method.backbone
+    other = PromptLayout("<|im_start|>user\nRead:", "\nNow ", "<|im_end|>\n<|im_start|>assistant\n")
+    recipe = Recipe(recall_weight=0.0, layouts=(other,), layout_share=1.0)
+    batch = question_batch(some_contexts(b), [3.0] * 6, method, recipe, random.Random(0))
+    assert batch.layouts == [other] * 6
+    tokens, first, _ = batch.readings[0][0]
+    assert b.tokenizer.decode(tokens[:first]).startswith("\nNow Wh")
+    assert b.tokenizer.decode(tokens[first:]) in ("Ada<|im_end|>", "Rome<|im_end|>")
+    loss, _ = loss_of(batch, method)
+    loss.backward()
+    assert method.parameters()["anchor_embedding"].grad.abs().sum() > 0
+    prefix = [p.grad for n, p in method.parameters().items() if n.startswith("prefix")]
+    assert all(g is None or not g.any() for g in prefix), "the adapter's own prefix has no part in another prompt"
 
 
 def test_continuation_scores_the_second_half_behind_the_first():

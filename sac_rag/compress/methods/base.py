@@ -28,11 +28,21 @@ class Method(ABC):
 
     def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
         self.backbone, self.layout = backbone, layout
+        self._prefixes: dict[str, AnchorKV] = {}
 
     @property
     def prefix(self) -> AnchorKV | None:
         """Uncompressed memory of the layout's prefix, placed in front of every passage."""
         return None
+
+    def plain_prefix(self, layout: PromptLayout) -> AnchorKV | None:
+        """What the base model makes of a layout's prefix: the same slots as reading it token by token."""
+        if layout.prefix and layout.prefix not in self._prefixes:
+            ids = torch.tensor(self.backbone.template(layout.prefix), dtype=torch.int64)
+            with torch.no_grad():
+                made = self.backbone.encode([ids], [torch.arange(len(ids))], causal=True, use_lora=False)
+            self._prefixes[layout.prefix] = made[0]
+        return self._prefixes[layout.prefix] if layout.prefix else None
 
     @abstractmethod
     def write(self, chunks: Sequence[Sequence[int]], ratios: Sequence[float]) -> list[AnchorKV]:
@@ -55,9 +65,19 @@ class Method(ABC):
         step = MAX_PASSAGE_TOKENS
         return self.compress([token_ids[i : i + step] for i in range(0, len(token_ids), step)], ratio)
 
-    def memory(self, parts: Sequence[AnchorKV], *, placing: str = "source", start: int = 0) -> Memory:
-        """`parts` placed and joined for the decoder, behind the layout's prefix when they begin a prompt."""
-        front = [self.prefix] if self.prefix is not None and not start else []
+    def memory(
+        self,
+        parts: Sequence[AnchorKV],
+        *,
+        placing: str = "source",
+        start: int = 0,
+        layout: PromptLayout | None = None,
+    ) -> Memory:
+        """`parts` placed and joined for the decoder, behind the layout's prefix when they begin a prompt.
+
+        layout: another layout than the method's own, whose prefix is read by the base model.
+        """
+        front = [] if start else [p for p in (self.prefix if layout is None else self.plain_prefix(layout),) if p]
         backbone = self.backbone
         return compose(
             [*front, *parts],
