@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sac_cli import console
 from sac_cli.options import Device, Dtype, Json, numbers, split_commas
 from sac_cli.shell import command
-from sac_rag.config import DEFAULT_MODEL
+from sac_rag.config import DEFAULT_EMBEDDER, DEFAULT_MODEL, AskConfig, IndexConfig
 from sac_rag.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sac_rag.evaluate.runs import Run
+
+RETRIEVED = "Retrieved track"
 
 
 @command(
@@ -22,13 +27,18 @@ from sac_rag.errors import ConfigError
     sac eval squad.dev.jsonl.gz --reader memory --ratio 5,15
     sac eval squad.dev.jsonl.gz nq.dev.jsonl.gz --reader closed,text,memory --limit 500 --json
     sac eval dev.jsonl --reader memory --adapter runs/mine
-    sac eval dev.jsonl --track retrieved --reader memory,text -k 5 --passage-tokens 128
+    sac eval --sets in-domain --data qa --reader memory,full-ft --full-ft-adapter runs/full --results scores
+    sac eval a.jsonl b.jsonl --track retrieved --pool --reader memory,text -k 5 --passage-tokens 128
     """,
 )
 def eval_(
     files: Annotated[
-        list[str], typer.Argument(help="Questions with contexts: .jsonl, SQuAD .json, or .gz.", metavar="FILE")
-    ],
+        list[str] | None, typer.Argument(help="Questions with contexts: .jsonl, SQuAD .json, or .gz.", metavar="[FILE]")
+    ] = None,
+    sets: Annotated[
+        str | None, typer.Option(help="A named group in place of files: in-domain or out-of-domain.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of that group's files.", metavar="DIR")] = None,
     reader: Annotated[
         list[str], typer.Option(help="closed, text, memory or full-ft; repeat or separate with commas.")
     ] = ["memory"],  # noqa: B006  read, never changed
@@ -41,90 +51,125 @@ def eval_(
         int | None, typer.Option(min=1, help="Questions of each file, drawn at random; all if left out.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 32,
+    results: Annotated[
+        str | None, typer.Option(help="Keep each finished run there; those found are not run again.", metavar="DIR")
+    ] = None,
     track: Annotated[
         str, typer.Option(help="gold: the context of each question; retrieved: a library of all.")
     ] = "gold",
-    k: Annotated[int, typer.Option("-k", min=1, help="Passages per question (retrieved).")] = 5,
-    passage_tokens: Annotated[int, typer.Option(help="Longest passage in tokens (retrieved).")] = 256,
-    contexts: Annotated[int | None, typer.Option(min=1, help="Index only the first contexts (retrieved).")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 32,
+    k: Annotated[int, typer.Option("-k", min=1, help="Passages per question.", rich_help_panel=RETRIEVED)] = 5,
+    passage_tokens: Annotated[int, typer.Option(help="Longest passage in tokens.", rich_help_panel=RETRIEVED)] = 256,
+    contexts: Annotated[
+        int | None, typer.Option(min=1, help="Index only the first contexts of a file.", rich_help_panel=RETRIEVED)
+    ] = None,
+    pool: Annotated[
+        bool, typer.Option("--pool", help="One library of all files, not one a file.", rich_help_panel=RETRIEVED)
+    ] = False,
+    embedder: Annotated[
+        str, typer.Option(help="Embedding model that finds passages.", rich_help_panel=RETRIEVED)
+    ] = DEFAULT_EMBEDDER,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Score readers on files of questions: no context, plain text, compressed memory, finetuned text."""
+    """Score readers on files of questions: no context, plain text, compressed memory, finetuned text.
+
+    Scores come with 95 % intervals (bootstrap over questions). Several files are followed by their average, "macro".
+    With full-ft among the readers each F1 is also given as a share of it.
+    """
     ratios, readers = numbers(ratio, "--ratio"), split_commas(reader)
     if track not in ("gold", "retrieved"):
         raise ConfigError(f"track is {track!r}; use gold or retrieved")
+    if pool and track == "gold":
+        raise ConfigError("--pool is for --track retrieved; gold contexts are not searched")
+    paths = _paths(files or [], sets, data)
     with console.working("loading"):
-        from sac_rag.evaluate.harness import ANSWER_TOKENS, evaluate
-    if track == "retrieved":
-        index = {"model": model, "method": method, "adapter": adapter, "passage_tokens": passage_tokens}
-        ask = {"k": k, "max_new_tokens": ANSWER_TOKENS}
-        rest = {"limit": limit, "contexts": contexts, "seed": seed, "device": device, "dtype": dtype}
-        _show(_retrieved(files, ratios, readers, index, ask, rest), as_json)
-        return
+        from sac_rag.evaluate.harness import evaluate
+        from sac_rag.evaluate.prompts import ANSWER_TOKENS
+        from sac_rag.evaluate.results import Results, fingerprints, versions
+        from sac_rag.evaluate.retrieved import evaluate_retrieved
+    stored = Results(results) if results else None
+    same: dict[str, Any] = {
+        **{"readers": readers, "ratios": ratios, "full_ft_adapter": full_ft_adapter, "limit": limit, "seed": seed},
+        **{"batch": batch, "device": device, "dtype": dtype, "results": stored},
+    }
+    runs: Sequence[Run]
     with _bar() as listen:
-        runs = evaluate(
-            files,
-            readers=readers,
-            model=model,
-            method=method,
-            adapter=adapter,
-            full_ft_adapter=full_ft_adapter,
-            ratios=ratios,
-            limit=limit,
-            seed=seed,
-            batch=batch,
-            device=device,
-            dtype=dtype,
-            listen=listen,
-        )
-    _show([dataclasses.asdict(run) for run in runs], as_json)
-
-
-def _retrieved(
-    files: list[str],
-    ratios: Sequence[float],
-    readers: Sequence[str],
-    index: dict[str, Any],
-    ask: dict[str, Any],
-    rest: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """One library a file and ratio; plain text reads the same passages at every ratio, so once."""
-    from sac_rag.config import AskConfig, IndexConfig
-    from sac_rag.evaluate.retrieved import evaluate_retrieved
-
-    runs: list[dict[str, Any]] = []
-    for i, ratio in enumerate(ratios):
-        wanted = [r for r in readers if r != "text" or not i]
-        config = IndexConfig(ratio=ratio, **index)
-        with _bar() as listen:
-            found = evaluate_retrieved(
-                files, config=config, ask=AskConfig(**ask), readers=wanted, listen=listen, **rest
+        if track == "retrieved":
+            config = IndexConfig(
+                model=model, embedder=embedder, method=method, adapter=adapter, passage_tokens=passage_tokens
             )
-        runs += [dataclasses.asdict(run) for run in found]
-    return runs
-
-
-def _show(runs: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        console.emit({"runs": runs})
+            ask = AskConfig(k=k, max_new_tokens=ANSWER_TOKENS)
+            runs = evaluate_retrieved(
+                paths, config=config, ask=ask, pool=pool, contexts=contexts, listen=listen, **same
+            )
+        else:
+            runs = evaluate(paths, model=model, method=method, adapter=adapter, listen=listen, **same)
+    if stored and stored.taken:
+        console.notice(f"{stored.taken} runs were taken from {results} as they were stored")
+    _notices(runs, pool)
+    rows = [dataclasses.asdict(run) for run in runs]
+    if not as_json:
+        _show(rows)
         return
+    adapters = {} if set(readers) == {"full-ft"} and track == "gold" else {method: adapter}
+    if "full-ft" in readers:
+        adapters["full-ft"] = full_ft_adapter
+    console.emit({"runs": rows, "versions": versions(), "fingerprints": fingerprints(model, adapters)})
+
+
+def _paths(files: list[str], sets: str | None, data: str | None) -> list[str]:
+    """The files to score, given or by the name of their group."""
+    if sets is None:
+        if not files or data is not None:
+            raise ConfigError("give question files, or a group of them by --sets NAME --data FOLDER")
+        return files
+    if files or data is None:
+        raise ConfigError(f"--sets {sets} takes its files from --data FOLDER, and no others")
+    from sac_rag.evaluate.tasks import files_of
+
+    return files_of(sets, data)
+
+
+def _notices(runs: Sequence[Run], pool: bool) -> None:
+    from sac_rag.evaluate.tasks import MACRO
+
+    for run in runs:
+        if run.cut and run.set != MACRO:
+            console.notice(f"{run.set}, {run.reader}: {run.cut} did not fit the model's context and were cut")
+    if pool:
+        from sac_rag.evaluate.retrieved import POOL_PASSAGES
+
+        size = getattr(runs[0], "passages", 0)
+        if size < POOL_PASSAGES:
+            console.notice(
+                f"the pool has {size:,} passages; below {POOL_PASSAGES:,} retrieval is easier than in use: add files"
+            )
+
+
+def _show(runs: list[dict[str, Any]]) -> None:
     more = [name for name in ("passage_tokens", "k", "passages", "recall") if name in runs[0]]
+    kept = ["of full-ft"] if any(r["retention"] is not None for r in runs) else []
     console.table(
-        ("set", "reader", "method", "ratio", "n", "F1", "EM", "ROUGE-1", "EM raw", "seconds", *more),
+        ("set", "reader", "method", "ratio", "n", "F1", "EM", "ROUGE-1", "EM raw", "seconds", *more, "F1 95 %", *kept),
         [
             (
                 *(r["set"], r["reader"], r["method"], None if r["ratio"] is None else f"{r['ratio']:g}", r["n"]),
-                *(f"{100 * r[name]:.2f}" for name in ("f1", "em", "rouge1", "em_raw")),
+                *(_percent(r[name]) for name in ("f1", "em", "rouge1", "em_raw")),
                 f"{r['seconds']:.1f}",
                 *(f"{100 * r[name]:.1f}" if name == "recall" else r[name] for name in more),
+                f"{_percent(r['f1_low'])}-{_percent(r['f1_high'])}",
+                *(r["retention"] and _percent(r["retention"]) for _ in kept),
             )
             for r in runs
         ],
-        numbers=("ratio", "n", "F1", "EM", "ROUGE-1", "EM raw", "seconds", *more),
+        numbers=("ratio", "n", "F1", "EM", "ROUGE-1", "EM raw", "seconds", *more, "F1 95 %", *kept),
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
 
 
 @contextlib.contextmanager

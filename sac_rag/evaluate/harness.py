@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from typing import Any
 
-import torch
-
-from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.engine import Engine
-from sac_rag.answer.reader import Prompt, Reader, Sampling, decode
-from sac_rag.compress.methods.base import Method
-from sac_rag.config import DEFAULT_MODEL, MAX_PASSAGE_TOKENS
+from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import ConfigError
-from sac_rag.evaluate.metrics import Score, score
-from sac_rag.evaluate.tasks import Task, batches, load_task
-from sac_rag.train.data import Question
+from sac_rag.evaluate.cost import measured
+from sac_rag.evaluate.prompts import ANSWER_TOKENS, answers_of, prompts_of
+from sac_rag.evaluate.results import Origin, Results, file_sha256
+from sac_rag.evaluate.runs import Prediction, Run, Scored, macro, summary, with_retention
+from sac_rag.evaluate.tasks import Task, check_names, groups, load_task
+from sac_rag.models.loading import choose_device, choose_dtype
 
 READERS = ("closed", "text", "memory", "full-ft")
-ANSWER_TOKENS = 32
-"""Longest answer generated in an evaluation; extractive answers are far shorter."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Mean scores (0..1) of one reader on one set. method and ratio are None where nothing is compressed."""
-
-    set: str
-    reader: str
-    method: str | None
-    ratio: float | None
-    n: int
-    f1: float
-    em: float
-    rouge1: float
-    em_raw: float
-    seconds: float
-
+CLOSED_BATCH = 4
+"""Closed-book prompts are short and run to the token limit: so many times more of them are decoded together."""
 
 Listen = Callable[[str, str, int, int], None]
 """(set, reader label, questions done, questions in all)."""
@@ -58,86 +37,89 @@ def evaluate(
     batch: int = 32,
     device: str = "auto",
     dtype: str = "auto",
+    results: Results | None = None,
     listen: Listen | None = None,
 ) -> list[Run]:
     """Score each reader on each file with gold contexts and greedy decoding; `memory` once per ratio.
 
-    batch: questions decoded together. Contexts longer than 510 tokens are compressed as consecutive
-    sub-contexts. Raises ConfigError for an unknown reader.
+    Several files are followed by a row that averages over them (set "macro"). batch: questions decoded together.
+    Contexts longer than 510 tokens are compressed as consecutive sub-contexts. results: runs found there are not
+    computed again, new ones are stored there as they are done; a model is loaded only when something is missing.
+    Raises ConfigError for an unknown reader and for files of the same name.
     """
-    for name in readers:
-        if name not in READERS:
-            raise ConfigError(f"unknown reader {name!r}; use {', '.join(READERS)}")
+    check_readers(readers, READERS)
+    check_names(files)
     tasks = [load_task(f, limit=limit, seed=seed) for f in files]
-    runs = []
+    hashes = [file_sha256(f) if results else "" for f in files]
+    number = str(choose_dtype(dtype, choose_device(device)))
+    runs: list[Run] = []
     for name in readers:
-        used = "full-ft" if name == "full-ft" else method
-        weights = full_ft_adapter if name == "full-ft" else adapter
-        engine = Engine.shared(model, used, weights, device=device, dtype=dtype)
-        for ratio in ratios if name == "memory" else (None,):
-            label = f"{used} {ratio:g}x" if ratio else name
-            for task in tasks:
-                runs.append(_run(engine, task, name, label, ratio, batch, listen))
-    return runs
+        used, weights = ("full-ft", full_ft_adapter) if name == "full-ft" else (method, adapter)
+        origin = Origin.of(model, used, weights).determines(name) if results else {}
+        for ratio in map(float, ratios) if name == "memory" else (None,):
+            rows = []
+            for task, content in zip(tasks, hashes, strict=True):
+                settings = {
+                    **{"track": "gold", "set": task.name, "file_sha256": content, "limit": limit, "seed": seed},
+                    **{"reader": name, "ratio": ratio, "dtype": number, "answer_tokens": ANSWER_TOKENS, **origin},
+                }
+                scored = results.find(Run, settings) if results else None
+                if scored is None:
+                    engine = Engine.shared(model, used, weights, device=device, dtype=dtype)
+                    scored = score_task(engine, task, name, ratio, batch, listen)
+                    if results:
+                        results.keep(scored, settings)
+                rows.append(scored)
+            runs += with_macro(rows)
+    return with_retention(runs)
 
 
-def _run(
-    engine: Engine, task: Task, name: str, label: str, ratio: float | None, batch: int, listen: Listen | None
-) -> Run:
-    began, scores = time.perf_counter(), list[Score]()
-    with engine.busy():
-        for group in batches(task, batch):
-            prompts, questions = prompts_of(engine.method, group, name, ratio)
-            for question, text in zip(questions, answers_of(engine.reader, prompts, batch), strict=True):
-                scores.append(score(text, question.answers))
-            if listen:
-                listen(task.name, label, len(scores), task.questions)
-    return Run(
-        set=task.name,
-        reader=name,
-        method=engine.method_name if name in ("memory", "full-ft") else None,
+def check_readers(readers: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ConfigError naming a reader that is not among the known ones."""
+    for name in readers:
+        if name not in known:
+            raise ConfigError(f"unknown reader {name!r}; use {', '.join(known)}")
+
+
+def with_macro(rows: Sequence[Scored[Any]], **changes: Any) -> list[Any]:
+    """The runs of several sets, and their average when there is more than one."""
+    runs = [s.run for s in rows]
+    return [*runs, macro(rows, **changes)] if len(rows) > 1 else runs
+
+
+def score_task(
+    engine: Engine, task: Task, reader: str, ratio: float | None, batch: int, listen: Listen | None = None
+) -> Scored[Run]:
+    """Answer and score all questions of a task with one reader."""
+    label = f"{engine.method_name} {ratio:g}x" if ratio else reader
+    closed = reader == "closed"
+    answered: dict[int, list[Prediction]] = {}
+    done = cut = stored = source = 0
+
+    def heard(count: int) -> None:
+        if listen:
+            listen(task.name, label, done + count, task.questions)
+
+    with engine.busy(), measured(engine.device) as cost:
+        for group in [list(range(len(task.contexts)))] if closed else groups(task, batch):
+            asked = prompts_of(engine.method, [task.contexts[i] for i in group], reader, ratio)
+            rows = CLOSED_BATCH * batch if closed else batch
+            answers = answers_of(engine.reader, asked.prompts, rows, done=heard)
+            predictions = (
+                Prediction.of(q, text, logprob) for q, (text, logprob) in zip(asked.questions, answers, strict=True)
+            )
+            for i in group:
+                answered[i] = [next(predictions) for _ in task.contexts[i][1]]
+            done += len(answers)
+            cut, stored, source = cut + asked.cut, stored + asked.stored_bytes, source + asked.source_tokens
+    inorder = tuple(p for i in range(len(task.contexts)) for p in answered[i])
+    run = Run(
+        reader=reader,
+        method=engine.method_name if reader in ("memory", "full-ft") else None,
         ratio=ratio,
-        n=len(scores),
-        f1=fmean(s.f1 for s in scores),
-        em=fmean(s.em for s in scores),
-        rouge1=fmean(s.rouge1 for s in scores),
-        em_raw=fmean(s.em_raw for s in scores),
-        seconds=time.perf_counter() - began,
+        peak_mib=cost.peak_mib,
+        cut=cut,
+        bytes_per_source_token=stored / source if source else None,
+        **summary(inorder, task.name, cost.seconds),
     )
-
-
-def prompts_of(
-    method: Method,
-    group: Sequence[tuple[str, tuple[Question, ...]]],
-    reader: str,
-    ratio: float | None,
-) -> tuple[list[Prompt], list[Question]]:
-    """Prompts of all questions of some contexts, and those questions, in order; each context is encoded once."""
-    backbone = method.backbone
-    prompts: list[Prompt] = []
-    questions: list[Question] = []
-    ids = [backbone.tokens(context) for context, _ in group]
-    memories = {}
-    if reader in ("memory", "full-ft"):
-        step = MAX_PASSAGE_TOKENS if reader == "memory" else backbone.context_length
-        cuts = [[c[i : i + step] for i in range(0, len(c), step)] for c in ids]
-        flat = iter(method.compress([chunk for chunks in cuts for chunk in chunks], ratio or 1.0))
-        with torch.inference_mode():
-            memories = {i: method.memory([next(flat) for _ in chunks]) for i, chunks in enumerate(cuts)}
-    prefix = backbone.template(method.layout.prefix)
-    for i, (_, qas) in enumerate(group):
-        for qa in qas:
-            tail = question_ids(method, qa.question)
-            front = [] if i in memories else [*prefix, *(ids[i] if reader == "text" else [])]
-            prompts.append(Prompt([*front, *tail], memories.get(i)))
-            questions.append(qa)
-    return prompts, questions
-
-
-def answers_of(reader: Reader, prompts: Sequence[Prompt], batch: int) -> list[str]:
-    """Greedy answers of all prompts, in order, decoded in batches of at most `batch`."""
-    sampling, texts = Sampling(max_new_tokens=ANSWER_TOKENS), list[str]()
-    for start in range(0, len(prompts), batch):
-        for c in reader.generate(prompts[start : start + batch], sampling):
-            texts.append(decode(reader.backbone.tokenizer, c.token_ids).strip())
-    return texts
+    return Scored(run, inorder)

@@ -1,7 +1,8 @@
 """docs/results.md from recorded JSON: `python -m sac_rag.evaluate.report docs/results > docs/results.md`.
 
-Each file of the folder is one recorded run: {"title", "command", "note", "tables": {name: [row, ...]}}, as
-`record` writes it. Rows are flat objects; columns are those of the first row.
+Each JSON file of the folder is one recorded run: {"title", "command", "note", "tables": {name: [row, ...]}, "origin"},
+as `record` writes it. Rows are flat objects; columns are those of the first row. Figures are drawn from the same rows
+and written beside the JSON.
 """
 
 from __future__ import annotations
@@ -13,21 +14,54 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.errors import ConfigError
+from sac_rag.evaluate.figures import figures, is_training
 
 HEAD = """# Results
 
 Generated from the recorded runs in [results/](results/) by `python -m sac_rag.evaluate.report docs/results`;
 a test keeps the two alike. Each section names the command that printed its figures.
 """
-PERCENT = frozenset({"f1", "em", "rouge1", "em_raw", "recall"})
+PERCENT = frozenset({"f1", "em", "rouge1", "em_raw", "recall", "retention"})
+ORIGIN = ("versions", "fingerprints")
+TRAINING = ("step", "examples", "loss", "recall")
+RECORDED_STEPS, SHOWN_STEPS = 200, 8
+"""Steps of a training run that are recorded, and those of them that the page tabulates."""
 
 
 def record(folder: Path, name: str, title: str, command: str, note: str, tables: Mapping[str, Any]) -> None:
-    """Store one run beside the others. Keys of `tables` that do not hold rows are left out."""
+    """Store one run beside the others. Of keys of `tables` that do not hold rows, versions and fingerprints stay."""
     rows = {k: v for k, v in tables.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
-    text = json.dumps({"title": title, "command": command, "note": note, "tables": rows}, indent=1)
+    whole: dict[str, Any] = {"title": title, "command": command, "note": note, "tables": rows}
+    if origin := {k: tables[k] for k in ORIGIN if tables.get(k)}:
+        whole["origin"] = origin
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def recordable(text: str) -> dict[str, Any]:
+    """What a command printed: one JSON object, or the lines of a training run's metrics.jsonl, thinned."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        whole = None
+    if isinstance(whole, dict) and not is_training([whole]):
+        return whole
+    try:
+        steps = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if is_training(steps):
+            last = {s["step"]: s for s in steps}  # a kill repeats the steps since its checkpoint
+            rows = [{k: s[k] for k in TRAINING if k in s} for _, s in sorted(last.items())]
+            return {"training": thinned(rows, RECORDED_STEPS)}
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ConfigError("standard input is neither a JSON object nor a metrics.jsonl; pipe what --json prints")
+
+
+def thinned(rows: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` rows, evenly spread, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
 def render(folder: Path) -> str:
@@ -37,37 +71,78 @@ def render(folder: Path) -> str:
         try:
             run = json.loads(path.read_text("utf-8"))
             parts.append(f"## {run['title']}\n\n```bash\n{run['command']}\n```\n\n{run['note']}".rstrip() + "\n")
-            parts += [table(rows) for rows in run["tables"].values()]
+            parts += [table(thinned(r, SHOWN_STEPS) if is_training(r) else r) for r in run["tables"].values()]
+            parts += [f"![{alt(svg)}]({folder.name}/{name})\n" for name, svg in _figures(path, run).items()]
+            if "origin" in run:
+                parts.append(_origin(run["origin"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is no recorded run (title, command, note, tables): {error}") from error
     return "\n".join(parts)
 
 
+def drawn(folder: Path) -> dict[str, str]:
+    """File name -> SVG of every figure on the page; they lie in the folder of the records."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("*.json")):
+        found |= _figures(path, json.loads(path.read_text("utf-8")))
+    return found
+
+
+def _figures(path: Path, run: Mapping[str, Any]) -> dict[str, str]:
+    return figures(path.stem, run["tables"])
+
+
+def alt(svg: str) -> str:
+    """The title of an SVG of ours."""
+    return svg.partition("<title>")[2].partition("</title>")[0]
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A markdown table; scores in percent, other numbers to four digits."""
-    columns = list(rows[0])
+    """A markdown table; scores in percent with their interval, other numbers to four digits, empty columns left out."""
+    names = [c for c in rows[0] if any(r.get(c) is not None for r in rows)]
+    columns = [c for c in names if c.removesuffix("_low").removesuffix("_high") not in PERCENT or c in PERCENT]
     lines = ["| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(c, r.get(c)) for c in columns) + " |" for r in rows]
+    lines += ["| " + " | ".join(_cell(c, r) for c in columns) + " |" for r in rows]
     return "\n".join(lines) + "\n"
 
 
-def _cell(column: str, value: Any) -> str:
+def _cell(column: str, row: Mapping[str, Any]) -> str:
+    value = row.get(column)
     if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{100 * value:.1f}" if column in PERCENT else f"{value:.4g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    if isinstance(value, float) and column in PERCENT:
+        low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+        return f"{100 * value:.1f}" + (
+            f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
+        )
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _origin(origin: Mapping[str, Any]) -> str:
+    """One line of what a run was made with; hashes by their first twelve digits."""
+    prints = origin.get("fingerprints", {})
+    parts = [f"{name} {version}" for name, version in origin.get("versions", {}).items()]
+    if "model_sha256" in prints:
+        parts.append(f"base `{prints['model_sha256'][:12]}`")
+    parts += [f"{method} adapter `{sha[:12]}`" for method, sha in prints.get("adapter_sha256", {}).items()]
+    return f"Made with {', '.join(parts)}.\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the page of a folder, or with `record NAME TITLE COMMAND NOTE` store JSON from standard input there."""
+    """Draw the figures of a folder and print its page, or with `record NAME TITLE COMMAND NOTE` store a run there.
+
+    What is stored comes from standard input: what a command printed with --json, or a run's metrics.jsonl.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if len(args) == 1:
-        sys.stdout.write(render(Path(args[0])))
+        page = render(Path(args[0]))
+        for name, svg in drawn(Path(args[0])).items():
+            (Path(args[0]) / name).write_text(svg, encoding="utf-8")
+        sys.stdout.write(page)
         return 0
     if len(args) == 6 and args[1] == "record":
         folder, _, name, title, command, note = args
-        record(Path(folder), name, title, command, note, json.load(sys.stdin))
+        record(Path(folder), name, title, command, note, recordable(sys.stdin.read()))
         return 0
     sys.stderr.write("usage: report FOLDER | report FOLDER record NAME TITLE COMMAND NOTE < run.json\n")
     return 2

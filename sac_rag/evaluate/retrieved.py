@@ -1,45 +1,61 @@
-"""The retrieved-context track: every context of a file in one library, each question answered from what is found."""
+"""The retrieved-context track: contexts go into a library, each question is answered from what is found there."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+from sac_rag.answer import gate
+from sac_rag.answer.assemble import text_prompt
+from sac_rag.answer.engine import Engine
+from sac_rag.answer.reader import Sampling
 from sac_rag.config import AskConfig, IndexConfig
-from sac_rag.errors import ConfigError
-from sac_rag.evaluate.harness import ANSWER_TOKENS, Listen
-from sac_rag.evaluate.metrics import Score, contains, score
-from sac_rag.evaluate.tasks import load_task
+from sac_rag.evaluate.cost import measured
+from sac_rag.evaluate.harness import Listen, check_readers, with_macro
+from sac_rag.evaluate.metrics import contains
+from sac_rag.evaluate.prompts import ANSWER_TOKENS, answers_of
+from sac_rag.evaluate.results import Origin, Results, file_sha256
+from sac_rag.evaluate.runs import Prediction, Run, Scored, summary, with_retention
+from sac_rag.evaluate.tasks import Task, check_names, load_task, set_name
+from sac_rag.models.embedder import Embedder
+from sac_rag.models.loading import choose_device, choose_dtype
 from sac_rag.pipeline import SacRag
 from sac_rag.records import Document, Hit
 from sac_rag.train.data import Question, read_contexts
 
+READERS = ("memory", "text", "full-ft")
 PUT_TOGETHER = 16
 """Contexts committed together."""
+POOL_PASSAGES = 5000
+"""A pool below this size makes retrieval easier than it is in use."""
 
 
-@dataclass(frozen=True)
-class RetrievedRun:
+@dataclass(frozen=True, kw_only=True)
+class RetrievedRun(Run):
     """Mean scores (0..1) over retrieved passages. recall: questions with an accepted answer in what was found."""
 
-    set: str
-    reader: str
-    method: str | None
-    ratio: float | None
-    n: int
-    f1: float
-    em: float
-    rouge1: float
-    em_raw: float
-    seconds: float
     passage_tokens: int
     k: int
     passages: int
+    """Passages searched."""
     recall: float
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Who answers, and how: engine of the memories for memory and text, of Full-FT for full-ft."""
+
+    reader: str
+    engine: Engine
+    ask: AskConfig
+    batch: int
+    listen: Listen | None
 
 
 def evaluate_retrieved(
@@ -48,71 +64,151 @@ def evaluate_retrieved(
     config: IndexConfig | None = None,
     ask: AskConfig | None = None,
     readers: Sequence[str] = ("memory", "text"),
+    ratios: Sequence[float] | None = None,
+    full_ft_adapter: str = "default",
+    pool: bool = False,
     limit: int | None = None,
     contexts: int | None = None,
     seed: int = 0,
+    batch: int = 32,
     device: str = "auto",
     dtype: str = "auto",
+    results: Results | None = None,
     listen: Listen | None = None,
 ) -> list[RetrievedRun]:
     """Index all contexts of each file (the first `contexts`, if given) and answer `limit` of their questions.
 
-    Both readers get the same passages. Raises ConfigError for a reader other than memory and text.
+    All readers get the same passages: as memory, as text, or as text read by Full-FT. A library a file and ratio
+    (None: that of `config`); with `pool` one a ratio, of all files. text and full-ft read the same at every ratio, so
+    once. batch, results and the row "macro" as in `evaluate`. Raises ConfigError for a reader that cannot retrieve.
     """
     config, ask = config or IndexConfig(), ask or AskConfig(max_new_tokens=ANSWER_TOKENS)
-    if bad := [r for r in readers if r not in ("memory", "text")]:
-        raise ConfigError(f"reader {bad[0]!r} cannot answer from retrieved passages; use memory or text")
+    check_readers(readers, READERS)
+    check_names(files)
+    ratios = [float(r) for r in ratios or (config.ratio,)]
+    tasks = [load_task(f, limit=limit, seed=seed, first=contexts) for f in files]
+    number = str(choose_dtype(dtype, choose_device(device)))
+    hashes = [file_sha256(f) if results else "" for f in files]
+    found_by = Embedder(config.embedder).fingerprint if results else ""
+    together = [list(range(len(files)))] if pool else [[i] for i in range(len(files))]
+    done: dict[tuple[str, float | None], dict[int, Scored[RetrievedRun]]] = {}
+
+    def settings_of(reader: str, ratio: float | None, index: int, group: Sequence[int]) -> dict[str, Any]:
+        """What determines the scores of one run."""
+        if results is None:
+            return {}
+        used, weights = ("full-ft", full_ft_adapter) if reader == "full-ft" else (config.method, config.adapter)
+        return {
+            **{"track": "retrieved", "set": tasks[index].name, "file_sha256": hashes[index], "limit": limit},
+            **{"seed": seed, "reader": reader, "ratio": ratio, "dtype": number, "contexts": contexts},
+            **{"searched": sorted(hashes[i] for i in group), "passage_tokens": config.passage_tokens},
+            **{"overlap": config.overlap, "embedder_sha256": found_by, "ask": dataclasses.asdict(ask)},
+            **({"codec": config.codec} if reader == "memory" else {}),
+            **Origin.of(config.model, used, weights).determines(reader),
+        }
+
+    for at, ratio in enumerate(ratios):
+        wanted = [(r, ratio if r == "memory" else None) for r in readers if r == "memory" or not at]
+        for group in together:
+            missing: list[tuple[int, str, dict[str, Any]]] = []
+            for reader, own in wanted:
+                for i in group:
+                    settings = settings_of(reader, own, i, group)
+                    if results and (stored := results.find(RetrievedRun, settings)):
+                        done.setdefault((reader, own), {})[i] = stored
+                    else:
+                        missing.append((i, reader, settings))
+            if not missing:
+                continue
+            own_config = dataclasses.replace(config, ratio=ratio)
+            with _library([files[i] for i in group], contexts, own_config, device, dtype, listen) as rag:
+                found: dict[int, list[list[Hit]]] = {}
+                for i, reader, settings in missing:
+                    if i not in found:
+                        found[i] = [rag.retrieve(q.question, ask) for q in _questions(tasks[i])]
+                    engine = rag.engine
+                    if reader == "full-ft":
+                        engine = Engine.shared(rag.config.model, reader, full_ft_adapter, device=device, dtype=dtype)
+                    scored = _answer(rag, tasks[i], found[i], _Reading(reader, engine, ask, batch, listen))
+                    if results:
+                        results.keep(scored, settings)
+                    done.setdefault((reader, scored.run.ratio), {})[i] = scored
     runs: list[RetrievedRun] = []
-    for file in files:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            SacRag.index([], Path(folder) / "eval.lib", config, device=device, dtype=dtype) as rag,
-        ):
-            pool = [c for c in read_contexts(file) if c.questions][:contexts]
-            uris = {c.text: f"context-{i}" for i, c in enumerate(pool)}
-            documents = [Document(uri, text) for text, uri in uris.items()]
-            for i in range(0, len(documents), PUT_TOGETHER):
-                rag.put(documents[i : i + PUT_TOGETHER])
-                if listen:
-                    listen(Path(file).name, "indexing", min(i + PUT_TOGETHER, len(documents)), len(documents))
-            task = load_task(file, limit=limit, seed=seed, first=contexts)
-            runs += _answer(rag, task.name, [q for _, qs in task.contexts for q in qs], ask, readers, listen)
-    return runs
-
-
-def _answer(
-    rag: SacRag, name: str, questions: Sequence[Question], ask: AskConfig, readers: Sequence[str], listen: Listen | None
-) -> list[RetrievedRun]:
-    found: list[list[Hit]] = [rag.retrieve(q.question, ask) for q in questions]
-    recall = fmean(_holds(hits, q.answers) for hits, q in zip(found, questions, strict=True))
-    runs = []
     for reader in readers:
-        began, scores = time.perf_counter(), list[Score]()
-        for hits, q in zip(found, questions, strict=True):
-            answer = rag.ask(q.question, ask, hits=hits, text=reader == "text")
-            scores.append(score(answer.text, q.answers))
-            if listen and len(scores) % 10 == 0:
-                listen(name, reader, len(scores), len(questions))
-        runs.append(
-            RetrievedRun(
-                set=name,
-                reader=reader,
-                method=rag.config.method if reader == "memory" else None,
-                ratio=rag.config.ratio if reader == "memory" else None,
-                n=len(scores),
-                f1=fmean(s.f1 for s in scores),
-                em=fmean(s.em for s in scores),
-                rouge1=fmean(s.rouge1 for s in scores),
-                em_raw=fmean(s.em_raw for s in scores),
-                seconds=time.perf_counter() - began,
-                passage_tokens=rag.config.passage_tokens,
-                k=ask.k,
-                passages=rag.stats().passages,
-                recall=recall,
-            )
-        )
-    return runs
+        for own_ratio in ratios if reader == "memory" else (None,):
+            rows = [done[reader, own_ratio][i] for i in range(len(files))]
+            sizes = [s.run.passages for s in rows]
+            recall = fmean(s.run.recall for s in rows)
+            runs += with_macro(rows, recall=recall, passages=sizes[0] if pool else sum(sizes))
+    return with_retention(runs)
 
 
-def _holds(hits: Sequence[Hit], answers: Sequence[str]) -> bool:
-    return any(contains(h.passage.text, answers) for h in hits)
+@contextlib.contextmanager
+def _library(
+    files: Sequence[str], contexts: int | None, config: IndexConfig, device: str, dtype: str, listen: Listen | None
+) -> Iterator[SacRag]:
+    """A temporary library of the files' contexts, each text once."""
+    texts: dict[str, str] = {}
+    for file in files:
+        for i, context in enumerate([c for c in read_contexts(file) if c.questions][:contexts]):
+            texts.setdefault(context.text, f"{set_name(file)}/{i}")
+    documents = [Document(uri, text) for text, uri in texts.items()]
+    name = set_name(files[0]) if len(files) == 1 else "pool"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SacRag.index([], Path(folder) / "eval.lib", config, device=device, dtype=dtype) as rag,
+    ):
+        for i in range(0, len(documents), PUT_TOGETHER):
+            rag.put(documents[i : i + PUT_TOGETHER])
+            if listen:
+                listen(name, f"indexing {config.ratio:g}x", min(i + PUT_TOGETHER, len(documents)), len(documents))
+        yield rag
+
+
+def _questions(task: Task) -> list[Question]:
+    return [q for _, questions in task.contexts for q in questions]
+
+
+def _answer(rag: SacRag, task: Task, found: Sequence[Sequence[Hit]], how: _Reading) -> Scored[RetrievedRun]:
+    """Score one reader on what was found for each question of a task; memories are loaded a batch at a time."""
+    questions, engine, ask = _questions(task), how.engine, how.ask
+    sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
+    memory, stats = how.reader == "memory", rag.stats()
+    predictions: list[Prediction] = []
+    cut = 0
+    if memory:
+        gate.check(rag.engine, rag.library)
+    with engine.busy(), measured(engine.device) as cost:
+        for start in range(0, len(questions), how.batch):
+            part = slice(start, start + how.batch)
+            assembled = [
+                rag.assemble(hits, q.question, ask)
+                if memory
+                else text_prompt(engine.method, hits, q.question, reserve=ask.max_new_tokens)
+                for q, hits in zip(questions[part], found[part], strict=True)
+            ]
+            cut += sum(len(a.hits) < len(hits) for a, hits in zip(assembled, found[part], strict=True))
+            answers = answers_of(engine.reader, [a.prompt for a in assembled], how.batch, sampling)
+            for q, hits, (text, logprob) in zip(questions[part], found[part], answers, strict=True):
+                held = any(contains(h.passage.text, q.answers) for h in hits)
+                predictions.append(Prediction.of(q, text, logprob, held))
+            if how.listen:
+                how.listen(task.name, _label(rag, how.reader), len(predictions), len(questions))
+    run = RetrievedRun(
+        reader=how.reader,
+        method=engine.method_name if how.reader in ("memory", "full-ft") else None,
+        ratio=rag.config.ratio if memory else None,
+        peak_mib=cost.peak_mib,
+        cut=cut,
+        bytes_per_source_token=stats.kv_bytes / stats.source_tokens if memory else None,
+        passage_tokens=rag.config.passage_tokens,
+        k=ask.k,
+        passages=stats.passages,
+        recall=fmean(bool(p.found) for p in predictions),
+        **summary(predictions, task.name, cost.seconds),
+    )
+    return Scored(run, tuple(predictions))
+
+
+def _label(rag: SacRag, reader: str) -> str:
+    return f"{rag.config.method} {rag.config.ratio:g}x" if reader == "memory" else reader

@@ -1,20 +1,28 @@
-"""The results page is the recorded runs, and says so when one is damaged."""
+"""The results page and its figures are the recorded runs, and say so when one is damaged."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
 from sac_rag.errors import ConfigError
-from sac_rag.evaluate.report import record, render
+from sac_rag.evaluate.report import drawn, main, record, recordable, render, thinned
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_page_in_docs_is_what_the_recorded_runs_render_to():
     assert (DOCS / "results.md").read_text("utf-8") == render(DOCS / "results")
+
+
+def test_the_figures_in_docs_are_what_the_recorded_runs_draw():
+    found = {p.name: p.read_text("utf-8") for p in (DOCS / "results").glob("*.svg")}
+    assert found == drawn(DOCS / "results")
+    page = (DOCS / "results.md").read_text("utf-8")
+    assert found and all(f"](results/{name})" in page for name in found)
 
 
 def test_a_recorded_run_becomes_a_table(tmp_path):
@@ -27,6 +35,60 @@ def test_a_recorded_run_becomes_a_table(tmp_path):
     assert (
         "| set | f1 | n | ratio |" in page and "| a\\|b | 34.6 | 500 |  |" in page and "| c | 100.0 | 1 | 5 |" in page
     )
+    assert "![" not in page and "Made with" not in page
+
+
+def test_intervals_stand_in_the_cell_and_empty_columns_are_left_out(tmp_path):
+    row = {"set": "a", "f1": 0.5, "em": 0.25, "f1_low": 0.4, "f1_high": 0.6, "em_low": 0.2, "em_high": 0.3}
+    record(tmp_path, "x", "T", "c", "", {"runs": [{**row, "retention": 0.9, "ratio": None, "peak_mib": 12.0}]})
+    page = render(tmp_path)
+    assert "| set | f1 | em | retention | peak mib |" in page
+    assert "| a | 50.0 (40.0 to 60.0) | 25.0 (20.0 to 30.0) | 90.0 | 12 |" in page
+
+
+def test_figures_are_written_beside_the_record_and_linked(tmp_path, capsys):
+    folder = tmp_path / "results"
+    rows = [{"set": "a", "reader": "memory", "method": "sac", "ratio": r, "f1": 1 / r} for r in (5.0, 15.0)]
+    origin = {
+        "versions": {"sac_rag": "1.2", "torch": "9"},
+        "fingerprints": {"model_sha256": "a" * 64, "adapter_sha256": {"sac": "b" * 64}},
+    }
+    record(folder, "3-x", "T", "c", "", {"runs": rows, **origin})
+    assert main([str(folder)]) == 0
+    page = capsys.readouterr().out
+    assert "![F1 on a](results/3-x.runs.f1-by-ratio.svg)\n" in page and page == render(folder)
+    assert {p.name: p.read_text() for p in folder.glob("*.svg")} == drawn(folder)
+    assert f"Made with sac_rag 1.2, torch 9, base `{'a' * 12}`, sac adapter `{'b' * 12}`.\n" in page
+
+
+def test_a_training_run_is_recorded_from_its_metrics(tmp_path, monkeypatch, capsys):
+    steps = [{"step": s, "examples": 20 * s, "loss": 5 / s, "learning_rate": 1e-3, "extra": {}} for s in range(1, 901)]
+    lines = "".join(json.dumps(s) + "\n" for s in [*steps[:500], *steps[400:]])
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert main([str(tmp_path), "record", "4-train", "Training", "sac train a", "Note."]) == 0
+    rows = json.loads((tmp_path / "4-train.json").read_text())["tables"]["training"]
+    assert len(rows) == 200 and rows[0]["step"] == 1 and rows[-1]["step"] == 900
+    assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
+    assert set(rows[0]) == {"step", "examples", "loss"}
+    assert main([str(tmp_path)]) == 0
+    page = capsys.readouterr().out
+    assert "4-train.training.loss.svg" in page and page.count("\n| ") == 2 + 8
+    assert (tmp_path / "4-train.training.loss.svg").exists()
+
+
+def test_only_results_can_be_recorded():
+    assert recordable('{"runs": [{"f1": 1.0}]}') == {"runs": [{"f1": 1.0}]}
+    assert recordable('{"step": 1, "examples": 2, "loss": 3.0}\n')["training"] == [
+        {"step": 1, "examples": 2, "loss": 3.0}
+    ]
+    for text in ("", "no json", "[1, 2]", '{"a": 1}\n{"b": 2}\n'):
+        with pytest.raises(ConfigError):
+            recordable(text)
+
+
+def test_thinned_keeps_both_ends():
+    assert thinned(range(5), 9) == [0, 1, 2, 3, 4]
+    assert thinned(range(100), 4) == [0, 33, 66, 99]
 
 
 def test_a_damaged_run_is_named(tmp_path):

@@ -1,0 +1,119 @@
+"""Contexts and questions to prompts, prompts to answers: what every reader of an evaluation goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from sac_rag.answer.assemble import question_ids
+from sac_rag.answer.prompt import Prompt
+from sac_rag.answer.reader import Completion, Reader, Sampling, decode
+from sac_rag.compress.methods.base import Method
+from sac_rag.config import MAX_PASSAGE_TOKENS, IndexConfig
+from sac_rag.errors import ConfigError
+from sac_rag.library.codecs import get_codec
+from sac_rag.train.data import Question
+
+ANSWER_TOKENS = 32
+"""Longest answer generated in an evaluation; extractive answers are far shorter."""
+BATCH_TOKENS = 32_768
+"""Cache slots of one decoding batch, at most, unless one prompt alone needs more."""
+
+
+@dataclass
+class Asked:
+    """Prompts with their questions, in order. cut: contexts that were cut to fit the model's context.
+
+    stored_bytes, source_tokens: of the compressed contexts, as a library would store them.
+    """
+
+    prompts: list[Prompt] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    cut: int = 0
+    stored_bytes: int = 0
+    source_tokens: int = 0
+
+
+def prompts_of(
+    method: Method, contexts: Sequence[tuple[str, tuple[Question, ...]]], reader: str, ratio: float | None
+) -> Asked:
+    """Prompts of all questions of some contexts; each context is encoded once.
+
+    `memory` compresses long contexts as consecutive sub-contexts; `text` and `full-ft` cut them at the end to what
+    the model reads beside question and answer. Raises ConfigError when a question alone is too long.
+    """
+    backbone, asked = method.backbone, Asked()
+    tails = [[question_ids(method, q.question) for q in questions] for _, questions in contexts]
+    prefix = backbone.template(method.layout.prefix)
+    ids: list[list[int]] = [[] for _ in contexts]
+    if reader != "closed":
+        ids = [backbone.tokens(text) for text, _ in contexts]
+    if reader in ("text", "full-ft"):
+        rooms = [_room(method, len(prefix), max(map(len, tail))) for tail in tails]
+        asked.cut = sum(len(i) > room for i, room in zip(ids, rooms, strict=True))
+        ids = [i[:room] for i, room in zip(ids, rooms, strict=True)]
+    memories = {}
+    if reader in ("memory", "full-ft"):
+        step = MAX_PASSAGE_TOKENS
+        chunks = [[i] if reader == "full-ft" else [i[at : at + step] for at in range(0, len(i), step)] for i in ids]
+        compressed = method.compress([chunk for parts in chunks for chunk in parts], ratio or 1.0)
+        if reader == "memory":
+            codec = get_codec(IndexConfig().codec)
+            asked.stored_bytes = sum(t.nbytes for m in compressed for t in codec.encode(m).values())
+            asked.source_tokens = sum(m.source_len for m in compressed)
+        flat = iter(compressed)
+        with torch.inference_mode():
+            memories = {i: method.memory([next(flat) for _ in parts]) for i, parts in enumerate(chunks)}
+    for i, (_, questions) in enumerate(contexts):
+        for question, tail in zip(questions, tails[i], strict=True):
+            front = (memories[i], tail) if i in memories else ([*prefix, *ids[i], *tail],)
+            asked.prompts.append(Prompt(front))
+            asked.questions.append(question)
+    return asked
+
+
+def _room(method: Method, prefix: int, question: int) -> int:
+    """Tokens of a context that fit beside prefix, question and answer."""
+    limit = method.backbone.context_length
+    room = limit - prefix - question - ANSWER_TOKENS
+    if room < 1:
+        raise ConfigError(
+            f"a question needs {prefix + question} tokens and its answer {ANSWER_TOKENS}, but the model reads {limit}: "
+            "leave the question out, or choose a model with a longer context"
+        )
+    return room
+
+
+def answers_of(
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    batch: int,
+    sampling: Sampling | None = None,
+    done: Callable[[int], None] | None = None,
+) -> list[tuple[str, float]]:
+    """(answer, mean log-probability) of all prompts, in order; greedy unless `sampling` says otherwise.
+
+    Prompts of like length are decoded together, at most `batch` of them. done: called with the number answered.
+    """
+    sampling = sampling or Sampling(max_new_tokens=ANSWER_TOKENS)
+    completions: dict[int, Completion] = {}
+    for rows in decoding_batches([p.tokens + p.slots for p in prompts], batch):
+        completions |= zip(rows, reader.generate([prompts[i] for i in rows], sampling), strict=True)
+        if done:
+            done(len(completions))
+    found = (completions[i] for i in range(len(prompts)))
+    return [(decode(reader.backbone.tokenizer, c.token_ids).strip(), c.logprob) for c in found]
+
+
+def decoding_batches(sizes: Sequence[int], batch: int) -> Iterator[list[int]]:
+    """Indices in batches, by size: at most `batch` rows, and rows times the longest at most BATCH_TOKENS."""
+    rows: list[int] = []
+    for i in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if rows and (len(rows) == batch or (len(rows) + 1) * sizes[i] > BATCH_TOKENS):
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows

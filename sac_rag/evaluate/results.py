@@ -1,0 +1,133 @@
+"""Finished runs in a folder, so that a repeated evaluation computes only what is missing; and what they came from."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sac_rag import __version__
+from sac_rag.compress.adapter import Card, write_atomic
+from sac_rag.config import fingerprint
+from sac_rag.errors import ConfigError
+from sac_rag.evaluate.runs import Prediction, RunT, Scored
+from sac_rag.models.adapters import WEIGHTS, find_adapter
+from sac_rag.models.sources import fingerprint_of, resolve_base, tokenizer_fingerprint_of
+
+SCORING = 1
+"""Raised when scoring changes, so that results stored before are not taken for new ones."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Hashes of what answers. Nothing is loaded to know them."""
+
+    model_sha256: str
+    tokenizer_sha256: str
+    method: str
+    adapter_sha256: str
+    layout: dict[str, str]
+    built: dict[str, Any]
+    """LoRA settings and options of the adapter's card."""
+
+    @classmethod
+    def of(cls, model: str, method: str, adapter: str) -> Origin:
+        """Raises ModelError or AdapterError when one of them cannot be had."""
+        base, folder = resolve_base(model), find_adapter(model, method, adapter)
+        card = Card.read(folder)
+        return cls(
+            model_sha256=fingerprint_of(base),
+            tokenizer_sha256=tokenizer_fingerprint_of(base),
+            method=method,
+            adapter_sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+            layout=dict(card.layout),
+            built={"lora": card.lora, "options": card.options},
+        )
+
+    def determines(self, reader: str) -> dict[str, Any]:
+        """What of it decides a reader's answers: of an adapter, closed book and plain text see the layout alone."""
+        found: dict[str, Any] = {
+            "model_sha256": self.model_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "layout": self.layout,
+        }
+        if reader in ("memory", "full-ft"):
+            found |= {"method": self.method, "adapter_sha256": self.adapter_sha256, **self.built}
+        return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import torch
+    import transformers
+
+    return {"sac_rag": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
+
+
+def fingerprints(model: str, adapters: Mapping[str, str]) -> dict[str, Any]:
+    """SHA-256 (hex) of base weights, tokenizer, and the adapter of each method."""
+    origins = [Origin.of(model, method, adapter) for method, adapter in adapters.items()]
+    return {
+        "model_sha256": origins[0].model_sha256,
+        "tokenizer_sha256": origins[0].tokenizer_sha256,
+        "adapter_sha256": {o.method: o.adapter_sha256 for o in origins},
+    }
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's bytes; raises ConfigError naming a file that cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give a file of questions") from error
+
+
+class Results:
+    """A folder with two files a run: NAME.json (run, settings, versions) and NAME.jsonl.gz (predictions).
+
+    NAME holds a hash of the settings: everything that determines the scores. The JSON is written last.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.taken = 0
+        """Runs that were found here instead of computed."""
+
+    def path(self, settings: Mapping[str, Any]) -> Path:
+        """The JSON file of a run; its settings name at least set and reader."""
+        ratio = f".{settings['ratio']:g}x" if settings.get("ratio") else ""
+        key = fingerprint({"scoring": SCORING, **settings})[:16]
+        return self.folder / f"{settings['set']}.{settings['reader']}{ratio}.{key}.json"
+
+    def find(self, kind: type[RunT], settings: Mapping[str, Any]) -> Scored[RunT] | None:
+        """The stored run of these settings; None when there is none. ConfigError names a damaged one."""
+        path = self.path(settings)
+        if not path.exists():
+            return None
+        try:
+            run = kind(**json.loads(path.read_text("utf-8"))["run"])
+            lines = gzip.decompress(_predictions(path).read_bytes()).decode("utf-8").splitlines()
+            predictions = tuple(Prediction(**json.loads(line)) for line in lines)
+            if len(predictions) != run.n:
+                raise ValueError(f"{len(predictions)} predictions for {run.n} questions")
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is no stored run ({error}); remove it to have it computed again") from error
+        self.taken += 1
+        return Scored(run, predictions)
+
+    def keep(self, scored: Scored[Any], settings: Mapping[str, Any]) -> None:
+        """Store a finished run at once; a kill leaves it whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(settings)
+        lines = "".join(json.dumps(asdict(p)) + "\n" for p in scored.predictions)
+        write_atomic(_predictions(path), gzip.compress(lines.encode(), mtime=0))
+        whole = {"run": asdict(scored.run), "settings": settings, "versions": versions()}
+        write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
+
+
+def _predictions(path: Path) -> Path:
+    return path.with_suffix(".jsonl.gz")

@@ -1,0 +1,133 @@
+"""`sac eval` for real, on toys: what it prints, what it keeps, and what it says when files are missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_toys import Sac, Toys
+from test_cli_help import environment
+
+KEYS = {"set", "reader", "method", "ratio", "n", "f1", "em", "rouge1", "em_raw", "seconds"}
+MORE = {"f1_low", "f1_high", "em_low", "em_high", "examples_per_s", "peak_mib", "cut", "retention"}
+
+
+def write(name: str, repeat: int = 1) -> str:
+    rows = [
+        {
+            "context": f"The lamp of house {i} in {name} burned oil until {1900 + i}. " * repeat,
+            "qas": [{"qid": str(i), "question": f"Until when did lamp {i} burn oil?", "answers": [str(1900 + i)]}],
+        }
+        for i in range(4)
+    ]
+    Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"{name}.jsonl"
+
+
+@pytest.fixture(scope="session")
+def full_ft(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Full-FT adapter of the toy model, untrained."""
+    from sac_rag.compress import adapter
+    from sac_rag.models.loading import choose_device, choose_dtype, load_base
+
+    folder, device = tmp_path_factory.mktemp("adapters") / "full-ft", choose_device("cpu")
+    values = json.loads((toys.adapter / "card.json").read_text())
+    card = adapter.Card(**{**values, "method": "full-ft", "ratios": (1.0,)})
+    adapter.save(adapter.build(*load_base(toys.base, device, choose_dtype("float32", device)), card), card, folder)
+    return folder
+
+
+@pytest.fixture
+def flags(toys: Toys, full_ft: Path) -> tuple[str, ...]:
+    used: dict[str, Any] = {"model": toys.base, "adapter": toys.adapter, "full-ft-adapter": full_ft}
+    return (*(f"--{k}={v}" for k, v in used.items()), "--dtype=float32", "--device=cpu", f"--embedder={toys.embedder}")
+
+
+def test_json_holds_runs_versions_and_fingerprints(sac: Sac, flags: tuple[str, ...]) -> None:
+    done = sac("eval", write("lamps"), write("keys"), "--reader", "memory,full-ft", "--ratio", "5,15", "--json", *flags)
+    assert done.code == 0, done.err
+    assert set(done.json) == {"runs", "versions", "fingerprints"}
+    runs = done.json["runs"]
+    assert [(r["set"], r["reader"], r["ratio"]) for r in runs] == [
+        (s, *row) for row in (("memory", 5.0), ("memory", 15.0), ("full-ft", None)) for s in ("lamps", "keys", "macro")
+    ]
+    assert all(set(r) >= KEYS | MORE for r in runs)
+    assert set(done.json["versions"]) == {"sac_rag", "torch", "transformers"}
+    prints = done.json["fingerprints"]
+    assert len(prints["model_sha256"]) == 64 and set(prints["adapter_sha256"]) == {"sac", "full-ft"}
+
+
+def test_the_table_ends_with_the_interval(sac: Sac, flags: tuple[str, ...]) -> None:
+    done = sac("eval", write("lamps"), write("keys"), "--reader", "closed", *flags)
+    assert done.code == 0, done.err
+    rows = [line.split("\t") for line in done.out.splitlines()]
+    assert [(r[0], r[1], r[4]) for r in rows] == [
+        ("lamps", "closed", "4"),
+        ("keys", "closed", "4"),
+        ("macro", "closed", "8"),
+    ]
+    for r in rows:
+        assert len(r) == 11
+        low, high = map(float, r[10].split("-"))
+        assert low <= float(r[5]) <= high
+
+
+def test_a_repeated_command_says_what_it_took(sac: Sac, flags: tuple[str, ...]) -> None:
+    command = ("eval", write("lamps"), "--reader", "closed,memory", "--results", "kept", "--json", *flags)
+    first, again = sac(*command), sac(*command)
+    assert first.code == again.code == 0 and first.err == ""
+    assert "2 runs were taken from kept" in again.err
+    assert again.json == first.json
+    assert len(list(Path("kept").glob("*.json"))) == len(list(Path("kept").glob("*.jsonl.gz"))) == 2
+
+
+def test_cut_contexts_are_noticed(sac: Sac, flags: tuple[str, ...]) -> None:
+    done = sac("eval", write("long", repeat=100), "--limit", "2", "--reader", "text", "--json", *flags)
+    assert done.code == 0 and done.json["runs"][0]["cut"] == 2
+    assert "long, text: 2 did not fit" in done.err and done.err.count("\n") == 1
+
+
+def test_the_retrieved_track_takes_all_readers_and_pools(sac: Sac, flags: tuple[str, ...]) -> None:
+    files = (write("lamps"), write("keys"))
+    small = ("-k", "2", "--passage-tokens", "64", "--limit", "2", "--json")
+    done = sac(
+        "eval", *files, "--track", "retrieved", "--pool", "--reader", "memory,text,full-ft", "--ratio", "5,15",
+        *small, *flags,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    runs = done.json["runs"]
+    assert [(r["reader"], r["ratio"]) for r in runs[::3]] == [
+        ("memory", 5.0), ("memory", 15.0), ("text", None), ("full-ft", None),
+    ]  # fmt: skip
+    assert {r["k"] for r in runs} == {2} and len({r["passages"] for r in runs}) == 1 and runs[0]["n"] == 2
+    assert all(0 <= r["recall"] <= 1 for r in runs)
+    assert "easier than in use" in done.err
+
+
+def test_named_sets_need_their_folder_and_name_what_is_missing(sac: Sac) -> None:
+    Path("qa").mkdir()
+    Path("qa/squad.dev.jsonl.gz").touch()
+    done = sac("eval", "--sets", "in-domain", "--data", "qa")
+    assert done.code == 2 and done.out == "" and done.err.count("\n") == 1
+    assert "nq.test.jsonl.gz of in-domain" in done.err and "qa/nq.test.jsonl.gz" in done.err
+    for args in (
+        ("--sets", "in-domain"), ("--sets", "nowhere", "--data", "qa"), ("--data", "qa"), (),
+        ("x.jsonl", "--sets", "in-domain", "--data", "qa"), ("x.jsonl", "--pool"),
+    ):  # fmt: skip
+        done = sac("eval", *args)
+        assert done.code == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1
+
+
+def test_wrong_arguments_are_found_before_anything_heavy_is_loaded() -> None:
+    script = (
+        "import sys; from sac_cli.main import run; "
+        "codes = [run(['eval', '--help']), run(['eval', '--sets', 'in-domain', '--data', 'nowhere'])]; "
+        "print('LOADED', codes, sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "LOADED [0, 2] []" in done.stdout

@@ -1,0 +1,150 @@
+"""Readers on gold contexts, on tiny models: batching changes nothing, long contexts are cut or compressed in pieces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sac_rag.answer.engine import Engine
+from sac_rag.answer.reader import Reader, Sampling, decode
+from sac_rag.compress.session import Session
+from sac_rag.errors import ConfigError
+from sac_rag.evaluate import harness, prompts
+from sac_rag.evaluate.harness import evaluate, score_task
+from sac_rag.evaluate.metrics import Score
+from sac_rag.evaluate.prompts import ANSWER_TOKENS, decoding_batches, prompts_of
+from sac_rag.evaluate.tasks import load_task
+from sac_rag.train.data import Question
+
+
+def engine_of(tiny, method="sac"):
+    return Engine.shared(
+        tiny["model"], method, tiny["full_ft_adapter" if method == "full-ft" else "adapter"], device="cpu",
+        dtype="float32",
+    )  # fmt: skip
+
+
+def test_every_reader_on_every_set_then_their_average(write_set, tiny):
+    files = [write_set("lamps"), write_set("keys", contexts=5, questions=1)]
+    heard = []
+    runs = evaluate(
+        files,
+        readers=("closed", "text", "memory", "full-ft"),
+        ratios=(5, 15.0),
+        listen=lambda *a: heard.append(a),
+        **tiny,
+    )
+    rows = [(r.set, r.reader, r.method, r.ratio) for r in runs]
+    assert rows == [
+        (s, *row)
+        for row in (
+            ("closed", None, None),
+            ("text", None, None),
+            ("memory", "sac", 5.0),
+            ("memory", "sac", 15.0),
+            ("full-ft", "full-ft", None),
+        )
+        for s in ("lamps", "keys", "macro")
+    ]
+    assert [r.n for r in runs[:3]] == [6, 5, 11]
+    for a, b, both in (runs[i : i + 3] for i in range(0, len(runs), 3)):
+        assert both.f1 == pytest.approx((a.f1 + b.f1) / 2)
+    for r in runs:
+        assert 0 <= r.f1_low <= r.f1 <= r.f1_high <= 1 and r.em_low <= r.em <= r.em_high
+        assert r.seconds > 0 and r.examples_per_s == pytest.approx(r.n / r.seconds) and r.cut == 0
+        assert r.peak_mib is None or 10 < r.peak_mib < 1e6
+        assert (r.bytes_per_source_token is not None) == (r.reader == "memory")
+    narrow, wide = (next(r for r in runs if r.ratio == x).bytes_per_source_token for x in (15.0, 5.0))
+    assert 2 < wide / narrow < 4
+    assert {(h[0], h[1]) for h in heard if h[2] == h[3]} >= {("lamps", "closed"), ("keys", "sac 15x")}
+
+
+def test_retention_only_beside_full_ft(write_set, tiny, monkeypatch):
+    monkeypatch.setattr("sac_rag.evaluate.runs.score", lambda *_: Score(0.5, 0.0, 0.5, 0.0))
+    runs = evaluate([write_set("lamps")], readers=("memory", "full-ft"), **tiny)
+    assert [r.retention for r in runs] == [1.0, 1.0]
+    assert evaluate([write_set("lamps")], readers=("memory",), **tiny)[0].retention is None
+
+
+@pytest.mark.parametrize("reader", ["closed", "text", "memory", "full-ft"])
+def test_answers_are_those_of_one_prompt_at_a_time_in_the_order_of_the_file(write_set, tiny, reader):
+    task = load_task(write_set("lamps", contexts=5, questions=3))
+    engine = engine_of(tiny, "full-ft" if reader == "full-ft" else "sac")
+    scored = score_task(engine, task, reader, 5.0 if reader == "memory" else None, batch=4)
+    wanted = []
+    for context in task.contexts:
+        asked = prompts_of(engine.method, [context], reader, 5.0)
+        for prompt in asked.prompts:
+            (c,) = engine.reader.generate([prompt], Sampling(max_new_tokens=ANSWER_TOKENS))
+            text = decode(engine.method.backbone.tokenizer, c.token_ids).strip()
+            wanted.append((text, pytest.approx(c.logprob, abs=1e-4)))
+    assert [(p.prediction, p.logprob) for p in scored.predictions] == wanted
+    assert [p.qid for p in scored.predictions] == [q.qid for _, qs in task.contexts for q in qs]
+    assert len({text for text, _ in wanted}) > 1
+
+
+def test_closed_book_decodes_in_wide_batches_and_never_tokenises_contexts(write_set, tiny, monkeypatch):
+    sizes, whole = [], Reader.generate
+    monkeypatch.setattr(Reader, "generate", lambda self, p, s: sizes.append(len(p)) or whole(self, p, s))
+    task, engine = load_task(write_set("lamps", contexts=10, questions=1)), engine_of(tiny)
+    texts, tokens = [], engine.method.backbone.tokens
+    monkeypatch.setattr(engine.method.backbone, "tokens", lambda t: texts.append(t) or tokens(t), raising=False)
+    score_task(engine, task, "closed", None, batch=2)
+    assert sizes == [8, 2] and harness.CLOSED_BATCH == 4
+    assert not set(texts) & {text for text, _ in task.contexts}
+
+
+def test_decoding_batches_are_bounded_in_rows_and_slots(monkeypatch):
+    monkeypatch.setattr(prompts, "BATCH_TOKENS", 100)
+    sizes = [10, 90, 20, 30, 300, 25, 10, 45]
+    found = list(decoding_batches(sizes, 3))
+    assert sorted(i for rows in found for i in rows) == list(range(8))
+    assert all(len(rows) <= 3 for rows in found)
+    assert all(len(rows) == 1 or len(rows) * max(sizes[i] for i in rows) <= 100 for rows in found)
+    assert len(found) == 5
+
+
+def test_a_context_beyond_the_model_is_cut_for_text_and_compressed_in_pieces_for_memory(write_set, tiny):
+    path = write_set("long", contexts=2, questions=2, repeat=40)
+    task = load_task(path)
+    engine, full = engine_of(tiny), engine_of(tiny, "full-ft")
+    limit = engine.method.backbone.context_length
+    lengths = [len(engine.method.backbone.tokens(text)) for text, _ in task.contexts]
+    assert min(lengths) > limit
+    asked = prompts_of(engine.method, task.contexts, "text", None)
+    assert asked.cut == 2 and {p.tokens for p in asked.prompts} & {limit - ANSWER_TOKENS}
+    assert max(p.tokens for p in asked.prompts) == limit - ANSWER_TOKENS
+    asked = prompts_of(full.method, task.contexts, "full-ft", None)
+    assert asked.cut == 2 and max(p.tokens + p.slots for p in asked.prompts) == limit - ANSWER_TOKENS
+    asked = prompts_of(engine.method, task.contexts, "memory", 5.0)
+    assert asked.cut == 0 and asked.source_tokens == sum(lengths)
+    prefix = engine.method.prefix.source_len
+    pieces = [[min(510, n - at) for at in range(0, n, 510)] for n in lengths]
+    wanted = [prefix + sum(max(1, round(p / 5)) for p in ps) for ps in pieces for _ in range(2)]
+    assert [p.slots for p in asked.prompts] == pytest.approx(wanted, abs=len(pieces[0]))
+    runs = evaluate([path], readers=("text", "full-ft", "memory", "closed"), batch=2, **tiny)
+    assert [r.cut for r in runs] == [2, 2, 0, 0]
+
+
+def test_full_ft_memory_reads_like_the_text_with_lora(write_set, tiny):
+    task, full = load_task(write_set("lamps", contexts=1, questions=1)), engine_of(tiny, "full-ft")
+    backbone = full.method.backbone
+    with torch.inference_mode():
+        memory, text = (
+            Session(backbone, [prompts_of(full.method, task.contexts, r, None).prompts[0].parts], use_lora=True).logits
+            for r in ("full-ft", "text")
+        )
+        frozen = Session(backbone, [prompts_of(full.method, task.contexts, "text", None).prompts[0].parts]).logits
+    assert torch.allclose(memory, text, atol=1e-4)
+    assert not torch.allclose(frozen, text, atol=1e-2)
+
+
+def test_a_question_that_leaves_no_room_is_an_error(tiny):
+    contexts = [("A context.", (Question("", "why " * 600, ("a",)),))]
+    with pytest.raises(ConfigError, match="2048"):
+        prompts_of(engine_of(tiny).method, contexts, "text", None)
+
+
+def test_unknown_readers_are_named(write_set, tiny):
+    with pytest.raises(ConfigError, match="magic"):
+        evaluate([write_set("lamps")], readers=("closed", "magic"), **tiny)

@@ -1,0 +1,85 @@
+"""Intervals, averages over sets and retention, against what statistics says they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from sac_rag.evaluate.runs import Prediction, Run, Scored, macro, resampled, summary, with_retention
+
+
+def predictions(f1s):
+    return tuple(
+        Prediction(qid=str(i), prediction="", f1=f, em=float(f == 1), rouge1=f / 2, em_raw=0.0, logprob=-1.0)
+        for i, f in enumerate(f1s)
+    )
+
+
+def scored(name, f1s, reader="memory", seconds=2.0, **fields):
+    found = predictions(f1s)
+    return Scored(Run(reader=reader, method="sac", ratio=5.0, **fields, **summary(found, name, seconds)), found)
+
+
+def test_the_interval_of_a_share_is_the_binomial_one():
+    n, p = 400, 0.3
+    run = scored("a", [1.0] * int(n * p) + [0.0] * int(n * (1 - p))).run
+    spread = 1.96 * math.sqrt(p * (1 - p) / n)
+    assert run.f1 == pytest.approx(p) and run.em == pytest.approx(p) and run.rouge1 == pytest.approx(p / 2)
+    assert (run.f1_low, run.f1_high) == pytest.approx((p - spread, p + spread), abs=0.008)
+    assert (run.em_low, run.em_high) == (run.f1_low, run.f1_high)
+    assert run.examples_per_s == n / 2.0 and run.n == n
+
+
+def test_the_interval_narrows_with_the_root_of_the_questions_and_repeats():
+    few, many = (scored("a", [0.0, 0.5, 1.0, 0.2] * k).run for k in (10, 160))
+    assert (few.f1_high - few.f1_low) / (many.f1_high - many.f1_low) == pytest.approx(4, rel=0.2)
+    assert scored("a", [0.0, 0.5, 1.0, 0.2] * 10).run == few
+    assert scored("b", [0.0, 0.5, 1.0, 0.2] * 10).run.f1_low != few.f1_low
+    same = scored("a", [0.25] * 7).run
+    assert same.f1_low == same.f1 == same.f1_high == 0.25
+
+
+def test_readers_of_one_set_are_resampled_alike():
+    values = np.random.default_rng(0).random((50, 1))
+    assert np.allclose(resampled(values, "a") + 1, resampled(values + 1, "a"))
+
+
+def test_macro_counts_each_set_alike_and_resamples_within_sets():
+    small = scored("a", [1.0, 0.0] * 10, seconds=1.0, peak_mib=10.0, cut=1, bytes_per_source_token=100.0)
+    large = scored("b", [0.5] * 200, seconds=4.0, peak_mib=30.0, cut=2, bytes_per_source_token=300.0)
+    run = macro([small, large])
+    assert (run.set, run.reader, run.method, run.ratio, run.n) == ("macro", "memory", "sac", 5.0, 220)
+    assert run.f1 == pytest.approx(0.5) and run.em == pytest.approx(0.25)
+    assert (run.seconds, run.examples_per_s, run.peak_mib, run.cut) == (5.0, 44.0, 30.0, 3)
+    assert run.bytes_per_source_token == 200.0
+    # The second set does not vary, so half of the first one's spread is left. Pooled questions would leave 1/11.
+    alone = small.run.f1_high - small.run.f1_low
+    assert run.f1_high - run.f1_low == pytest.approx(alone / 2)
+
+
+def test_the_draws_of_two_sets_are_independent():
+    halves = [1.0, 0.0] * 100
+    alone, both = scored("a", halves).run, macro([scored("a", halves), scored("b", halves)])
+    assert (both.f1_high - both.f1_low) / (alone.f1_high - alone.f1_low) == pytest.approx(1 / math.sqrt(2), rel=0.1)
+
+
+def test_retention_is_the_share_of_full_ft_on_the_same_set():
+    runs = [
+        scored("a", [0.4] * 3).run,
+        scored("b", [0.3] * 3).run,
+        scored("a", [0.8] * 3, reader="full-ft").run,
+        scored("c", [0.1] * 3).run,
+        scored("c", [0.0] * 3, reader="full-ft").run,
+    ]
+    kept = [r.retention for r in with_retention(runs)]
+    assert kept[0] == pytest.approx(0.5) and kept[2] == 1.0 and [kept[1], *kept[3:]] == [None] * 3
+    assert dataclasses.replace(with_retention(runs)[0], retention=None) == runs[0]
+
+
+def test_means_are_those_of_the_predictions():
+    found = scored("a", [0.1, 0.7, 1.0])
+    assert found.run.f1 == pytest.approx(fmean(p.f1 for p in found.predictions))
