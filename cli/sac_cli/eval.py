@@ -47,6 +47,10 @@ def eval_(
     adapter: Annotated[str, typer.Option(help='Its adapter: a folder, or "default".')] = "default",
     full_ft_adapter: Annotated[str, typer.Option(help="Adapter of the full-ft reader.")] = "default",
     ratio: Annotated[list[str], typer.Option(help="Source tokens per anchor; repeat or separate with commas.")] = ["5"],  # noqa: B006  read, never changed
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Prompts to send (gold): qa, chat, system, langchain, llama-index, sentence; else its own."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Questions of each file, drawn at random; all if left out.")
     ] = None,
@@ -83,6 +87,8 @@ def eval_(
         raise ConfigError(f"track is {track!r}; use gold or retrieved")
     if pool and track == "gold":
         raise ConfigError("--pool is for --track retrieved; gold contexts are not searched")
+    if prompt and track == "retrieved":
+        raise ConfigError("--prompt is for --track gold; retrieved passages are read in the adapter's own layout")
     paths = _paths(files or [], sets, data)
     with console.working("loading"):
         from sac_rag.evaluate.harness import evaluate
@@ -105,7 +111,8 @@ def eval_(
                 paths, config=config, ask=ask, pool=pool, contexts=contexts, listen=listen, **same
             )
         else:
-            runs = evaluate(paths, model=model, method=method, adapter=adapter, listen=listen, **same)
+            prompts = split_commas(prompt) if prompt else (None,)
+            runs = evaluate(paths, model=model, method=method, adapter=adapter, prompts=prompts, listen=listen, **same)
     if stored and stored.taken:
         console.notice(f"{stored.taken} runs were taken from {results} as they were stored")
     _notices(runs, pool)
@@ -150,6 +157,8 @@ def _notices(runs: Sequence[Run], pool: bool) -> None:
 
 def _show(runs: list[dict[str, Any]]) -> None:
     more = [name for name in ("passage_tokens", "k", "passages", "recall") if name in runs[0]]
+    if any(r["prompt"] for r in runs):
+        more.insert(0, "prompt")
     kept = ["of full-ft"] if any(r["retention"] is not None for r in runs) else []
     console.table(
         ("set", "reader", "method", "ratio", "n", "F1", "EM", "ROUGE-1", "EM raw", "seconds", *more, "F1 95 %", *kept),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sac_rag.answer.engine import Engine
+from sac_rag.compress.templates import layout_of
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.cost import measured
@@ -32,6 +34,7 @@ def evaluate(
     adapter: str = "default",
     full_ft_adapter: str = "default",
     ratios: Sequence[float] = (5.0,),
+    prompts: Sequence[str | None] = (None,),
     limit: int | None = None,
     seed: int = 0,
     batch: int = 32,
@@ -42,10 +45,11 @@ def evaluate(
 ) -> list[Run]:
     """Score each reader on each file with gold contexts and greedy decoding; `memory` once per ratio.
 
-    Several files are followed by a row that averages over them (set "macro"). batch: questions decoded together.
+    Several files are followed by a row that averages over them (set "macro"). prompts: named prompts to send, each a
+    run of its own; None is the adapter's own layout, and full-ft knows no other. batch: questions decoded together.
     Contexts longer than 510 tokens are compressed as consecutive sub-contexts. results: runs found there are not
     computed again, new ones are stored there as they are done; a model is loaded only when something is missing.
-    Raises ConfigError for an unknown reader and for files of the same name.
+    Raises ConfigError for an unknown reader or prompt and for files of the same name.
     """
     check_readers(readers, READERS)
     check_names(files)
@@ -56,17 +60,19 @@ def evaluate(
     for name in readers:
         used, weights = ("full-ft", full_ft_adapter) if name == "full-ft" else (method, adapter)
         origin = Origin.of(model, used, weights).determines(name) if results else {}
-        for ratio in map(float, ratios) if name == "memory" else (None,):
+        own = (None,) if name == "full-ft" else prompts
+        for ratio, prompt in itertools.product(map(float, ratios) if name == "memory" else (None,), own):
             rows = []
             for task, content in zip(tasks, hashes, strict=True):
                 settings = {
                     **{"track": "gold", "set": task.name, "file_sha256": content, "limit": limit, "seed": seed},
                     **{"reader": name, "ratio": ratio, "dtype": number, "answer_tokens": ANSWER_TOKENS, **origin},
+                    **({"prompt": prompt} if prompt else {}),
                 }
                 scored = results.find(Run, settings) if results else None
                 if scored is None:
                     engine = Engine.shared(model, used, weights, device=device, dtype=dtype)
-                    scored = score_task(engine, task, name, ratio, batch, listen)
+                    scored = score_task(engine, task, name, ratio, batch, listen, prompt=prompt)
                     if results:
                         results.keep(scored, settings)
                 rows.append(scored)
@@ -88,11 +94,21 @@ def with_macro(rows: Sequence[Scored[Any]], **changes: Any) -> list[Any]:
 
 
 def score_task(
-    engine: Engine, task: Task, reader: str, ratio: float | None, batch: int, listen: Listen | None = None
+    engine: Engine,
+    task: Task,
+    reader: str,
+    ratio: float | None,
+    batch: int,
+    listen: Listen | None = None,
+    *,
+    prompt: str | None = None,
 ) -> Scored[Run]:
     """Answer and score all questions of a task with one reader."""
     label = f"{engine.method_name} {ratio:g}x" if ratio else reader
     closed = reader == "closed"
+    layout = layout_of(engine.method.backbone.tokenizer, prompt) if prompt else None
+    if layout == engine.method.layout:
+        layout = None
     answered: dict[int, list[Prediction]] = {}
     done = cut = stored = source = 0
 
@@ -102,7 +118,7 @@ def score_task(
 
     with engine.busy(), measured(engine.device) as cost:
         for group in [list(range(len(task.contexts)))] if closed else groups(task, batch):
-            asked = prompts_of(engine.method, [task.contexts[i] for i in group], reader, ratio)
+            asked = prompts_of(engine.method, [task.contexts[i] for i in group], reader, ratio, layout)
             rows = CLOSED_BATCH * batch if closed else batch
             answers = answers_of(engine.reader, asked.prompts, rows, done=heard)
             predictions = (
@@ -117,6 +133,7 @@ def score_task(
         reader=reader,
         method=engine.method_name if reader in ("memory", "full-ft") else None,
         ratio=ratio,
+        prompt=prompt,
         peak_mib=cost.peak_mib,
         cut=cut,
         bytes_per_source_token=stored / source if source else None,

@@ -10,7 +10,9 @@ import torch
 from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Completion, Reader, Sampling, decode
+from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.templates import joined_ids
 from sac_rag.config import MAX_PASSAGE_TOKENS, IndexConfig
 from sac_rag.errors import ConfigError
 from sac_rag.library.codecs import get_codec
@@ -37,16 +39,25 @@ class Asked:
 
 
 def prompts_of(
-    method: Method, contexts: Sequence[tuple[str, tuple[Question, ...]]], reader: str, ratio: float | None
+    method: Method,
+    contexts: Sequence[tuple[str, tuple[Question, ...]]],
+    reader: str,
+    ratio: float | None,
+    layout: PromptLayout | None = None,
 ) -> Asked:
     """Prompts of all questions of some contexts; each context is encoded once.
 
     `memory` compresses long contexts as consecutive sub-contexts; `text` and `full-ft` cut them at the end to what
-    the model reads beside question and answer. Raises ConfigError when a question alone is too long.
+    the model reads beside question and answer. layout: another prompt than the adapter's own. Raises ConfigError when
+    a question alone is too long.
     """
     backbone, asked = method.backbone, Asked()
-    tails = [[question_ids(method, q.question) for q in questions] for _, questions in contexts]
-    prefix = backbone.template(method.layout.prefix)
+
+    def asking(question: str) -> list[int]:
+        return joined_ids(backbone, layout, question) if layout else question_ids(method, question)
+
+    tails = [[asking(q.question) for q in questions] for _, questions in contexts]
+    prefix = backbone.template((layout or method.layout).prefix)
     ids: list[list[int]] = [[] for _ in contexts]
     if reader != "closed":
         ids = [backbone.tokens(text) for text, _ in contexts]
@@ -65,7 +76,7 @@ def prompts_of(
             asked.source_tokens = sum(m.source_len for m in compressed)
         flat = iter(compressed)
         with torch.inference_mode():
-            memories = {i: method.memory([next(flat) for _ in parts]) for i, parts in enumerate(chunks)}
+            memories = {i: method.memory([next(flat) for _ in parts], layout=layout) for i, parts in enumerate(chunks)}
     for i, (_, questions) in enumerate(contexts):
         for question, tail in zip(questions, tails[i], strict=True):
             front = (memories[i], tail) if i in memories else ([*prefix, *ids[i], *tail],)

@@ -47,6 +47,8 @@ class Run:
     """Contexts (gold) or questions (retrieved) of which something did not fit the model's context."""
     bytes_per_source_token: float | None = None
     """Stored memory; None where nothing is stored."""
+    prompt: str | None = None
+    """Name of the prompt that was sent (`sac_rag.compress.templates`); None is the adapter's own layout."""
     retention: float | None = None
     """F1 over that of the full-ft reader on the same set; None unless that was run beside it."""
 

@@ -148,3 +148,14 @@ def test_a_question_that_leaves_no_room_is_an_error(tiny):
 def test_unknown_readers_are_named(write_set, tiny):
     with pytest.raises(ConfigError, match="magic"):
         evaluate([write_set("lamps")], readers=("closed", "magic"), **tiny)
+
+
+def test_named_prompts_are_runs_of_their_own(write_set, tiny, monkeypatch):
+    sent = []
+    real = prompts.joined_ids
+    monkeypatch.setattr(prompts, "joined_ids", lambda b, layout, q: sent.append(layout) or real(b, layout, q))
+    runs = evaluate([write_set("lamps")], readers=("memory", "full-ft"), prompts=("langchain", "chat"), **tiny)
+    assert [(r.reader, r.prompt) for r in runs] == [("memory", "langchain"), ("memory", "chat"), ("full-ft", None)]
+    assert len(set(sent)) == 2 and len(sent) == 12
+    with pytest.raises(ConfigError, match="unknown prompt 'poem'"):
+        evaluate([write_set("lamps")], prompts=("poem",), **tiny)
