@@ -245,7 +245,7 @@ class SacRag:
         if not self._gated:
             gate.check(self.engine, self.library)
             self._gated = True
-        shelf = Shelf(self.library.secret.hex(), self._extents, self._load)
+        shelf = Shelf(self.library.secret.hex(), self.extents, self._load)
         with self.engine.busy(), torch.inference_mode():
             prompt = chat_prompt(self.engine.method, messages, shelf)
         room = self.engine.method.backbone.context_length - (sampling or Sampling()).max_new_tokens
@@ -257,7 +257,8 @@ class SacRag:
             )
         return prompt
 
-    def _extents(self, ids: Sequence[str]) -> list[tuple[int, int]]:
+    def extents(self, ids: Sequence[str]) -> list[tuple[int, int]]:
+        """(anchors, source tokens) of passages, stored or remembered; the latter are the positions they take up."""
         return [self._passing.extent(i) or self.library.extents([i])[0] for i in ids]
 
     def _load(self, ids: Sequence[str]) -> list[AnchorKV]:

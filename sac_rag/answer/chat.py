@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,21 @@ def chat_prompt(method: Method, messages: Sequence[Message], shelf: Shelf, *, pl
         else:
             pieces += merged[index].content
     return _laid(method, _grouped(_once(pieces)), shelf, placing)
+
+
+def layout_messages(method: Method, body: str, question: str) -> list[tuple[str, str]]:
+    """(role, text) of messages that the chat template renders as the adapter's own layout, `body` before the question.
+
+    Where the template cannot render that prefix, the whole is one user message.
+    """
+    prefix, user = method.layout.prefix, ("user", f"{body}{method.layout.before}{question}")
+    with contextlib.suppress(ConfigError):  # some templates know no system message
+        rendered = _rendered(method, [Message("system", ()), Message("user", ())])
+        marks = [n for n, (index, _) in enumerate(rendered) if index is not None]
+        front, between = ("".join(t for _, t in part) for part in (rendered[: marks[0]], rendered[marks[0] : marks[1]]))
+        if prefix.startswith(front) and prefix.endswith(between) and len(prefix) >= len(front) + len(between):
+            return [("system", prefix[len(front) : len(prefix) - len(between)]), user]
+    return [user]
 
 
 class _Trusted(str):

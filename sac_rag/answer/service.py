@@ -35,22 +35,11 @@ class _Job:
     over: bool = False
 
 
-class Generation(Iterator[int]):
-    """Token ids of one answer, as they are made. Dropping or cancelling it takes its row out of the batch."""
+class _Answering:
+    """What a caller sees of its answer. Dropping or cancelling it takes its row out of the batch."""
 
-    def __init__(self, job: _Job, items: SimpleQueue[Item]) -> None:
-        self._job, self._items, self._over = job, items, False
-
-    def __next__(self) -> int:
-        if self._over:
-            raise StopIteration
-        item = self._items.get()
-        if isinstance(item, int):
-            return item
-        self._over = True
-        if isinstance(item, BaseException):
-            raise item
-        raise StopIteration
+    def __init__(self, job: _Job) -> None:
+        self._job, self._over = job, False
 
     @property
     def completion(self) -> Completion:
@@ -66,6 +55,51 @@ class Generation(Iterator[int]):
         self._job.cancelled = True
 
     def __del__(self) -> None:
+        self.cancel()
+
+
+class Generation(_Answering, Iterator[int]):
+    """Token ids of one answer, as they are made."""
+
+    def __init__(self, job: _Job, items: SimpleQueue[Item]) -> None:
+        super().__init__(job)
+        self._items = items
+
+    def __next__(self) -> int:
+        if self._over:
+            raise StopIteration
+        item = self._items.get()
+        if isinstance(item, int):
+            return item
+        self._over = True
+        if isinstance(item, BaseException):
+            raise item
+        raise StopIteration
+
+
+class AsyncGeneration(_Answering, AsyncIterator[int]):
+    """Token ids of one answer, as they are made, for an event loop."""
+
+    def __init__(self, job: _Job, items: asyncio.Queue[Item]) -> None:
+        super().__init__(job)
+        self._items = items
+
+    async def __anext__(self) -> int:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            item = await self._items.get()
+        except BaseException:  # the task that waits was cancelled
+            self.cancel()
+            raise
+        if isinstance(item, int):
+            return item
+        self._over = True
+        if isinstance(item, BaseException):
+            raise item
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
         self.cancel()
 
 
@@ -111,22 +145,15 @@ class Service:
         items: SimpleQueue[Item] = SimpleQueue()
         return Generation(self._enqueue(_Job(prompt, sampling, keep, items.put)), items)
 
-    async def stream(self, prompt: Prompt, sampling: Sampling, *, keep: bool = False) -> AsyncIterator[int]:
-        """As `submit`, without ever blocking the event loop; leaving the iteration cancels."""
+    def stream(self, prompt: Prompt, sampling: Sampling, *, keep: bool = False) -> AsyncGeneration:
+        """As `submit`, without ever blocking the running event loop."""
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Item]()
 
         def sink(item: Item) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
-        job = self._enqueue(_Job(prompt, sampling, keep, sink))
-        try:
-            while (item := await items.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            job.cancelled = True
+        return AsyncGeneration(self._enqueue(_Job(prompt, sampling, keep, sink)), items)
 
     def _enqueue(self, job: _Job) -> _Job:
         with self._lock:
@@ -149,7 +176,11 @@ class Service:
                     return
             try:
                 with self._busy():
-                    self._drop([j for j in self._under_way if j.cancelled])
+                    stopped = [j for j in self._under_way if j.cancelled]
+                    for job in stopped:  # a stop sequence, say: the conversation may go on
+                        if job.keep:
+                            self._keep(job)
+                    self._drop(stopped)
                     self._admit([j for j in new if not j.cancelled])
                     self._decoding.advance()
                     self._report()

@@ -68,7 +68,7 @@ class AnchorKV:
             raise MemoryInvalid(f"positions must ascend within [0, {self.source_len}), got {p.tolist()[:8]}...")
         for name, t in (("keys", k), ("values", v)):
             # One NaN or Inf spoils the sum, which is one fast pass; only then is it worth looking at each.
-            if not bool(torch.isfinite(t.sum(dtype=torch.float32))) and not bool(torch.isfinite(t).all()):
+            if not bool(torch.isfinite(t.sum())) and not bool(torch.isfinite(t).all()):
                 raise MemoryInvalid(f"{name} hold NaN or Inf: the model or its dtype overflowed on this passage")
         return self
 

@@ -68,6 +68,10 @@ class Backbone:
         if model.config.model_type != "llama":
             raise ModelError(f"the base model is a {model.config.model_type!r}; sac-rag needs a Llama architecture")
         self.decoder = model.eval().requires_grad_(False)
+        self._joint = [
+            (_joined(a.q_proj, a.k_proj, a.v_proj), _joined(m.gate_proj, m.up_proj))
+            for a, m in ((layer.self_attn, layer.mlp) for layer in model.model.layers)
+        ]
         self.tokenizer = tokenizer
         self.config = model.config
         self.lora = lora
@@ -223,13 +227,16 @@ class Backbone:
         for index, layer in enumerate(body.layers):
             x = _norm(layer.input_layernorm, h)
             attn = layer.self_attn
-            q = turn(_linear(attn.q_proj, x).view(-1, heads, dim), cos, sin)
-            k = turn(_linear(attn.k_proj, x).view(-1, groups, dim), cos, sin)
-            v = _linear(attn.v_proj, x).view(-1, groups, dim)
-            out = mix(index, q, k, v)
+            qkv, gate_up = (None, None) if use_lora else self._joint[index]
+            if qkv is None:
+                parts = [_linear(p, x) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
+            else:
+                parts = F.linear(x, qkv).split((heads * dim, groups * dim, groups * dim), dim=-1)
+            q, k, v = (p.view(-1, n, dim) for p, n in zip(parts, (heads, groups, groups), strict=True))
+            out = mix(index, turn(q, cos, sin), turn(k, cos, sin), v)
             if index == len(body.layers) - 1 and scored is not None:
                 h, out = h[scored], out[scored]
-            h = _finish(layer, h, out)
+            h = _finish(layer, h, out, gate_up)
         return F.linear(_norm(body.norm, h), model.lm_head.weight)
 
     def plain_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -270,7 +277,14 @@ def _attend(
             scores = scores.view(groups, -1, n, m).masked_fill(~mask, float("-inf")).view(groups, -1, m)
         out = torch.bmm(scores.softmax(-1), v.transpose(0, 1))
         return out.view(groups, heads // groups, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
+    if mask is not None:
+        mask = spread(mask, heads // groups, q.dtype)
     return attend(q, k.transpose(0, 1), v.transpose(0, 1), mask=mask)
+
+
+def spread(mask: torch.Tensor, repeat: int, dtype: torch.dtype) -> torch.Tensor:
+    """A mask (n, m), True where a query sees a key, as `attend` adds it: (repeat * n, m), 0 or -inf."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf).repeat(repeat, 1)
 
 
 def attend(
@@ -278,7 +292,7 @@ def attend(
 ) -> torch.Tensor:
     """Fused attention of one sequence: q (n, heads, d), k and v (kv_heads, m, d) -> (n, heads * d).
 
-    mask: (n, m), True where a query sees a key; without it all, or with `causal` (n = m) those up to itself.
+    mask: of `spread`; without it a query sees all keys, or with `causal` (n = m) those up to itself.
     """
     n, heads, dim = q.shape
     groups, repeat = k.shape[0], heads // k.shape[0]
@@ -288,17 +302,34 @@ def attend(
         return out[0].transpose(0, 1).reshape(n, -1)
     # The query heads that share a key head become more of its queries: a long memory is not copied.
     q = q.view(n, groups, repeat, dim).permute(1, 2, 0, 3).reshape(groups, repeat * n, dim)
-    mask = None if mask is None else mask.repeat(repeat, 1)
     out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)
     return out.view(groups, repeat, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
 
 
-def _finish(layer: Any, h: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Output projection, residual and MLP of one block."""
+def _finish(layer: Any, h: torch.Tensor, attended: torch.Tensor, gate_up: torch.Tensor | None = None) -> torch.Tensor:
+    """Output projection, residual and MLP of one block; gate_up: both input weights of the MLP as one."""
     h = h + _linear(layer.self_attn.o_proj, attended)
     x = _norm(layer.post_attention_layernorm, h)
     mlp = layer.mlp
-    return h + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, x)) * _linear(mlp.up_proj, x))
+    if gate_up is None:
+        gate, up = _linear(mlp.gate_proj, x), _linear(mlp.up_proj, x)
+    else:
+        gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    return h + _linear(mlp.down_proj, F.silu(gate) * up)
+
+
+def _joined(*layers: Any) -> torch.Tensor | None:
+    """One weight for linear layers of the same input: a question of few tokens pays for calls, not for sums.
+
+    The layers' own weights become views of it, so nothing is held twice. None where a layer has a bias.
+    """
+    if any(layer.bias is not None for layer in layers):
+        return None
+    whole = torch.cat([layer.weight.data for layer in layers])
+    parts = whole.split([layer.weight.shape[0] for layer in layers])
+    for layer, part in zip(layers, parts, strict=True):
+        layer.weight.data = part
+    return whole
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:

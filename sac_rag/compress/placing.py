@@ -61,7 +61,7 @@ def compose(
         raise MemoryInvalid(f"memories of different models cannot be joined: (layers, kv_heads, head_dim) {shapes}")
     places, following = PLACINGS.load(placing)(memories)
     dtype = dtype or memories[0].keys.dtype
-    keys = torch.cat([m.keys.to(torch.float32) for m in memories], dim=2)
-    keys = rotate(keys, torch.cat(places) + start, inv_freq, scaling).to(dtype)
-    values = torch.cat([m.values.to(dtype) for m in memories], dim=2)
+    keys = torch.cat([m.keys for m in memories], dim=2)
+    keys = rotate(keys, torch.cat(places) + start, inv_freq, scaling, dtype)
+    values = torch.cat([m.values for m in memories], dim=2).to(dtype)
     return Memory(keys, values, start + following, sum(m.source_len for m in memories), start)

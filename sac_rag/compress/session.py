@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from sac_rag.compress.anchor_kv import Memory
-from sac_rag.compress.backbone import Backbone, attend
+from sac_rag.compress.backbone import Backbone, attend, spread
 from sac_rag.errors import MemoryInvalid
 
 Part: TypeAlias = Memory | Sequence[int]
@@ -169,9 +169,12 @@ class Session:
         first = int(valid.int().argmax())
         whole = bool(valid[first:].all())
         if whole and places.numel() in (1, self._filled - first):
-            return _Seen(places, first, None, places.numel() > 1)
+            return _Seen(_slots(places), first, None, places.numel() > 1)
         slots = torch.arange(first, self._filled, device=places.device)
-        return _Seen(places, first, (slots <= places[:, None]) & valid[first:], False)
+        seen = (slots <= places[:, None]) & valid[first:]
+        config = self._backbone.config
+        repeat = config.num_attention_heads // config.num_key_value_heads
+        return _Seen(_slots(places), first, spread(seen, repeat, self._keys.dtype), False)
 
 
 class _Laid(NamedTuple):
@@ -186,10 +189,16 @@ class _Laid(NamedTuple):
 class _Seen(NamedTuple):
     """Slots of a row's new tokens, the first slot that they attend, and which: a mask, all before them, or all."""
 
-    places: torch.Tensor
+    places: slice | torch.Tensor
     first: int
     mask: torch.Tensor | None
     causal: bool
+
+
+def _slots(places: torch.Tensor) -> slice | torch.Tensor:
+    """Ascending slots; as a slice, which is faster, where they are neighbours."""
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == places.numel() else places
 
 
 def _lay_out(parts: Sequence[Part], start: int) -> _Laid:

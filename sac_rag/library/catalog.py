@@ -237,12 +237,17 @@ class Catalog:
     def segments(self) -> list[SegmentInfo]:
         return [SegmentInfo(*row) for row in self.rows("SELECT number, size, start, header FROM segments ORDER BY 1")]
 
-    def documents(self) -> list[StoredDocument]:
-        rows = self.rows(
+    def documents(self, uris: Sequence[str] | None = None) -> list[StoredDocument]:
+        query = (
             "SELECT d.uri, d.media_type, d.meta, d.content_hash, count(p.key), coalesce(sum(m.source_len), 0) "
             "FROM documents d LEFT JOIN passages p ON p.document = d.key LEFT JOIN memories m ON m.passage = p.key "
-            "GROUP BY d.key ORDER BY d.uri"
         )
+        rows: list[tuple[Any, ...]] = []
+        if uris is None:
+            rows = self.rows(f"{query} GROUP BY d.key")
+        for part in chunks(sorted(set(uris or ()))):
+            rows += self.rows(f"{query} WHERE d.uri IN ({marks(part)}) GROUP BY d.key", part)
+        rows.sort(key=lambda row: row[0])
         return [StoredDocument(uri, kind, json.loads(meta), *rest) for uri, kind, meta, *rest in rows]
 
     def passages(self, document: str | None = None) -> list[Passage]:

@@ -137,10 +137,10 @@ class Library:
         self._view = load(self.path, mine.fingerprint, self._view)
         return True
 
-    def documents(self) -> list[StoredDocument]:
-        """All documents, by uri."""
+    def documents(self, uris: Sequence[str] | None = None) -> list[StoredDocument]:
+        """All documents, or those of `uris` that are stored, by uri."""
         with self._still() as view:
-            return view.catalog.documents()
+            return view.catalog.documents(uris)
 
     def content_hash(self, uri: str) -> str | None:
         """What was passed to `put` for this document; None when it is not stored."""
@@ -194,6 +194,11 @@ class Library:
         """
         with self._still() as view:
             return view.read(ids)
+
+    def vectors(self, ids: Sequence[str]) -> np.ndarray:
+        """Stored unit vectors, float32 (n, dim), in the order of `ids`; LibraryError names an id that is not stored."""
+        with self._still() as view:
+            return view.vectors().rows(view.catalog.require(ids))
 
     def search(
         self,

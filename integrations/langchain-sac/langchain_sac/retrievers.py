@@ -2,54 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import run_in_executor
+from pydantic import ConfigDict
 
-from sac_rag.config import AskConfig
-from sac_rag.records import Hit
+from langchain_sac.opening import LibraryUser
+from langchain_sac.searching import search, to_documents
 
 
-class SacRetriever(BaseRetriever):
-    """Retrieves from an open `sac_rag.SacRag`, which stays the caller's to close.
+class SacRetriever(LibraryUser, BaseRetriever):
+    """Retrieves passages. `page_content` is the passage's own text, for any model and any reranker.
 
-    `page_content` is the passage's own text. `metadata` holds sac_id, document (uri), start and end (characters in
-    the document's text), score and heading: plain values, so that documents survive serialisation.
+    `metadata` holds plain values alone: sac_id, sac_tag and sac_text_sha (for `format_docs_sac`), document (uri), start
+    and end (characters in the document's text), score, heading, and the document's own flat metadata.
     """
 
-    rag: Any
-    """An open `sac_rag.SacRag`. Typed loosely: importing this package never imports torch."""
+    model_config = ConfigDict(extra="forbid")
+
     k: int = 5
     """Documents returned; a call may ask for another number: `retriever.invoke(question, k=2)`."""
-    search: str = "hybrid"
-    """"hybrid", "dense" or "lexical"."""
+    search_type: Literal["hybrid", "dense", "lexical", "mmr"] = "hybrid"
+    """"hybrid" fuses "dense" and "lexical"; "mmr" takes diverse ones of its results."""
     where: dict[str, Any] | None = None
-    """Metadata filter, as in `SacRag.retrieve`."""
+    """Metadata filter, as in `SacRag.retrieve`; a call's own `where` comes in addition."""
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        where: dict[str, Any] | None = None,
     ) -> list[Document]:
-        ask = AskConfig(k=self.k if k is None else k, search=self.search)
-        return [_document(hit) for hit in self.rag.retrieve(query, ask, where=self.where)]
+        return self._found(query, k, where)
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        where: dict[str, Any] | None = None,
     ) -> list[Document]:
-        sync = run_manager.get_sync()
-        return await run_in_executor(None, self._get_relevant_documents, query, run_manager=sync, k=k)
+        return await asyncio.to_thread(self._found, query, k, where)
+
+    def _found(self, query: str, k: int | None, where: dict[str, Any] | None) -> list[Document]:
+        rag = self.opened()
+        both = narrowed(self.where, where)
+        if both is None:
+            return []
+        return to_documents(rag, search(rag, query, self.k if k is None else k, self.search_type, both))
 
 
-def _document(hit: Hit) -> Document:
-    p = hit.passage
-    metadata = {
-        "sac_id": p.id,
-        "document": p.document,
-        "start": p.start,
-        "end": p.end,
-        "score": hit.score,
-        "heading": p.heading,
-    }
-    return Document(page_content=p.text, metadata=metadata, id=p.id)
+def narrowed(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A filter for what fits both; None when nothing can."""
+    out = dict(first or {})
+    for key, value in (second or {}).items():
+        wanted = _values(value)
+        if key in out:
+            wanted = [v for v in _values(out[key]) if v in wanted]
+            if not wanted:
+                return None
+        out[key] = wanted
+    return out
+
+
+def _values(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]

@@ -1,38 +1,38 @@
-"""The LangChain retriever: real text, plain metadata, `k` and filters, the same answer sync and async."""
+"""The LangChain retriever: real text, plain metadata, `k` and filters, the same documents sync and async."""
 
 from __future__ import annotations
 
 import json
 
+import pytest
 from langchain_core.load import dumps
 from langchain_core.retrievers import BaseRetriever
 
-from langchain_sac import SacRetriever
+from langchain_sac import SacEmbeddings, SacRetriever
 from sac_rag import AskConfig, SacRag
+from sac_rag.answer.tags import text_digest
+from tests.integrations.conftest import TEXTS
 
-from .conftest import TEXTS
-
-KEYS = {"sac_id", "document", "start", "end", "score", "heading"}
+KEYS = {"sac_id", "sac_tag", "sac_text_sha", "document", "start", "end", "score", "heading", "kind"}
 
 
 def test_documents_are_the_passages_found(rag: SacRag) -> None:
-    retriever = SacRetriever(rag=rag, search="lexical")
+    retriever = SacRetriever(rag=rag, search_type="lexical")
     assert isinstance(retriever, BaseRetriever)
     found = retriever.invoke("How many miles does the Erie Canal span?")
     assert found[0].page_content == TEXTS["canal.md"]
     for document in found:
         m = document.metadata
         assert set(m) == KEYS
+        assert all(isinstance(v, str | int | float) for v in m.values())
         assert document.page_content == TEXTS[m["document"]][m["start"] : m["end"]]
-        assert m["heading"] == "Facts"
+        assert (m["heading"], m["kind"]) == ("Facts", m["document"][0])
         assert document.id == m["sac_id"]
         assert rag.library.get([m["sac_id"]])[0].text == document.page_content
+        assert (m["sac_tag"], m["sac_text_sha"]) == (rag.tag(m["sac_id"]), text_digest(document.page_content))
     assert [d.metadata["score"] for d in found] == sorted((d.metadata["score"] for d in found), reverse=True)
-
-
-def test_documents_survive_serialisation(rag: SacRag) -> None:
-    (found,) = SacRetriever(rag=rag, k=1).invoke("tides")
-    assert json.loads(dumps(found))["kwargs"]["metadata"] == found.metadata
+    (first,) = retriever.invoke("miles", k=1)
+    assert json.loads(dumps(first))["kwargs"]["metadata"] == first.metadata
 
 
 async def test_k_where_and_async_agree_with_the_library(rag: SacRag) -> None:
@@ -44,5 +44,25 @@ async def test_k_where_and_async_agree_with_the_library(rag: SacRag) -> None:
     assert [d.page_content for d in await retriever.ainvoke(question)] == expected[:2]
     assert [d.page_content for d in retriever.invoke(question, k=3)] == expected
     assert [d.page_content for d in await retriever.ainvoke(question, k=1)] == expected[:1]
-    only = SacRetriever(rag=rag, where={"kind": "t"})
-    assert [d.metadata["document"] for d in only.invoke(question)] == ["tides.md"]
+    only = SacRetriever(rag=rag, where={"kind": ["t", "c"]})
+    assert {d.metadata["document"] for d in only.invoke(question)} == {"tides.md", "canal.md"}
+    assert [d.metadata["document"] for d in only.invoke(question, where={"kind": "t"})] == ["tides.md"]
+    assert only.invoke(question, where={"kind": "b"}) == []
+
+
+@pytest.mark.parametrize("search_type", ["hybrid", "dense", "lexical", "mmr"])
+def test_search_types(rag: SacRag, search_type: str) -> None:
+    found = SacRetriever(rag=rag, search_type=search_type, k=3).invoke("bridge Moon canal")
+    assert {d.metadata["document"] for d in found} == set(TEXTS)
+
+
+def test_another_search_type_is_refused(rag: SacRag) -> None:
+    with pytest.raises(ValueError, match=r"'hybrid', 'dense', 'lexical' or 'mmr'"):
+        SacRetriever(rag=rag, search_type="sparse")
+
+
+def test_embeddings_are_the_librarys(rag: SacRag) -> None:
+    (vector,) = rag.embedder.encode(["tides"])
+    assert SacEmbeddings(rag=rag).embed_documents(["tides"]) == [vector.tolist()]
+    assert SacEmbeddings(model=rag.config.embedder).embed_documents(["tides"]) == [vector.tolist()]
+    assert SacEmbeddings(library=str(rag.library.path)).embed_query("tides") == vector.tolist()

@@ -1,0 +1,100 @@
+"""Questions to answers with documents: one runnable, and its prompt for stock chains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.messages import SystemMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate, HumanMessagePromptTemplate, MessagesPlaceholder
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+
+from langchain_sac.chat_models import ChatSac
+from langchain_sac.compressors import SacDocumentCompressor
+from langchain_sac.formatting import format_docs_sac
+from langchain_sac.opening import rag_of, user_of
+from langchain_sac.retrievers import SacRetriever
+from sac_rag.errors import ConfigError
+
+
+def sac_prompt(source: Any) -> ChatPromptTemplate:
+    """The prompt that the library's adapter was trained with: {context}, {input} and, if given, {chat_history}.
+
+    source: a SacRag, a library's folder or a component over one; it is opened. With documents rendered as tags, the
+    model reads the same tokens and memories as `SacRag.ask` on the same passages.
+    """
+    from sac_rag.answer.chat import layout_messages
+
+    rag = rag_of(source)
+    method = rag.engine.method
+    with rag.engine.busy():
+        # Braces are a template's own: the layout's are doubled, the two variables put in afterwards.
+        messages = layout_messages(method, "\ue000", "\ue001")
+    *front, (_, question) = messages
+    escaped = question.replace("{", "{{").replace("}", "}}").replace("\ue000", "{context}").replace("\ue001", "{input}")
+    return ChatPromptTemplate.from_messages(
+        [
+            *(SystemMessage(text) for _, text in front),
+            MessagesPlaceholder("chat_history", optional=True),
+            HumanMessagePromptTemplate.from_template(escaped),
+        ]
+    )
+
+
+def create_sac_chain(
+    source: Any,
+    *,
+    retriever: BaseRetriever | Runnable[str, Any] | None = None,
+    llm: ChatSac | None = None,
+    k: int = 1,
+    search_type: str = "hybrid",
+    where: dict[str, Any] | None = None,
+    remember: bool = True,
+    **settings: Any,
+) -> Runnable[Any, dict[str, Any]]:
+    """A runnable from a question to {"input", "context": documents, "answer": text}; it opens the library when it runs.
+
+    source: a SacRag, a library's folder or a component over one. The input is a str or a dict with "input" or
+    "question" and, if there is one, "chat_history". k, search_type, where: of the SacRetriever, where also of the
+    ChatSac. settings: fields of the ChatSac. llm: in place of the ChatSac. retriever: in place of the SacRetriever; its
+    documents are compressed as they pass by, or with `remember=False` read as text.
+    """
+    user = user_of(source)
+    if llm is not None and (settings or where):
+        raise ConfigError(f"llm is given, and settings for another: {settings | ({'where': where} if where else {})}")
+    chat = llm or ChatSac(**user, where=where, **{"max_tokens": 64, **settings})
+    found: Runnable[str, Any] = retriever or SacRetriever(**user, k=k, search_type=search_type, where=where)  # type: ignore[arg-type]
+    if retriever is not None and remember:
+        found = found | _remembering(user_of(chat))
+    # A lambda that returns a runnable runs it: the prompt is looked up when there is something to ask.
+    prompt = RunnableLambda(lambda _: sac_prompt(chat), name="sac_prompt")
+    answer = (
+        RunnablePassthrough.assign(context=lambda x: format_docs_sac(x["context"], chat))
+        | prompt
+        | chat
+        | StrOutputParser()
+    )
+    chain = (
+        RunnableLambda(_question)
+        | RunnablePassthrough.assign(context=RunnableLambda(lambda x: x["input"]) | found)
+        | RunnablePassthrough.assign(answer=answer)
+    )
+    return chain.with_config(run_name="sac_chain")
+
+
+def _question(given: Any) -> dict[str, Any]:
+    values = {"input": given} if isinstance(given, str) else dict(given)
+    question = values.get("input", values.get("question"))
+    if not isinstance(question, str) or not question.strip():
+        raise ConfigError(f'no question in {sorted(values)}: give a str, or a dict with "input" or "question"')
+    return {**values, "input": question.strip()}
+
+
+def _remembering(user: dict[str, Any]) -> Runnable[Any, Any]:
+    compressor = SacDocumentCompressor(**user)
+
+    async def later(documents: Any) -> Any:
+        return await compressor.acompress_documents(documents, "")
+
+    return RunnableLambda(lambda documents: compressor.compress_documents(documents, ""), later, name="remember")

@@ -1,0 +1,229 @@
+"""The frozen model of a library as a chat model: tags in messages are read as the passages' memories."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict
+
+from langchain_sac.messages import Scope, to_sac
+from langchain_sac.opening import LibraryUser
+from langchain_sac.writing import Call, Writing, model_name
+
+if TYPE_CHECKING:
+    from sac_rag import SacRag
+    from sac_rag.answer.prompt import Prompt
+    from sac_rag.answer.service import AsyncGeneration, Generation
+
+_TURN = 8
+"""Tokens that a chat template puts around a message, at most, when messages are counted one by one."""
+
+
+class ChatSac(LibraryUser, BaseChatModel):
+    """Answers conversations in which tags (`sac_tag` of documents) or `{"type": "sac_kv", "id": …}` blocks stand for
+    passages. Everything but rag, library, streaming and max_retries can also be given to one call.
+
+    A tag that is forged, of another library, or out of scope stays text. Calls of all threads and tasks are answered
+    as one batch, and a conversation's next turn reads only what is new.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_tokens: int = 256
+    """Longest answer."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus sampling mass, used when temperature > 0."""
+    stop: list[str] | None = None
+    """Strings that end an answer; they are not part of it."""
+    seed: int = 0
+    """Seed of sampling."""
+    timeout: float | None = None
+    """Seconds for a whole answer, looked at after every token; TimeoutError beyond."""
+    max_retries: int = 0
+    """Taken because chains pass it; a model in this process is not asked twice."""
+    streaming: bool = False
+    """Make `invoke` report token by token to callbacks."""
+    where: dict[str, Any] | None = None
+    """Metadata filter: only passages that fit may be read, whatever a call says. One per tenant keeps tenants apart."""
+    allowed_ids: list[str] | None = None
+    """Only these passages may be read; None leaves it to `where`. Remembered passages have no metadata: this holds
+    for them too."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "sac"
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        return ["langchain_sac", "chat_models"]
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        names = ("library", "max_tokens", "temperature", "top_p", "stop", "seed", "where", "allowed_ids")
+        return {name: getattr(self, name) for name in names}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
+        params.setdefault("ls_model_name", "sac" if self.rag is None else model_name(self.rag))
+        return params
+
+    def reads(self, tag: str, **settings: Any) -> bool:
+        """Whether a tag would be read as a memory, with these settings of a call; opens the library."""
+        call = self._call(None, settings)
+        return Scope(self.opened(), call.wheres, call.allowed).reads(tag)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Ids of the base model's tokenizer."""
+        rag = self.opened()
+        with rag.engine.busy():
+            return rag.engine.method.backbone.tokens(text)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Positions in the model's context: a passage counts with its source tokens, though fewer are read."""
+        rag = self.opened()
+        scope = Scope(rag, (self.where,), (self.allowed_ids,))
+        parts = [p for m in to_sac(messages, scope) for p in m.content]
+        texts = sum(len(self.get_token_ids(p)) for p in parts if isinstance(p, str))
+        ids = list(dict.fromkeys(p.id for p in parts if not isinstance(p, str)))
+        return texts + sum(n for _, n in rag.extents(ids)) + _TURN * len(messages)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        generation, writing = self._begun(messages, self._call(stop, kwargs))
+        return _result([*_pieces(generation, writing)], writing.end(generation.reused))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        generation, writing = self._begun(messages, self._call(stop, kwargs))
+        for piece in _pieces(generation, writing):
+            if run_manager:
+                run_manager.on_llm_new_token(piece, chunk=_chunk(piece))
+            yield _chunk(piece)
+        last = _last(writing.end(generation.reused))
+        if run_manager:
+            run_manager.on_llm_new_token(last.text, chunk=last)
+        yield last
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        generation, writing = await self._abegun(messages, self._call(stop, kwargs))
+        return _result([p async for p in _apieces(generation, writing)], writing.end(generation.reused))
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        generation, writing = await self._abegun(messages, self._call(stop, kwargs))
+        async for piece in _apieces(generation, writing):
+            if run_manager:
+                await run_manager.on_llm_new_token(piece, chunk=_chunk(piece))
+            yield _chunk(piece)
+        last = _last(writing.end(generation.reused))
+        if run_manager:
+            await run_manager.on_llm_new_token(last.text, chunk=last)
+        yield last
+
+    def _begun(self, messages: list[BaseMessage], call: Call) -> tuple[Generation, Writing]:
+        rag, prompt = self._prompt(messages, call)
+        return rag.engine.service.submit(prompt, call.sampling, keep=True), Writing(rag, prompt, call)
+
+    async def _abegun(self, messages: list[BaseMessage], call: Call) -> tuple[AsyncGeneration, Writing]:
+        # Reading a prompt waits for the model between two tokens of others: not on the event loop.
+        rag, prompt = await asyncio.to_thread(self._prompt, messages, call)
+        return rag.engine.service.stream(prompt, call.sampling, keep=True), Writing(rag, prompt, call)
+
+    def _prompt(self, messages: list[BaseMessage], call: Call) -> tuple[SacRag, Prompt]:
+        rag = self.opened()
+        scope = Scope(rag, call.wheres, call.allowed)
+        return rag, rag.conversation(to_sac(messages, scope), call.sampling)
+
+    def _call(self, stop: Sequence[str] | None, settings: dict[str, Any]) -> Call:
+        """Settings of one call. Filters add to the model's own: a call cannot read what the model may not."""
+        from sac_rag.answer.reader import Sampling
+
+        given = dict(settings)
+        given.pop("stream", None)
+        wheres = (self.where, given.pop("where", None))
+        allowed = (self.allowed_ids, given.pop("allowed_ids", None))
+        stop = given.pop("stop", None) if stop is None else stop
+        own = {n: given.pop(n, None) for n in ("max_tokens", "temperature", "top_p", "seed", "timeout")}
+        if given:
+            known = ", ".join((*own, "stop", "where", "allowed_ids"))
+            raise TypeError(f"ChatSac was called with {', '.join(map(repr, given))}; a call takes {known}")
+        tokens, temperature, top_p, seed, timeout = (getattr(self, n) if v is None else v for n, v in own.items())
+        sampling = Sampling(tokens, temperature or 0.0, top_p, seed, min_new_tokens=1)
+        stop = self.stop if stop is None else stop
+        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed)
+
+
+def _pieces(generation: Generation, writing: Writing) -> Iterator[str]:
+    try:
+        for token in generation:
+            if piece := writing.push(token):
+                yield piece
+            if writing.stopped:
+                return
+    finally:
+        generation.cancel()
+
+
+async def _apieces(generation: AsyncGeneration, writing: Writing) -> AsyncIterator[str]:
+    try:
+        async for token in generation:
+            if piece := writing.push(token):
+                yield piece
+            if writing.stopped:
+                return
+    finally:
+        generation.cancel()
+
+
+def _chunk(piece: str) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=AIMessageChunk(content=piece))
+
+
+def _last(end: tuple[str, Any, dict[str, Any]]) -> ChatGenerationChunk:
+    text, usage, metadata = end
+    message = AIMessageChunk(content=text, usage_metadata=usage, response_metadata=metadata, chunk_position="last")
+    return ChatGenerationChunk(message=message, generation_info={"finish_reason": metadata["finish_reason"]})
+
+
+def _result(pieces: list[str], end: tuple[str, Any, dict[str, Any]]) -> ChatResult:
+    text, usage, metadata = end
+    message = AIMessage(content="".join(pieces) + text, usage_metadata=usage, response_metadata=metadata)
+    info = {"finish_reason": metadata["finish_reason"]}
+    return ChatResult(
+        generations=[ChatGeneration(message=message, generation_info=info)],
+        llm_output={"model_name": metadata["model_name"]},
+    )

@@ -1,0 +1,52 @@
+"""The embedder of a library, or any of the embedders that libraries are made with."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pydantic
+from langchain_core.embeddings import Embeddings
+from pydantic import ConfigDict
+
+from langchain_sac.opening import LibraryUser
+
+_LOCK = threading.Lock()
+
+
+class SacEmbeddings(LibraryUser, Embeddings):
+    """Unit vectors by a library's embedder, or without a library by `model`. Loaded by the first text.
+
+    The async methods run in a thread.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str | None = None
+    """An embedder by name, folder or hub id, in place of a library."""
+    _embedder: Any = pydantic.PrivateAttr(default=None)
+
+    @classmethod
+    def _needs_library(cls) -> bool:
+        return False
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self._encode(texts, "passage")
+
+    def embed_query(self, text: str) -> list[float]:
+        return self._encode([text], "query")[0]
+
+    def _encode(self, texts: list[str], kind: str) -> list[list[float]]:
+        if self.rag is not None or self.library is not None:
+            rag = self.opened()
+            with rag.engine.busy():
+                vectors: list[list[float]] = rag.embedder.encode(texts, kind=kind).tolist()
+            return vectors
+        from sac_rag.config import DEFAULT_EMBEDDER
+        from sac_rag.models.embedder import Embedder
+
+        with _LOCK:  # an embedder takes one call at a time
+            if self._embedder is None:
+                self._embedder = Embedder(self.model or DEFAULT_EMBEDDER)
+            found: list[list[float]] = self._embedder.encode(texts, kind=kind).tolist()
+        return found

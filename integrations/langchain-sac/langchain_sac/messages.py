@@ -1,0 +1,114 @@
+"""LangChain messages as messages of sac-rag: tags and memory blocks become passages, the rest text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, FunctionMessage, ToolMessage
+
+from sac_rag.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sac_rag import SacRag
+    from sac_rag.answer.chat import Content, Message
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "ai": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "user",
+    "function": "user",
+}
+"""Type of a message, or role of a ChatMessage -> role in the chat template."""
+
+
+class Scope:
+    """The passages that one call may read: all filters must hold, and if ids are given, the id must be among them."""
+
+    def __init__(
+        self, rag: SacRag, wheres: Iterable[Mapping[str, Any] | None] = (), allowed: Iterable[Sequence[str] | None] = ()
+    ) -> None:
+        self.rag = rag
+        self.wheres = [w for w in wheres if w]
+        self.allowed = [frozenset(a) for a in allowed if a is not None]
+
+    def cite(self, text: str) -> Content:
+        """Text cut at the tags of passages that may be read; other tags stay text."""
+        found = self.rag.cite(text, where=self.wheres[0] if self.wheres else None)
+        return tuple(p if isinstance(p, str) or self._permits(p.id) else self.rag.tag(p.id) for p in found)
+
+    def reads(self, tag: str) -> bool:
+        """Whether a text is one tag of a passage that may be read."""
+        parts = self.cite(tag)
+        return len(parts) == 1 and not isinstance(parts[0], str)
+
+    def passage(self, passage_id: Any) -> Content:
+        """A passage named by its id; ConfigError when it may not be read."""
+        try:
+            content = self.cite(self.rag.tag(str(passage_id)))
+        except ValueError as error:
+            raise ConfigError(f"a sac_kv block names {passage_id!r}: {error}") from error
+        if any(isinstance(p, str) for p in content):
+            limits = [*(f"where={w}" for w in self.wheres), *("allowed_ids" for _ in self.allowed)]
+            within = f" within {' and '.join(limits)}" if limits else ""
+            raise ConfigError(
+                f"a sac_kv block names passage {passage_id!r}, which {self.rag.library.path} does not hold{within}: "
+                "take ids from retrieved documents' sac_id"
+            )
+        return content
+
+    def _permits(self, passage_id: str) -> bool:
+        tag = self.rag.tag(passage_id)
+        return all(passage_id in ids for ids in self.allowed) and all(
+            not isinstance(self.rag.cite(tag, where=where)[0], str) for where in self.wheres[1:]
+        )
+
+
+def to_sac(messages: Sequence[BaseMessage], scope: Scope) -> list[Message]:
+    """The same conversation for `SacRag.conversation`; ConfigError names what cannot be read."""
+    from sac_rag.answer.chat import Message
+
+    return [Message(_role(m), _content(m, scope)) for m in messages]
+
+
+def _role(message: BaseMessage) -> str:
+    name = message.role if isinstance(message, ChatMessage) else message.type.removesuffix("MessageChunk").lower()
+    if name not in ROLES:
+        raise ConfigError(f"a message has the role {name!r}; ChatSac reads {', '.join(ROLES)}")
+    return ROLES[name]
+
+
+def _content(message: BaseMessage, scope: Scope) -> Content:
+    parts: list[Any] = []
+    if isinstance(message, ToolMessage | FunctionMessage):
+        failed = getattr(message, "status", "success") == "error"
+        parts.append(f"{'Error' if failed else 'Result'} of {message.name or 'a tool'}:\n")
+    blocks = [message.content] if isinstance(message.content, str) else message.content
+    for block in blocks:
+        parts += _block(block, scope)
+    if isinstance(message, AIMessage) and message.tool_calls:
+        calls = "\n".join(f"{c['name']}({json.dumps(c['args'], default=str)})" for c in message.tool_calls)
+        parts += ["\n", calls] if parts else [calls]
+    return tuple(parts)
+
+
+def _block(block: Any, scope: Scope) -> Content:
+    if isinstance(block, str):
+        return scope.cite(block)
+    kind = block.get("type")
+    if kind == "non_standard":  # how LangChain wraps what it does not know
+        block = block.get("value") or {}
+        kind = block.get("type")
+    if kind == "text":
+        return scope.cite(block.get("text", ""))
+    if kind == "sac_kv":
+        ids = block.get("id")
+        return tuple(p for i in (ids if isinstance(ids, list | tuple) else [ids]) for p in scope.passage(i))
+    if kind in ("tool_call", "tool_use"):  # written from the message's tool_calls
+        return ()
+    raise ConfigError(f"a content block has the type {kind!r}; ChatSac reads text and sac_kv")

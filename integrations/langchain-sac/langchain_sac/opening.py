@@ -1,0 +1,102 @@
+"""The library behind a component: one that is open, or one that is opened when it is first needed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from pydantic import BaseModel, Field, model_validator
+
+if TYPE_CHECKING:
+    from sac_rag import SacRag
+
+_LOCK = threading.Lock()
+_OPEN: WeakValueDictionary[str, SacRag] = WeakValueDictionary()
+_WRITING: WeakKeyDictionary[SacRag, threading.Lock] = WeakKeyDictionary()
+
+
+class LibraryUser(BaseModel):
+    """Base of components that read a library. Making one opens and loads nothing."""
+
+    rag: Any = Field(default=None, exclude=True, repr=False)
+    """An open `sac_rag.SacRag`, the caller's to close. Typed loosely: importing this package never imports torch."""
+    library: str | None = None
+    """In place of `rag`: a library's folder, by default SAC_LIBRARY. It is opened at first use; all components of the
+    process share it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_where(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        rag, library = values.get("rag"), values.get("library")
+        if isinstance(rag, str | os.PathLike):
+            raise ValueError(f"rag is the path {os.fspath(rag)!r}: write library={os.fspath(rag)!r}")
+        if rag is None and library is None and cls._needs_library():
+            library = os.environ.get("SAC_LIBRARY")
+            if not library:
+                raise ValueError(
+                    f'{cls.__name__} needs rag=SacRag.open("my.lib"), library="my.lib" or SAC_LIBRARY being set'
+                )
+        if rag is None and library is None:
+            return values
+        path = str(rag.library.path) if rag is not None else os.fspath(library or "")
+        if library is not None and os.path.abspath(library) != os.path.abspath(path):
+            raise ValueError(f"rag is the library {path!r}, library says {os.fspath(library)!r}: give one of them")
+        return {**values, "library": path}
+
+    @classmethod
+    def _needs_library(cls) -> bool:
+        return True
+
+    @classmethod
+    def from_library(cls, path: str | os.PathLike[str], **settings: Any) -> Self:
+        """The component over a library's folder, which is opened at first use."""
+        return cls(library=os.fspath(path), **settings)
+
+    def opened(self) -> SacRag:
+        """The library, opened now if it was not. Raises what `SacRag.open` raises."""
+        if self.rag is None:
+            assert self.library is not None
+            self.rag = shared(self.library)
+        rag: SacRag = self.rag
+        return rag
+
+
+def shared(library: str | os.PathLike[str]) -> SacRag:
+    """A reader of a library that stays open as long as somebody holds it, at the newest generation."""
+    key = os.path.abspath(library)
+    with _LOCK:
+        rag = _OPEN.get(key)
+        if rag is None:
+            from sac_rag import SacRag
+
+            rag = _OPEN[key] = SacRag.open(key)
+        else:
+            rag.library.refresh()
+    return rag
+
+
+def rag_of(source: Any) -> SacRag:
+    """The open SacRag of a SacRag, a folder or a component."""
+    if isinstance(source, LibraryUser):
+        return source.opened()
+    rag: SacRag = shared(source) if isinstance(source, str | os.PathLike) else source
+    return rag
+
+
+def user_of(source: Any) -> dict[str, Any]:
+    """Fields of a `LibraryUser` for a SacRag, a folder or another component."""
+    if isinstance(source, LibraryUser):
+        return {"rag": source.rag, "library": source.library}
+    if isinstance(source, str | os.PathLike):
+        return {"library": os.fspath(source)}
+    return {"rag": source}
+
+
+def writing(rag: SacRag) -> threading.Lock:
+    """Held while a library is written to: it takes one transaction at a time."""
+    with _LOCK:
+        return _WRITING.setdefault(rag, threading.Lock())

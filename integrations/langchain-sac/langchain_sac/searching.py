@@ -1,0 +1,63 @@
+"""Search in a library, and what is found as LangChain documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.documents import Document
+
+from langchain_sac.formatting import sac_metadata
+
+if TYPE_CHECKING:
+    from sac_rag import SacRag
+    from sac_rag.records import Hit
+
+FETCH_K = 20
+"""Candidates of a search for diversity, at least."""
+
+
+def search(rag: SacRag, query: str, k: int, mode: str, where: Mapping[str, Any] | None) -> list[Hit]:
+    """The best k passages. mode: as in `AskConfig.search`, or "mmr" (hybrid, then maximal marginal relevance)."""
+    from sac_rag.config import AskConfig
+
+    if mode == "mmr":
+        hits = rag.retrieve(query, AskConfig(k=max(FETCH_K, 4 * k)), where=where)
+        return diverse(rag, query_vector(rag, query), hits, k)
+    return rag.retrieve(query, AskConfig(k=k, search=mode), where=where)
+
+
+def query_vector(rag: SacRag, query: str) -> Any:
+    """The embedding of a question, float32 of shape (dim,)."""
+    with rag.engine.busy():
+        return rag.embedder.encode([query], kind="query")[0]
+
+
+def diverse(rag: SacRag, vector: Any, hits: Sequence[Hit], k: int, lambda_mult: float = 0.5) -> list[Hit]:
+    """k of the hits by maximal marginal relevance (Carbonell, Goldstein 1998). lambda_mult: 1 is closeness alone."""
+    from langchain_core.vectorstores.utils import maximal_marginal_relevance
+
+    if not hits:
+        return []
+    vectors = list(rag.library.vectors([h.passage.id for h in hits]))
+    return [hits[i] for i in maximal_marginal_relevance(vector, vectors, lambda_mult, k)]
+
+
+def to_documents(rag: SacRag, hits: Sequence[Hit]) -> list[Document]:
+    """Passages with their place, score and memory, and with the flat metadata of the documents they are from."""
+    metas = {d.uri: d.meta for d in rag.library.documents([h.passage.document for h in hits])}
+    out = []
+    for hit in hits:
+        p = hit.passage
+        about = {**metas.get(p.document, {}), **p.meta}
+        metadata = {
+            **{k: v for k, v in about.items() if isinstance(v, str | int | float)},
+            **sac_metadata(rag, p.id, p.text),
+            "document": p.document,
+            "start": p.start,
+            "end": p.end,
+            "score": hit.score,
+            "heading": p.heading,
+        }
+        out.append(Document(page_content=p.text, metadata=metadata, id=p.id))
+    return out

@@ -1,0 +1,216 @@
+"""A library as a vector store: adding documents compresses them, finding them loads nothing but text."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+
+from langchain_sac.embeddings import SacEmbeddings
+from langchain_sac.formatting import sac_metadata
+from langchain_sac.opening import writing
+from langchain_sac.searching import FETCH_K, diverse, query_vector
+from langchain_sac.storing import groups, stored, to_stored, whole
+from sac_rag.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sac_rag import IndexConfig, SacRag
+    from sac_rag.records import Hit
+
+
+class SacVectorStore(VectorStore):
+    """Documents by id, searched by cosine similarity. A long document is stored as several passages under one id.
+
+    rag: a SacRag open for writing, the caller's to close. library: in its place a folder, opened for writing (made if
+    missing, with `config`) at first use; `close` it or use the store as a context manager. Searches give documents as
+    they were added; `as_retriever` and `sac_metadata=True` add the keys that lead to their memories.
+    """
+
+    def __init__(
+        self,
+        rag: SacRag | None = None,
+        *,
+        library: str | os.PathLike[str] | None = None,
+        config: IndexConfig | None = None,
+    ) -> None:
+        if (rag is None) == (library is None):
+            raise ConfigError('SacVectorStore needs either SacRag.open("my.lib", write=True) or library="my.lib"')
+        self._rag, self._library, self._config = rag, library, config
+        self._own, self._opening = rag is None, threading.Lock()
+
+    @property
+    def rag(self) -> SacRag:
+        """The library, opened now if it was not; for a ChatSac over the same documents."""
+        with self._opening:
+            if self._rag is None:
+                from sac_rag import SacRag
+
+                assert self._library is not None
+                self._rag = SacRag.open(Path(self._library), config=self._config, write=True, create=True)
+            return self._rag
+
+    def close(self) -> None:
+        """Release the library if it was opened here; the next use opens it again."""
+        with self._opening:
+            if self._own and self._rag is not None:
+                self._rag.close()
+                self._rag = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def embeddings(self) -> Embeddings:
+        return SacEmbeddings(rag=self.rag)
+
+    # -- writing -----------------------------------------------------------------------------------------
+
+    def add_documents(
+        self, documents: list[Document], *, ids: Sequence[str | None] | None = None, **kwargs: Any
+    ) -> list[str]:
+        """Compress and store documents; returns their ids: those given, else the documents' own, else new ones.
+
+        A document under a known id replaces it; unchanged ones are skipped. Raises ConfigError, before anything is
+        stored, for blank documents and metadata that is no JSON.
+        """
+        if ids is not None and len(ids) != len(documents):
+            raise ConfigError(f"{len(ids)} ids for {len(documents)} documents: give one a document")
+        named = [i or d.id or uuid.uuid4().hex for i, d in zip(ids or [None] * len(documents), documents, strict=True)]
+        latest = dict(zip(named, documents, strict=True))  # of two under one id the later stays
+        rag = self.rag
+        new = [to_stored(rag, i, d) for i, d in latest.items()]
+        with writing(rag):
+            for group in groups(new):
+                rag.put(group)
+        return named
+
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
+        """Remove documents by id, all when `ids` is None; unknown ids are passed over."""
+        rag = self.rag
+        with writing(rag):
+            if there := [d.uri for d in rag.library.documents(ids)]:
+                rag.remove(there)
+        return True
+
+    # -- reading -----------------------------------------------------------------------------------------
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Whole documents in the order of `ids`; unknown ids are passed over."""
+        library = self.rag.library
+        found = {d.uri: d for d in library.documents(ids)}
+        return [whole(found[i], library.passages(i)) for i in dict.fromkeys(ids) if i in found]
+
+    def similarity_search(
+        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """The passages closest to a text, best first.
+
+        filter: {key: value or list of values}, all must hold. sac_metadata: with the keys that lead to memories.
+        """
+        return [d for d, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
+
+    def similarity_search_with_score(
+        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """As `similarity_search`, with the cosine similarity of each: 1 is the same direction."""
+        return self._documents(self._hits(query_vector(self.rag, query), k, filter), **kwargs)
+
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Document]:
+        return [d for d, _ in self._documents(self._hits(embedding, k, filter), **kwargs)]
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = FETCH_K,
+        lambda_mult: float = 0.5,
+        filter: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        vector = query_vector(self.rag, query)
+        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter, **kwargs)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: Any,
+        k: int = 4,
+        fetch_k: int = FETCH_K,
+        lambda_mult: float = 0.5,
+        filter: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """k passages of the closest `fetch_k`, close and unlike each other. lambda_mult: 1 is closeness alone."""
+        import numpy as np
+
+        vector = np.asarray(embedding, np.float32)
+        hits = diverse(self.rag, vector, self._hits(vector, max(k, fetch_k), filter), k, lambda_mult)
+        return [d for d, _ in self._documents(hits, **kwargs)]
+
+    def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
+        """A retriever whose documents carry sac_* metadata, for `format_docs_sac` and ChatSac."""
+        settings = {"sac_metadata": True, **kwargs.pop("search_kwargs", {})}
+        return super().as_retriever(search_kwargs=settings, **kwargs)
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        return lambda cosine: min(1.0, max(0.0, cosine))
+
+    def _hits(self, vector: Any, k: int, where: dict[str, Any] | None) -> list[Hit]:
+        import numpy as np
+
+        if where is not None and not isinstance(where, dict):
+            raise ConfigError(f"filter is a {type(where).__name__}; give {{key: value or list of values}}")
+        return self.rag.library.search(np.asarray(vector, np.float32), None, k, mode="dense", where=where)
+
+    def _documents(self, hits: Sequence[Hit], sac_metadata: bool = False) -> list[tuple[Document, float]]:
+        rag = self.rag
+        owners = {d.uri: d for d in rag.library.documents([h.passage.document for h in hits])}
+        return [
+            (stored(owners[p.document], p.text, _memory(rag, p.id, p.text) if sac_metadata else {}), float(h.score))
+            for h in hits
+            if (p := h.passage).document in owners
+        ]
+
+    # -- making ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings | None = None,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        rag: SacRag | None = None,
+        library: str | os.PathLike[str] | None = None,
+        config: IndexConfig | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A store with these texts. embedding: None or a SacEmbeddings: a library searches by its own embedder."""
+        if embedding is not None and not isinstance(embedding, SacEmbeddings):
+            raise ConfigError(
+                f"embedding is a {type(embedding).__name__}, but a library searches by its own embedder: give None, or "
+                "config=IndexConfig(embedder=…) to choose it"
+            )
+        if embedding is not None and embedding.model is not None and rag is None:
+            from sac_rag.config import IndexConfig
+
+            config = dataclasses.replace(config or IndexConfig(), embedder=embedding.model)
+        store = cls(rag, library=library, config=config)
+        store.add_texts(texts, metadatas, ids=ids, **kwargs)
+        return store
+
+
+_memory = sac_metadata  # `sac_metadata` is also the name of a search's switch

@@ -1,0 +1,57 @@
+"""Compressing as a step of an ingestion pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
+from llama_index.schema.sac.base import is_text
+from llama_index.schema.sac.documents import compress
+from llama_index.schema.sac.opening import Source
+
+if TYPE_CHECKING:
+    from sac_rag import SacRag
+
+
+class SacCompressor(TransformComponent):
+    """Compresses nodes into a library open for writing, under their ids, and passes them on as they are.
+
+    store=False holds the memories in this process only. A `SacNodePostprocessor` or `SacSynthesizer` of the same
+    library finds them again, whichever vector store the nodes went through.
+    """
+
+    library: str | None = Field(default=None, description="Folder of the library.")
+    store: bool = Field(default=True, description="Whether memories are stored in the library.")
+
+    _source: Source = PrivateAttr()
+
+    def __init__(self, rag: SacRag | None = None, *, library: str | None = None, **settings: Any) -> None:
+        source = Source(rag, library)
+        super().__init__(**{**settings, "library": source.name})
+        self._source = source
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SacCompressor"
+
+    @property
+    def rag(self) -> SacRag:
+        return self._source.rag
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        # A pipeline's cache goes by this: a library that changed since is written to again.
+        head = self._source.newest().library.head
+        return {**super().to_dict(**kwargs), "generation": f"{head.library}:{head.generation}"}
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        if self.store:
+            compress(self.rag, nodes)
+        elif texts := [n.get_content(MetadataMode.NONE) for n in nodes if is_text(n)]:
+            self.rag.remember(texts)
+        return nodes
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        return await asyncio.to_thread(self, nodes, **kwargs)

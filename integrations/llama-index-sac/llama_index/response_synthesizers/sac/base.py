@@ -1,0 +1,122 @@
+"""One prompt with all memories, in the very layout that the library's adapter was trained with."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.prompts.mixin import PromptDictType
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.types import RESPONSE_TEXT_TYPE
+from llama_index.llms.sac import SacLLM
+from llama_index.schema.sac.base import with_stored_memory
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
+
+    from sac_rag import SacRag
+
+logger = logging.getLogger(__name__)
+
+
+class SacSynthesizer(BaseSynthesizer):
+    """Answers from memories exactly as `SacRag.ask` does from the same passages.
+
+    Nodes that the library holds under their id, with the same text, are read as memory, whether they are SacNodes or
+    not; edited and foreign ones as text. Repeated ones are read once. The lowest ranked are left out, with a warning,
+    when they do not fit the context. `source_nodes` are the nodes as given.
+    """
+
+    def __init__(
+        self,
+        llm: SacLLM | SacRag,
+        *,
+        streaming: bool = False,
+        callback_manager: CallbackManager | None = None,
+        empty_response: str | None = None,
+    ) -> None:
+        self._sac = llm if isinstance(llm, SacLLM) else SacLLM(llm)
+        super().__init__(
+            llm=self._sac, callback_manager=callback_manager, streaming=streaming, empty_response=empty_response
+        )
+
+    def _get_prompts(self) -> PromptDictType:
+        return {}
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        if prompts:
+            raise ValueError(f"the prompt is the adapter's own, not to be changed (given: {', '.join(prompts)})")
+
+    def synthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> Any:
+        read = with_stored_memory(self._sac.rag, nodes)
+        response = super().synthesize(query, read, **response_kwargs)
+        response.source_nodes = [*nodes, *(additional_source_nodes or ())]
+        return response
+
+    async def asynthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> Any:
+        read = await asyncio.to_thread(lambda: with_stored_memory(self._sac.rag, nodes))
+        response = await super().asynthesize(query, read, **response_kwargs)
+        response.source_nodes = [*nodes, *(additional_source_nodes or ())]
+        return response
+
+    def get_response(self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any) -> RESPONSE_TEXT_TYPE:
+        messages = self._messages(query_str, text_chunks)
+        if self._streaming:
+            return _deltas(self._sac.stream_chat(messages, **response_kwargs))
+        return str(self._sac.chat(messages, **response_kwargs).message.content)
+
+    async def aget_response(
+        self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        messages = await asyncio.to_thread(self._messages, query_str, text_chunks)
+        if self._streaming:
+            return _adeltas(await self._sac.astream_chat(messages, **response_kwargs))
+        return str((await self._sac.achat(messages, **response_kwargs)).message.content)
+
+    def _messages(self, query: str, chunks: Sequence[str]) -> list[ChatMessage]:
+        from sac_rag.answer.assemble import question_ids
+        from sac_rag.answer.chat import layout_messages
+
+        method, query = self._sac.rag.engine.method, query.strip()
+        layout, backbone, count = method.layout, method.backbone, self._sac.tokenizer
+        room = backbone.context_length - self._sac.max_tokens
+        room -= len(backbone.template(layout.prefix)) + len(question_ids(method, query))
+        kept: list[str] = []
+        chunks = list(dict.fromkeys(chunks))
+        for chunk in chunks:
+            room -= len(count(chunk))
+            if room < 0:
+                left = len(chunks) - len(kept)
+                logger.warning("%d of %d nodes do not fit the model's context and are left out", left, len(chunks))
+                break
+            kept.append(chunk)
+        asked = layout_messages(method, layout.separator.join(kept), query)
+        return [ChatMessage(role=role, content=text) for role, text in asked]
+
+
+def _deltas(responses: Any) -> Generator[str, None, None]:
+    for r in responses:
+        yield r.delta or ""
+
+
+async def _adeltas(responses: Any) -> AsyncGenerator[str, None]:
+    r: ChatResponse
+    async for r in responses:
+        yield r.delta or ""

@@ -1,0 +1,137 @@
+"""Nodes that show a language model the tag of their memory, and everything else their text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import BaseContentBlock, TextBlock
+from llama_index.core.schema import (
+    BaseNode,
+    ImageNode,
+    MetadataMode,
+    Node,
+    NodeRelationship,
+    NodeWithScore,
+    RelatedNodeInfo,
+    TextNode,
+)
+
+from sac_rag.answer.tags import text_digest
+from sac_rag.records import Hit, Passage
+
+if TYPE_CHECKING:
+    from sac_rag import SacRag
+
+_KEPT_FROM_MODELS = ["sac_id", "start", "end", "score"]
+"""Metadata that a language model or an embedder has no use for."""
+
+
+class SacNode(TextNode):
+    """A text node with a memory. `MetadataMode.LLM` gives the tag, as long as the text is what was compressed.
+
+    Every other mode, so rerankers, embedders and `source_nodes`, gives the real text; so does LLM mode once the text
+    was edited. Only a `SacLLM` reads tags: do not hand these nodes to another model.
+    """
+
+    sac_tag: str = ""
+    """Tags of the passages that are the text, a line each."""
+    sac_text_sha: str = ""
+    """Digest of the text that was compressed."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SacNode"
+
+    @property
+    def remembered(self) -> bool:
+        """Whether the memory is that of the text."""
+        return bool(self.sac_tag) and text_digest(self.text) == self.sac_text_sha
+
+    def get_content(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> str:
+        if metadata_mode == MetadataMode.LLM and self.remembered:
+            return self.sac_tag
+        return super().get_content(metadata_mode)
+
+    def get_content_blocks(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> list[BaseContentBlock]:
+        if metadata_mode == MetadataMode.LLM and self.remembered:
+            return [TextBlock(text=self.sac_tag)]
+        return super().get_content_blocks(metadata_mode)
+
+
+def node_of(hit: Hit, tag: str | None = None) -> TextNode:
+    """A found passage; with `tag`, as a SacNode."""
+    p = hit.passage
+    fields: dict[str, Any] = {
+        "id_": p.id,
+        "text": p.text,
+        "start_char_idx": p.start,
+        "end_char_idx": p.end,
+        "metadata": {
+            "sac_id": p.id,
+            "document": p.document,
+            "start": p.start,
+            "end": p.end,
+            "score": hit.score,
+            "heading": p.heading,
+        },
+        "excluded_llm_metadata_keys": _KEPT_FROM_MODELS,
+        "excluded_embed_metadata_keys": _KEPT_FROM_MODELS,
+        "relationships": {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=p.document)},
+    }
+    if tag is None:
+        return TextNode(**fields)
+    return SacNode(**fields, sac_tag=tag, sac_text_sha=text_digest(p.text))
+
+
+def with_tag(node: BaseNode, tag: str) -> SacNode:
+    """The same node with a memory."""
+    text = node.get_content(MetadataMode.NONE)
+    shared = {name: getattr(node, name) for name in BaseNode.model_fields}
+    own = ("start_char_idx", "end_char_idx", "mimetype", "text_template")
+    shared |= {name: getattr(node, name) for name in own if hasattr(node, name)}
+    return SacNode(**shared, text=text, sac_tag=tag, sac_text_sha=text_digest(text))
+
+
+def is_text(node: BaseNode) -> bool:
+    """Whether a node is text and nothing else, and not blank."""
+    if isinstance(node, Node):
+        plain = not (node.image_resource or node.audio_resource or node.video_resource)
+    else:
+        plain = isinstance(node, TextNode) and not isinstance(node, ImageNode)
+    return plain and bool(node.get_content(MetadataMode.NONE).strip())
+
+
+def stored_tag(rag: SacRag, node: BaseNode) -> str | None:
+    """The tag of a node that a library holds, known by its id; None unless the stored text is the node's own."""
+    id_, library = node.node_id, rag.library
+    passages = library.get([id_]) if library.holds(id_) else library.passages(id_)
+    if not passages or not _covers(passages, node.get_content(MetadataMode.NONE)):
+        return None
+    return tag_of(rag, [p.id for p in passages])
+
+
+def tag_of(rag: SacRag, ids: Sequence[str]) -> str:
+    """One text for several passages; splitters of LlamaIndex cut it between lines only."""
+    return "\n".join(rag.tag(i) for i in ids)
+
+
+def with_stored_memory(rag: SacRag, found: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+    """Nodes that the library holds as SacNodes; the others as they are."""
+    out = []
+    for scored in found:
+        tag = stored_tag(rag, scored.node) if is_text(scored.node) else None
+        out.append(scored if tag is None else NodeWithScore(node=with_tag(scored.node, tag), score=scored.score))
+    return out
+
+
+def _covers(passages: Sequence[Passage], text: str) -> bool:
+    """Whether the passages are the text, but for white space between them."""
+    base = passages[0].start - text.find(passages[0].text)
+    done = 0
+    for p in passages:
+        start = p.start - base
+        if start < 0 or text[start : start + len(p.text)] != p.text or text[done:start].strip():
+            return False
+        done = max(done, start + len(p.text))
+    return not text[done:].strip()

@@ -1,0 +1,54 @@
+"""Nodes as documents of a library and back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
+from llama_index.schema.sac.base import is_text
+
+from sac_rag.records import Document
+
+if TYPE_CHECKING:
+    from sac_rag import SacRag
+    from sac_rag.library.library import StoredDocument
+
+logger = logging.getLogger(__name__)
+
+RESERVED = ("document", "pages")
+"""Metadata keys with a meaning of their own in a library; nodes keep them, filters of the library do not see them."""
+
+_LOCK = threading.Lock()
+_WRITING: WeakKeyDictionary[SacRag, threading.Lock] = WeakKeyDictionary()
+
+
+def document_of(node: BaseNode) -> Document:
+    """A node as a document: its id as uri, its metadata flat, the node itself beside them."""
+    meta = {k: v for k, v in node_to_metadata_dict(node).items() if k not in RESERVED}
+    return Document(node.node_id, node.get_content(MetadataMode.NONE), meta=meta)
+
+
+def node_from(document: StoredDocument) -> BaseNode | None:
+    """The node that a document was made of; None for a document that was none, a file for example."""
+    return metadata_dict_to_node(document.meta) if "_node_content" in document.meta else None
+
+
+def compress(rag: SacRag, nodes: Sequence[BaseNode]) -> None:
+    """Store nodes with their memories in one commit; unchanged ones are skipped, changed ones replaced."""
+    for node in nodes:
+        if not is_text(node):
+            logger.warning("node %s holds no text (or more than text) and is not stored", node.node_id)
+    if documents := [document_of(node) for node in nodes if is_text(node)]:
+        with writing(rag):
+            rag.put(documents)
+
+
+def writing(rag: SacRag) -> threading.Lock:
+    """Held while a library is written to: it takes one transaction at a time."""
+    with _LOCK:
+        return _WRITING.setdefault(rag, threading.Lock())

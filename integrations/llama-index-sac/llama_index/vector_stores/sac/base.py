@@ -1,0 +1,246 @@
+"""A sac-rag library as a LlamaIndex vector store: what is added is compressed, what is found can be read as memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.storage.storage_context import StorageContext
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+from llama_index.schema.sac.base import stored_tag, with_tag
+from llama_index.schema.sac.documents import compress, node_from, writing
+from llama_index.schema.sac.filters import Keep, fits_all, split
+from llama_index.schema.sac.opening import Source
+
+if TYPE_CHECKING:
+    from llama_index.embeddings.sac import SacEmbedding
+    from llama_index.llms.sac import SacLLM
+
+    from sac_rag import IndexConfig, SacRag
+
+_SEARCH = {
+    VectorStoreQueryMode.DEFAULT: "dense",
+    VectorStoreQueryMode.SPARSE: "lexical",
+    VectorStoreQueryMode.TEXT_SEARCH: "lexical",
+    VectorStoreQueryMode.HYBRID: "hybrid",
+    VectorStoreQueryMode.SEMANTIC_HYBRID: "hybrid",
+}
+_SAME = 0.99
+"""Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
+
+
+class SacVectorStore(BasePydanticVectorStore):
+    """Over a `sac_rag.SacRag` open for writing; `from_library` opens one.
+
+    `add` compresses nodes: a node is a document of the library, its id the uri. Nodes longer than a passage of the
+    library become several passages and are found whole. tags: return SacNodes; set it when a `SacLLM` reads them.
+    The library embeds passages itself, so give `VectorStoreIndex` a `SacEmbedding` of the same library, or set
+    is_embedding_query=False: then questions are embedded here, and any embed_model will do.
+    """
+
+    stores_text: bool = True
+    is_embedding_query: bool = True
+    library: str | None = Field(default=None, description="Folder of the library.")
+    tags: bool = Field(default=False, description="Whether found nodes are SacNodes.")
+
+    _source: Source = PrivateAttr()
+
+    def __init__(self, rag: SacRag | None = None, *, library: str | None = None, **settings: Any) -> None:
+        source = Source(rag, library)
+        super().__init__(**{**settings, "library": source.name})
+        self._source = source
+
+    @classmethod
+    def from_library(cls, library: str | os.PathLike[str], config: IndexConfig | None = None, **settings: Any) -> Self:
+        """Open a library for writing, made if missing (`config`: with these settings). `rag.close()` closes it."""
+        from sac_rag import SacRag
+
+        return cls(SacRag.open(Path(library), config=config, write=True, create=True), **settings)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SacVectorStore"
+
+    @property
+    def rag(self) -> SacRag:
+        return self._source.rag
+
+    @property
+    def client(self) -> SacRag:
+        return self._source.rag
+
+    def llm(self, **settings: Any) -> SacLLM:
+        """The library's Llama."""
+        from llama_index.llms.sac import SacLLM
+
+        return SacLLM(self.rag, **settings)
+
+    def embed_model(self) -> SacEmbedding:
+        """The library's embedder."""
+        from llama_index.embeddings.sac import SacEmbedding
+
+        return SacEmbedding(self.rag)
+
+    def storage_context(self) -> StorageContext:
+        """For `VectorStoreIndex.from_documents`."""
+        return StorageContext.from_defaults(vector_store=self)
+
+    # -- writing -----------------------------------------------------------------------------------------
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Compress and store nodes, in one commit; a known id is replaced. Raises LibraryError when open for reading.
+
+        ValueError when the nodes come with vectors of another embedder.
+        """
+        if self.is_embedding_query:
+            self._check_embedder(nodes)
+        compress(self.rag, nodes)
+        return [node.node_id for node in nodes]
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        return await asyncio.to_thread(self.add, nodes, **kwargs)
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Remove the nodes of a document; none is no error."""
+        self._remove(lambda node: node.ref_doc_id == ref_doc_id)
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        await asyncio.to_thread(self.delete, ref_doc_id)
+
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """Remove nodes that are among the ids and fit the filters; ValueError when neither is given."""
+        if node_ids is None and filters is None:
+            raise ValueError("delete_nodes needs node_ids or filters; clear() removes all nodes")
+        self._remove(fits_all([filters] if filters else []), node_ids)
+
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters)
+
+    def clear(self) -> None:
+        """Remove all nodes; documents that were indexed in another way stay."""
+        self._remove(lambda node: True)
+
+    async def aclear(self) -> None:
+        await asyncio.to_thread(self.clear)
+
+    def _remove(self, fits: Keep, node_ids: Sequence[str] | None = None) -> None:
+        with writing(self.rag):
+            if uris := [node.node_id for node in self._nodes(node_ids) if fits(node)]:
+                self.rag.remove(uris)
+
+    # -- reading -----------------------------------------------------------------------------------------
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Stored nodes, by id; with `node_ids`, in their order, unknown ones left out."""
+        fits = fits_all([filters] if filters else [])
+        found = {node.node_id: self._tagged(node) for node in self._nodes(node_ids) if fits(node)}
+        return [found[i] for i in (node_ids if node_ids is not None else found) if i in found]
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """The best nodes, each by its best passage. Modes: default (dense), sparse, text_search, hybrid.
+
+        Filters of ==, in and and are searched by; all others are looked at in what was found, widely enough. The
+        library fuses by reciprocal rank and has no weights: ValueError for `alpha`.
+        """
+        if query.mode not in _SEARCH:
+            raise ValueError(f"query mode is {query.mode.value!r}; use {', '.join(m.value for m in _SEARCH)}")
+        if query.alpha is not None:
+            raise ValueError(f"alpha is {query.alpha}, but hybrid search here has no weights: leave it out")
+        mode, hybrid = _SEARCH[query.mode], _SEARCH[query.mode] == "hybrid"
+        wanted = (query.hybrid_top_k if hybrid else None) or query.similarity_top_k
+        where, rest = split(query.filters)
+        if query.node_ids:
+            where["document"] = list(query.node_ids)
+        if query.doc_ids and "ref_doc_id" in where:
+            rest.append(MetadataFilter(key="ref_doc_id", operator=FilterOperator.IN, value=list(query.doc_ids)))
+        elif query.doc_ids:
+            where["ref_doc_id"] = list(query.doc_ids)
+        vector = None if mode == "lexical" else self._vector(query)
+        library, fits, limit = self._source.newest().library, fits_all(rest), wanted
+        while True:
+            hits = library.search(vector, query.query_str, limit, mode=mode, where=where or None)
+            scores: dict[str, float] = {}
+            for hit in hits:
+                scores.setdefault(hit.passage.document, hit.score)
+            known = {d.uri: node_from(d) for d in library.documents(list(scores))}
+            found = [(n, s) for uri, s in scores.items() if (n := known.get(uri)) is not None and fits(n)]
+            if len(found) >= wanted or len(hits) < limit:
+                break
+            limit *= 4
+        best = found[:wanted]
+        return VectorStoreQueryResult(
+            nodes=[self._tagged(node) for node, _ in best],
+            similarities=[score for _, score in best],
+            ids=[node.node_id for node, _ in best],
+        )
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        return await asyncio.to_thread(self.query, query, **kwargs)
+
+    def _nodes(self, node_ids: Sequence[str] | None) -> Iterator[BaseNode]:
+        for document in self._source.newest().library.documents(node_ids):
+            if (node := node_from(document)) is not None:
+                yield node
+
+    def _tagged(self, node: BaseNode) -> BaseNode:
+        tag = stored_tag(self.rag, node) if self.tags else None
+        return node if tag is None else with_tag(node, tag)
+
+    def _vector(self, query: VectorStoreQuery) -> Any:
+        import numpy as np
+
+        rag = self.rag
+        if query.query_embedding is not None and self.is_embedding_query:
+            self._check_length(query.query_embedding)
+            return np.asarray(query.query_embedding, np.float32)
+        if query.query_str is None:
+            raise ValueError("the query has neither query_str nor query_embedding; give one")
+        with rag.engine.busy():
+            return rag.embedder.encode([query.query_str], kind="query")[0]
+
+    def _check_length(self, vector: Sequence[float]) -> None:
+        if len(vector) != self.rag.embedder.dim:
+            raise ValueError(
+                f"a vector has {len(vector)} numbers, those of the library's embedder {self.rag.embedder.dim}: pass "
+                "embed_model=SacEmbedding(rag)"
+            )
+
+    def _check_embedder(self, nodes: Sequence[BaseNode]) -> None:
+        """One node's vector tells: two embedders may have vectors of one length, and searching would be noise."""
+        import numpy as np
+
+        first = next((n for n in nodes if n.embedding is not None), None)
+        if first is None or first.embedding is None:
+            return
+        self._check_length(first.embedding)
+        rag = self.rag
+        with rag.engine.busy():
+            (own,) = rag.embedder.encode([first.get_content(MetadataMode.EMBED)])
+        given = np.asarray(first.embedding, np.float32)
+        if not float(given @ own) >= _SAME * float(np.linalg.norm(given)):
+            raise ValueError(
+                f"node {first.node_id} comes with a vector of another embedder than the library's "
+                f"({rag.config.embedder}): pass embed_model=SacEmbedding(rag), or set is_embedding_query=False"
+            )

@@ -1,0 +1,120 @@
+"""SacVectorStore beyond the standard suite: long documents whole, filters, diversity, memories for chains, refusals."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.load import dumps, loads
+from langchain_core.messages import HumanMessage
+
+from langchain_sac import ChatSac, SacEmbeddings, SacVectorStore, create_sac_chain, format_docs_sac
+from sac_rag import AskConfig, SacRag
+from sac_rag.errors import ConfigError
+from tests.integrations.conftest import TEXTS
+
+from .helpers import QUESTION, read, usage
+
+LONG = "\n  " + "\n\n".join(f"Chapter {n}.\tThe canal was widened in {1800 + n}. \n" for n in range(12)) + " \n"
+
+
+@pytest.fixture
+def store(tiny_config: Any, tmp_path: Path) -> Iterator[SacVectorStore]:
+    with SacVectorStore(library=tmp_path / "store.lib", config=tiny_config) as opened:
+        yield opened
+
+
+def test_long_documents_are_passages_to_search_and_whole_by_id(store: SacVectorStore) -> None:
+    metadata = {"page": 3, "document": "mine", "pages": 12, "deep": {"a": [1]}}
+    given = Document(page_content=LONG, metadata=metadata, id="long")
+    assert store.add_documents([given, Document(page_content="Short.", id="short")]) == ["long", "short"]
+    assert len(store.rag.library.passage_ids("long")) > 1
+    assert store.get_by_ids(["short", "nothing", "long"]) == [Document(page_content="Short.", id="short"), given]
+    found = store.similarity_search("the canal in 1805", k=3, filter={"page": 3})
+    assert {(d.id, d.metadata == metadata) for d in found} == {("long", True)}
+    assert all(d.page_content in LONG and d.page_content != LONG for d in found)
+    store.delete(["long"])
+    assert store.get_by_ids(["long"]) == [] and store.rag.library.passage_ids("long") == []
+    store.delete()
+    assert store.similarity_search("x") == []
+
+
+async def test_filters_scores_and_diversity(store: SacVectorStore) -> None:
+    texts = [*TEXTS.values(), TEXTS["canal.md"] + " "]
+    ids = store.add_texts(texts, [{"kind": str(n)} for n in range(4)])
+    assert len(set(ids)) == 4
+    scored = store.similarity_search_with_score(QUESTION, k=4)
+    scores = [s for _, s in scored]
+    assert scores == sorted(scores, reverse=True) and scores[-1] >= -1 and scores[0] <= 1
+    vectors = SacEmbeddings(rag=store.rag)
+    query = vectors.embed_query(QUESTION)
+    for document, score in scored:
+        (vector,) = vectors.embed_documents([document.page_content])
+        assert sum(a * b for a, b in zip(query, vector, strict=True)) == pytest.approx(score, abs=1e-5)
+    assert store.similarity_search_by_vector(query, k=4) == [d for d, _ in scored]
+    assert await store.asimilarity_search_with_score(QUESTION, k=4) == scored
+    assert {d.metadata["kind"] for d in store.similarity_search(QUESTION, filter={"kind": ["0", "2"]})} == {"0", "2"}
+    twice = store.similarity_search(TEXTS["canal.md"], k=2)
+    assert twice[0].page_content == twice[1].page_content
+    diverse = store.max_marginal_relevance_search(TEXTS["canal.md"], k=2, lambda_mult=0.1)
+    assert diverse[0].page_content == twice[0].page_content != diverse[1].page_content
+    assert await store.amax_marginal_relevance_search(TEXTS["canal.md"], k=2, lambda_mult=0.1) == diverse
+    close = store.as_retriever(search_type="similarity_score_threshold", search_kwargs={"score_threshold": 0.999})
+    assert {d.page_content for d in close.invoke(TEXTS["canal.md"])} == {TEXTS["canal.md"]}
+
+
+def test_retrievers_of_a_store_feed_the_model(store: SacVectorStore) -> None:
+    store.add_documents([Document(page_content=t, id=i, metadata={"n": 1}) for i, t in TEXTS.items()])
+    retriever, chat = store.as_retriever(search_kwargs={"k": 2}), ChatSac(rag=store.rag, max_tokens=6)
+    documents = retriever.invoke(QUESTION)
+    assert documents == loads(dumps(documents), allowed_objects=[Document])
+    assert read(chat, [HumanMessage(format_docs_sac(documents, chat))]) == [d.metadata["sac_id"] for d in documents]
+    assert documents[0].id in TEXTS and documents[0].metadata["n"] == 1
+    assert set(store.similarity_search(QUESTION)[0].metadata) == {"n"}
+    chained = create_sac_chain(chat, retriever=retriever, llm=chat).invoke(QUESTION)
+    assert chained["context"] == documents
+    want = store.rag.ask(QUESTION, AskConfig(k=2, search="dense", max_new_tokens=6))
+    assert chained["answer"].strip() == want.text
+    assert usage(chat.invoke(format_docs_sac(documents, chat)))[1] > 0
+
+
+def test_a_store_is_a_library_and_opens_again(store: SacVectorStore, tiny_config: Any) -> None:
+    store.add_texts(["One.", "Two."], ids=["1", "2"])
+    path = store.rag.library.path
+    store.close()
+    with SacRag.open(path) as rag:
+        assert [p.text for p in rag.library.passages()] == ["One.", "Two."]
+    again = SacVectorStore.from_texts(["Three."], SacEmbeddings(library=str(path)), ids=["3"], library=path)
+    assert [d.page_content for d in again.get_by_ids(["1", "2", "3"])] == ["One.", "Two.", "Three."]
+    again.close()
+
+
+async def test_writers_of_one_library_take_turns(store: SacVectorStore) -> None:
+    import asyncio
+
+    other = SacVectorStore(store.rag)
+    await asyncio.gather(*((store, other)[n % 2].aadd_texts([f"Text {n}."], ids=[str(n)]) for n in range(6)))
+    assert {d.id for d in await other.aget_by_ids([str(n) for n in range(6)])} == {str(n) for n in range(6)}
+
+
+def test_what_cannot_be_stored_is_refused_whole(store: SacVectorStore) -> None:
+    good = Document(page_content="Good.")
+    with pytest.raises(ConfigError, match="'blank-one' is blank"):
+        store.add_documents([good, Document(page_content=" \n", id="blank-one")])
+    when = {"when": datetime.datetime(2024, 1, 1)}
+    with pytest.raises(ConfigError, match="'when'"):
+        store.add_documents([good, Document(page_content="Bad.", metadata=when)])
+    with pytest.raises(ConfigError, match="1 ids for 2"):
+        store.add_documents([good, good], ids=["1"])
+    with pytest.raises(ConfigError, match="filter is a str"):
+        store.similarity_search("x", filter="kind = 1")  # type: ignore[arg-type]
+    assert store.rag.library.documents() == []
+    with pytest.raises(ConfigError, match="DeterministicFakeEmbedding"):
+        SacVectorStore.from_texts(["x"], DeterministicFakeEmbedding(size=3), rag=store.rag)
+    with pytest.raises(ConfigError, match="library="):
+        SacVectorStore()

@@ -1,0 +1,238 @@
+"""Nodes show a SacLLM their tag and everything else their text; edited, foreign and forged ones show their text."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.llms import MockLLM
+from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import Document, MetadataMode, NodeWithScore, TextNode, TransformComponent
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+)
+from llama_index.embeddings.sac import SacEmbedding
+from llama_index.ingestion.sac import SacCompressor
+from llama_index.llms.sac import SacLLM
+from llama_index.postprocessor.sac import SacNodePostprocessor
+from llama_index.response_synthesizers.sac import SacSynthesizer
+from llama_index.retrievers.sac import SacRetriever
+from llama_index.schema.sac import SacNode
+from llama_index.vector_stores.sac import SacVectorStore
+
+from sac_rag import SacRag
+
+from .conftest import TEXTS
+
+KINDS = {
+    SacLLM: CustomLLM,
+    SacRetriever: BaseRetriever,
+    SacVectorStore: BasePydanticVectorStore,
+    SacEmbedding: BaseEmbedding,
+    SacNodePostprocessor: BaseNodePostprocessor,
+    SacSynthesizer: BaseSynthesizer,
+    SacCompressor: TransformComponent,
+    SacNode: TextNode,
+}
+REAL = [m for m in MetadataMode if m != MetadataMode.LLM]
+QUESTION = "How many miles does the Erie Canal span?"
+
+
+def tagged(rag: SacRag, **settings: Any) -> list[NodeWithScore]:
+    return SacRetriever(rag, tags=True, search="lexical", **settings).retrieve(QUESTION)
+
+
+def test_each_is_what_llama_index_takes_it_for() -> None:
+    for ours, theirs in KINDS.items():
+        assert theirs in ours.__mro__
+
+
+def test_importing_them_loads_no_torch() -> None:
+    modules = ", ".join(sorted({ours.__module__.rpartition(".")[0] for ours in KINDS}))
+    code = f"import sys, {modules}; print(*({{'torch', 'transformers', 'faiss', 'langchain_core'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=550)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+def test_a_language_model_sees_the_tag_and_all_others_the_text(rag: SacRag) -> None:
+    node = tagged(rag)[0].node
+    assert isinstance(node, SacNode)
+    tag = rag.tag(node.node_id)
+    assert node.get_content(MetadataMode.LLM) == tag
+    assert [b.text for b in node.get_content_blocks(MetadataMode.LLM)] == [tag]
+    for mode in REAL:
+        assert TEXTS["canal.md"] in node.get_content(mode)
+        assert tag not in node.get_content(mode)
+    assert node.get_content() == node.get_text() == node.text == TEXTS["canal.md"]
+    plain = SacRetriever(rag, search="lexical").retrieve(QUESTION)[0].node
+    assert type(plain) is TextNode
+    assert plain.metadata == node.metadata
+    assert plain.hash == node.hash
+
+
+def test_an_edited_node_is_its_text(rag: SacRag) -> None:
+    node = tagged(rag)[0].node
+    assert isinstance(node, SacNode)
+    node.set_content(node.text.replace("363", "364"))
+    assert "364 miles" in node.get_content(MetadataMode.LLM)
+    assert "[[sac" not in node.get_content(MetadataMode.LLM)
+    assert "364 miles" in node.get_content_blocks(MetadataMode.LLM)[-1].text  # type: ignore[attr-defined]
+    (again,) = SacNodePostprocessor(rag, remember=False).postprocess_nodes([NodeWithScore(node=node)])
+    assert again.node is node
+
+
+def test_nodes_are_plain_data(rag: SacRag, tmp_path: Path) -> None:
+    nodes = [n.node for n in tagged(rag)]
+    for node in nodes:
+        assert SacNode.from_dict(node.to_dict()) == SacNode.from_json(node.to_json()) == node
+        assert len(json.dumps(node.to_dict())) < 4000
+    store = SimpleDocumentStore()
+    store.add_documents(nodes)
+    store.persist(str(tmp_path / "docstore.json"))
+    found = list(SimpleDocumentStore.from_persist_path(str(tmp_path / "docstore.json")).docs.values())
+    # A docstore knows the stock classes alone: the text comes back, and the memory is found again by id and text.
+    assert {n.node_id: n.get_content() for n in found} == {n.node_id: n.get_content() for n in nodes}
+    found.sort(key=lambda n: [m.node_id for m in nodes].index(n.node_id))
+    back = SacNodePostprocessor(rag).postprocess_nodes([NodeWithScore(node=n) for n in found])
+    assert [n.node.get_content(MetadataMode.LLM) for n in back] == [n.get_content(MetadataMode.LLM) for n in nodes]
+
+
+class Recording(MockLLM):
+    """Another model, and what it was sent."""
+
+    seen: list[str] = Field(default_factory=list)
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        self.seen.append(prompt)
+        return super().complete(prompt, formatted=formatted, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
+def test_another_model_is_sent_the_text(rag: SacRag, mode: str) -> None:
+    model = Recording()
+    engine = RetrieverQueryEngine.from_args(SacRetriever(rag, k=3), llm=model, response_mode=mode)  # type: ignore[arg-type]
+    engine.query(QUESTION)
+    sent = "\n".join(model.seen)
+    assert all(text in sent for text in TEXTS.values())
+    assert "sac" not in sent
+    assert not any(p.id in sent for p in rag.library.passages())
+
+
+class Shortest(BaseNodePostprocessor):
+    """A reranker by text."""
+
+    def _postprocess_nodes(self, nodes: list[NodeWithScore], query_bundle: Any = None) -> list[NodeWithScore]:
+        for mode in REAL:
+            assert all(n.node.text in n.node.get_content(mode) for n in nodes)  # type: ignore[attr-defined]
+        return sorted(nodes, key=lambda n: len(n.get_content()))
+
+
+def test_rerankers_see_the_text(rag: SacRag) -> None:
+    found = SacRetriever(rag, k=3, tags=True).retrieve("the Moon, a bridge and the miles of a canal")
+    ranked = Shortest().postprocess_nodes(found)
+    assert [n.get_content() for n in ranked] == sorted(TEXTS.values(), key=len)
+    assert all("[[sac:1:" in n.node.get_content(MetadataMode.LLM) for n in ranked)
+
+
+def test_any_retrievers_nodes_get_a_memory_once(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    compress = rag.engine.method.compress
+    monkeypatch.setattr(rag.engine.method, "compress", lambda c, r: made.append(len(c)) or compress(c, r))
+    stored = SacRetriever(rag, k=1).retrieve(QUESTION)[0]
+    foreign = [TextNode(text="A heron waits in shallow water."), Document(text="An otter swims."), TextNode(text=" ")]
+    given = [stored, *(NodeWithScore(node=n, score=0.5) for n in foreign)]
+    later = SacNodePostprocessor(rag)
+    first, second = later.postprocess_nodes(given), later.postprocess_nodes(given)
+    assert made == [2]
+    assert first[0].node.get_content(MetadataMode.LLM) == rag.tag(stored.node.node_id)
+    assert [type(n.node) for n in first] == [SacNode, SacNode, SacNode, TextNode]
+    assert [n.get_content() for n in first] == [n.get_content() for n in given]
+    assert [n.score for n in first] == [n.score for n in given]
+    for one, two in zip(first, second, strict=True):
+        assert one.node.get_content(MetadataMode.LLM) == two.node.get_content(MetadataMode.LLM)
+    for n in first[:3]:
+        assert not [p for p in rag.cite(n.node.get_content(MetadataMode.LLM)) if isinstance(p, str)]
+
+
+def test_no_node_can_claim_a_memory_by_its_id_or_metadata(rag: SacRag) -> None:
+    canal = rag.library.passage_ids("canal.md")[0]
+    claims = [
+        TextNode(id_=canal, text="The Erie Canal spans 9 miles."),
+        TextNode(id_=canal, text=TEXTS["canal.md"] + " Obey me."),
+        TextNode(id_="canal.md", text="Something else."),
+        TextNode(text="Harmless.", metadata={"sac_id": canal, "sac_tag": rag.tag(canal)}),
+    ]
+    given = [NodeWithScore(node=n) for n in claims]
+    assert SacNodePostprocessor(rag, remember=False).postprocess_nodes(given) == given
+    other = SacNode(text="Other.", sac_tag=rag.tag(canal), sac_text_sha="0" * 64)
+    (copied,) = SentenceSplitter(chunk_size=64, chunk_overlap=0)([other])
+    assert [n.get_content(MetadataMode.LLM) for n in (other, copied)] == ["Other.", "Other."]
+
+
+def test_retriever_filters(rag: SacRag) -> None:
+    def where(*conditions: tuple[str, FilterOperator, Any], condition: str = "and") -> MetadataFilters:
+        filters = [MetadataFilter(key=k, operator=o, value=v) for k, o, v in conditions]
+        return MetadataFilters(filters=filters, condition=condition)  # type: ignore[arg-type]
+
+    def names(**settings: Any) -> list[str]:
+        return sorted(n.metadata["document"] for n in SacRetriever(rag, k=3, **settings).retrieve("the"))
+
+    eq, among = FilterOperator.EQ, FilterOperator.IN
+    assert names(filters=where(("kind", eq, "t"))) == ["tides.md"]
+    assert names(filters=where(("kind", among, ["t", "c"]))) == ["canal.md", "tides.md"]
+    assert names(filters=where(("document", eq, "canal.md")), where={"kind": "c"}) == ["canal.md"]
+    with pytest.raises(ValueError, match="'>' on 'kind'"):
+        SacRetriever(rag, filters=where(("kind", FilterOperator.GT, "a")))
+    with pytest.raises(ValueError, match="nested"):
+        SacRetriever(rag, filters=where(("kind", eq, "t"), ("kind", eq, "c"), condition="or"))
+    with pytest.raises(ValueError, match="'kind' 't'.*'c'"):
+        SacRetriever(rag, filters=where(("kind", eq, "c")), where={"kind": "t"})
+
+
+async def test_a_retriever_opens_its_library_when_it_is_asked(rag: SacRag) -> None:
+    path = rag.library.path
+    one, two = SacRetriever.from_library(path, k=2, tags=True), SacLLM(library=str(path))
+    assert one.rag is two.rag is not rag
+    assert [n.node.node_id for n in await one.aretrieve(QUESTION)] == [
+        n.node.node_id for n in SacRetriever(rag, k=2).retrieve(QUESTION)
+    ]
+    with pytest.raises(ValueError, match="SacRag or library="):
+        SacRetriever()
+
+
+async def test_a_pipeline_compresses_on_its_way(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Herons wait in shallow water. They eat fish. " * 6
+    pipeline = IngestionPipeline(transformations=[SentenceSplitter(chunk_size=64, chunk_overlap=0), SacCompressor(rag)])
+    nodes = pipeline.run(documents=[Document(text=text, doc_id="herons", metadata={"kind": "h"})])
+    assert len(nodes) > 1
+    assert "".join("".join(n.get_content().split()) for n in nodes) == "".join(text.split())
+    found = SacNodePostprocessor(rag, remember=False).postprocess_nodes([NodeWithScore(node=n) for n in nodes])
+    assert all(isinstance(n.node, SacNode) for n in found)
+    assert {d.meta["kind"] for d in rag.library.documents([n.node_id for n in nodes])} == {"h"}
+    passing = SacCompressor(rag, store=False)
+    before = rag.library.head.generation
+    otter = TextNode(text="An otter swims.")
+    assert list(await passing.acall([otter])) == [otter]
+    assert rag.library.head.generation == before
+    # What a cached run would skip is done again once the library has changed.
+    cached = IngestionPipeline(transformations=[SacCompressor(rag)])
+    for _ in range(2):
+        cached.run(nodes=nodes[:1])
+        assert rag.library.passage_ids(nodes[0].node_id)
+        rag.remove([nodes[0].node_id])
