@@ -156,7 +156,7 @@ def _notices(runs: Sequence[Run], pool: bool) -> None:
 
 
 def _show(runs: list[dict[str, Any]]) -> None:
-    more = [name for name in ("passage_tokens", "k", "passages", "recall") if name in runs[0]]
+    more: list[str] = [name for name in ("passage_tokens", "k", "passages", "recall") if name in runs[0]]
     if any(r["prompt"] for r in runs):
         more.insert(0, "prompt")
     kept = ["of full-ft"] if any(r["retention"] is not None for r in runs) else []
