@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from sac_rag.answer.chat import Message, layout_messages
+from sac_rag.answer.reader import Sampling, decode
 from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.evaluate.metrics import contains
 from sac_rag.library.codecs import CODECS, get_codec
@@ -124,6 +126,49 @@ def answers(rag: SacRag, asked: Sequence[SampleQuestion], ks: Sequence[int]) -> 
     return rows
 
 
+def conversation_of(rag: SacRag, question: str) -> list[Message]:
+    """A question behind the best passage's tag, as a chat sends it."""
+    (hit, *_) = rag.retrieve(question, AskConfig(k=1))
+    messages = layout_messages(rag.engine.method, rag.tag(hit.passage.id), question)
+    return [Message(role, rag.cite(text)) for role, text in messages]
+
+
+def together(rag: SacRag, questions: Sequence[str], *, tokens: int = 48) -> dict[str, float | str]:
+    """Conversations one after the other against all at once, each answer of exactly `tokens` tokens."""
+    asked = [conversation_of(rag, q) for q in questions]
+    sampling = Sampling(max_new_tokens=tokens, min_new_tokens=tokens)
+    service, prompts = rag.engine.service, [rag.conversation(m, sampling) for m in asked]
+    list(service.submit(prompts[0], sampling))
+    began = time.perf_counter()
+    serial = [list(service.submit(p, sampling)) for p in prompts]
+    between = time.perf_counter()
+    parallel = [list(g) for g in [service.submit(p, sampling) for p in prompts]]
+    ended = time.perf_counter()
+    return {
+        "calls": len(prompts),
+        "tokens": tokens,
+        "serial_s": between - began,
+        "parallel_s": ended - between,
+        "throughput": (between - began) / (ended - between),
+        "equal_answers": sum(a == b for a, b in zip(serial, parallel, strict=True)),
+    }
+
+
+def turns(rag: SacRag, question: str, count: int = 8) -> list[dict[str, float | str]]:
+    """Time to first token of each turn of a conversation, and what it found read already."""
+    messages, rows = conversation_of(rag, question), list[dict[str, float | str]]()
+    for turn in range(1, count + 1):
+        began = time.perf_counter()
+        generation = rag.converse(messages, Sampling(max_new_tokens=16, min_new_tokens=4))
+        ids = [next(generation)]
+        first = time.perf_counter() - began
+        ids += generation
+        rows.append({"turn": turn, "first_token_s": first, "slots_reused": generation.reused})
+        text = decode(rag.engine.method.backbone.tokenizer, ids)
+        messages += [Message("assistant", (text,)), Message("user", ("What else does the text say about it?",))]
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables, or one JSON object with --json."""
     from rich.console import Console
@@ -135,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="pairs timed per ratio (default 7)")
     parser.add_argument("--ratio", type=float, action="append", help="ratios to index at (default 5 and 15)")
     parser.add_argument("--answers", action="store_true", help="also answer all sample questions with 1, 3, 5 passages")
+    parser.add_argument("--serving", action="store_true", help="also 16 conversations at once, and 8 turns of one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     ratios = args.ratio or [5.0, 15.0]
@@ -154,6 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     results["storage"] = storage(rag, ratios)
                 if args.answers:
                     results["answers"] += [{"ratio": rag.config.ratio, **r} for r in answers(rag, asked, (1, 3, 5))]
+                if args.serving and ratio == ratios[0]:
+                    results["together"] = [together(rag, [q.question for q in asked[:16]])]
+                    results["turns"] = turns(rag, asked[0].question)
             if args.library:
                 break
     if args.json:
