@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.errors import TrainingError
+from sac_rag.train.cloze import cloze_questions
 
 Encode = Callable[[str], list[int]]
+
+CLOZE = "cloze:"
+"""In front of a data file's path: ask questions made out of its texts."""
+
+CLOZES = 5
+"""Cloze questions of one text."""
 
 SUMMARISE = "Summarise the text in one sentence."
 """The question of a summary that has no query of its own."""
@@ -125,11 +132,16 @@ class TokenisedContext:
 
 
 class Source:
-    """A data file in an endless, seeded, resumable order; tokenised when drawn."""
+    """A data file in an endless, seeded, resumable order; tokenised when drawn.
 
-    def __init__(self, path: str | Path, encode: Encode, *, weight: float = 1.0, seed: int = 0) -> None:
-        self.name = Path(path).name
-        self.weight, self.seed, self._encode = weight, seed, encode
+    With `cloze`, whatever questions the file has are left aside for ones made out of its texts, new in each epoch.
+    """
+
+    def __init__(
+        self, path: str | Path, encode: Encode, *, weight: float = 1.0, seed: int = 0, cloze: bool = False
+    ) -> None:
+        self.name = (CLOZE if cloze else "") + Path(path).name
+        self.weight, self.seed, self.cloze, self._encode = weight, seed, cloze, encode
         self._rows = [c for c in read_contexts(path) if c.text.strip()]
         if not self._rows:
             raise TrainingError(f"{path} holds no contexts")
@@ -142,6 +154,11 @@ class Source:
         its questions; a question-answering source skips longer ones instead."""
         for _ in range(10 * len(self._rows)):
             row = self._next()
+            if self.cloze:
+                made = self._made(row.text, max_tokens)
+                if made.pairs:
+                    return made
+                continue
             ids = self._encode(row.text if row.questions else _window(row.text, max_tokens, self.drawn))
             if row.questions and len(ids) <= max_tokens:
                 pairs = [(self._encode(q.question), self._encode(q.answers[0].strip())) for q in row.questions]
@@ -150,6 +167,14 @@ class Source:
                 return TokenisedContext(ids[:max_tokens], ())
         raise TrainingError(f"{self.name}: no context of at most {max_tokens} tokens; raise --max-context")
 
+    def _made(self, text: str, max_tokens: int) -> TokenisedContext:
+        rng = random.Random(f"{self.seed}/{self.name}/cloze/{self.drawn}")
+        text = _window(text, max_tokens, self.drawn)
+        while len(ids := self._encode(text)) > max_tokens:
+            text = _whole_sentences(text[: int(len(text) * max_tokens / len(ids))])
+        pairs = cloze_questions(text, CLOZES, rng) if len(ids) >= 32 else []
+        return TokenisedContext(ids, tuple((self._encode(q), self._encode(a)) for q, a in pairs))
+
     def _next(self) -> Context:
         epoch, index = divmod(self.drawn, len(self._rows))
         if epoch != self._epoch:
@@ -157,6 +182,12 @@ class Source:
             random.Random(f"{self.seed}/{self.name}/{epoch}").shuffle(self._order)
         self.drawn += 1
         return self._rows[self._order[index]]
+
+
+def _whole_sentences(text: str) -> str:
+    """Without the sentence that was cut at the end, unless hardly anything else is there."""
+    end = max(text.rfind(mark) for mark in (". ", "? ", "! ", "\n"))
+    return text[: end + 1] if end > len(text) // 2 else text[: max(1, int(len(text) * 0.95))]
 
 
 def _window(text: str, max_tokens: int, salt: int) -> str:

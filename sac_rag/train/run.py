@@ -19,7 +19,7 @@ from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.models.adapters import find_adapter
 from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
-from sac_rag.train.data import Encode, Mixture, Source
+from sac_rag.train.data import CLOZE, Encode, Mixture, Source
 from sac_rag.train.loop import Progress, TrainConfig, sources_of, train
 
 
@@ -88,7 +88,7 @@ def run(
 
 def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
     """Data that can be told apart in a checkpoint, with weights one can draw by."""
-    names = [Path(path).name for path, _ in specs]
+    names = [(CLOZE if path.startswith(CLOZE) else "") + Path(path).name for path, _ in specs]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise ConfigError(f"two data files are named {twice!r}; checkpoints tell files by their name: rename one")
     for path, weight in specs:
@@ -98,7 +98,11 @@ def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, seed: int) -> Mixture:
-    return Mixture([Source(path, encode, weight=weight, seed=seed) for path, weight in specs], seed=seed)
+    sources = []
+    for path, weight in specs:
+        cloze = path.startswith(CLOZE)
+        sources.append(Source(path.removeprefix(CLOZE), encode, weight=weight, seed=seed, cloze=cloze))
+    return Mixture(sources, seed=seed)
 
 
 def _agree(card: Card, wanted: Mapping[str, Any], origin: str) -> None:
