@@ -41,6 +41,8 @@ class Engine:
         base, tokenizer = load_base(self.path, self.device, self.dtype)
         self.method: Method
         self.method, _ = adapters.load(self.adapter_path, base, tokenizer, base_fingerprint=fingerprint_of(self.path))
+        if not self.method.reads_with_lora:
+            self.method.backbone.pack()
         stop = self.method.backbone.template(self.method.layout.end)[:1]
         self.reader = Reader(self.method.backbone, [*stop, *eos_ids(base)], use_lora=self.method.reads_with_lora)
         self._busy = threading.RLock()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -136,6 +138,18 @@ class Service:
         self._under_way: list[_Job] = []
         self._kept: list[_Kept] = []
         self._thread: threading.Thread | None = None
+        self._closed = False
+        # A daemon thread that computes while the interpreter goes down aborts the process.
+        atexit.register(_close, weakref.ref(self))
+
+    def close(self) -> None:
+        """Cancel what is under way and wait for the computing thread; called at the end of the process."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=10)
 
     def submit(self, prompt: Prompt, sampling: Sampling, *, keep: bool = False) -> Generation:
         """Begin an answer. keep: hold its cache for a next prompt that begins with this one and its answer.
@@ -157,6 +171,8 @@ class Service:
 
     def _enqueue(self, job: _Job) -> _Job:
         with self._lock:
+            if self._closed:
+                raise RuntimeError("this service is closed: the process is ending")
             self._waiting.append(job)
             self._lock.notify()
             if self._thread is None:
@@ -168,7 +184,11 @@ class Service:
         while True:
             with self._lock:
                 if not self._under_way:
-                    self._lock.wait_for(lambda: self._waiting, timeout=IDLE_S)
+                    self._lock.wait_for(lambda: self._waiting or self._closed, timeout=IDLE_S)
+                if self._closed:
+                    for job in (*self._under_way, *self._waiting):
+                        self._end(job, None)
+                    return
                 new = self._waiting[: self.max_rows - len(self._under_way)]
                 del self._waiting[: len(new)]
                 if not new and not self._under_way:
@@ -288,3 +308,8 @@ def _common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
             break
         n += 1
     return n
+
+
+def _close(service: weakref.ref[Service]) -> None:
+    if (alive := service()) is not None:
+        alive.close()

@@ -10,18 +10,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory
+from sac_rag.compress.packed import Packed, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+
+Weight = torch.Tensor | Packed
 
 Mix = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """The attention of one layer: (layer, queries, keys, values) -> attended, shapes as in `Backbone.walk`."""
@@ -68,10 +71,8 @@ class Backbone:
         if model.config.model_type != "llama":
             raise ModelError(f"the base model is a {model.config.model_type!r}; sac-rag needs a Llama architecture")
         self.decoder = model.eval().requires_grad_(False)
-        self._joint = [
-            (_joined(a.q_proj, a.k_proj, a.v_proj), _joined(m.gate_proj, m.up_proj))
-            for a, m in ((layer.self_attn, layer.mlp) for layer in model.model.layers)
-        ]
+        self._blocks = [_block(layer) for layer in model.model.layers]
+        self._head: Weight = model.lm_head.weight
         self.tokenizer = tokenizer
         self.config = model.config
         self.lora = lora
@@ -105,6 +106,12 @@ class Backbone:
         """Most positions that the model was made for."""
         return self.config.max_position_embeddings
 
+    def pack(self) -> None:
+        """Make answering faster on a CPU in bf16, for a second copy of the decoder's weights (`packed`)."""
+        with torch.inference_mode():
+            self._blocks = [b and _Block(*map(pack, b)) for b in self._blocks]
+            self._head = pack(self.decoder.lm_head.weight)
+
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """LoRA parameters by name (`model.layers.I.MODULE.lora_A.weight`), fp32."""
         named = self.encoder.named_parameters()
@@ -127,13 +134,15 @@ class Backbone:
         *,
         anchor_embedding: torch.Tensor | None = None,
         causal: bool = False,
+        future_bias: float | None = None,
         use_lora: bool = True,
     ) -> list[AnchorKV]:
         """Pre-RoPE keys and values at the picked tokens of each chunk (SAC, section 3.2 and eq. 4).
 
         chunks: token ids, each (L_i,); picks: ascending positions, each (|S_i|,). Chunks are packed without
         padding and never see each other. anchor_embedding: (width,), added to the embeddings of the picks.
-        causal=False is the paper's bidirectional mask. The last layer computes K and V of the picks only.
+        causal=False is the paper's bidirectional mask; future_bias is added to its scores of later tokens, from 0 (as
+        None) down to -inf (causal). The last layer computes K and V of the picks only.
         Differentiable unless called under inference_mode.
         """
         body = (self.encoder if use_lora else self.decoder).model
@@ -162,7 +171,7 @@ class Backbone:
             q = turn(_linear(attn.q_proj, x).view(-1, heads, dim), cos, sin)
             k = turn(k, cos, sin)
             parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-            out = [_attend(*qkv, causal=causal) for qkv in parts]
+            out = [_attend(*qkv, causal=causal, future_bias=future_bias) for qkv in parts]
             h = _finish(layer, h, torch.cat(out))
         counts = [p.numel() for p in picks]
         all_keys = torch.stack(keys).transpose(1, 2).split(counts, dim=2)
@@ -227,17 +236,17 @@ class Backbone:
         for index, layer in enumerate(body.layers):
             x = _norm(layer.input_layernorm, h)
             attn = layer.self_attn
-            qkv, gate_up = (None, None) if use_lora else self._joint[index]
-            if qkv is None:
+            block = None if use_lora else self._blocks[index]
+            if block is None:
                 parts = [_linear(p, x) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
             else:
-                parts = F.linear(x, qkv).split((heads * dim, groups * dim, groups * dim), dim=-1)
+                parts = _times(x, block.qkv).split((heads * dim, groups * dim, groups * dim), dim=-1)
             q, k, v = (p.view(-1, n, dim) for p, n in zip(parts, (heads, groups, groups), strict=True))
             out = mix(index, turn(q, cos, sin), turn(k, cos, sin), v)
             if index == len(body.layers) - 1 and scored is not None:
                 h, out = h[scored], out[scored]
-            h = _finish(layer, h, out, gate_up)
-        return F.linear(_norm(body.norm, h), model.lm_head.weight)
+            h = _finish(layer, h, out, block)
+        return _times(_norm(body.norm, h), model.lm_head.weight if use_lora else self._head)
 
     def plain_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Logits (tokens, vocabulary) of the untouched model as transformers computes them: the reference."""
@@ -261,24 +270,34 @@ def _attend(
     *,
     causal: bool,
     front: tuple[torch.Tensor, torch.Tensor] | None = None,
+    future_bias: float | None = None,
 ) -> torch.Tensor:
-    """Attention of one packed sequence: q (n, heads, d), k and v (n, kv_heads, d); `front` is attended by all."""
-    n, mask = q.shape[0], None
+    """Attention of one packed sequence: q (n, heads, d), k and v (n, kv_heads, d); `front` is attended by all.
+
+    future_bias: added to the scores of later tokens, where these are seen.
+    """
+    n, mask, bias = q.shape[0], None, None
     if front is not None:
         k, v = torch.cat((front[0], k)), torch.cat((front[1], v))
     m, heads, groups, dim = k.shape[0], q.shape[1], k.shape[1], q.shape[2]
     if n > 1 and (causal or front is not None):
         mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+    elif future_bias:
+        bias = torch.full((n, m), future_bias, dtype=q.dtype, device=q.device).triu(1)
     if q.requires_grad and q.device.type == "cpu":
         # The fused CPU kernel's backward is four times slower than two small matmuls at these lengths.
         q = q.view(n, groups, heads // groups, dim).permute(1, 2, 0, 3).reshape(groups, -1, dim)
         scores = torch.bmm(q, k.permute(1, 2, 0)) * dim**-0.5
         if mask is not None:
             scores = scores.view(groups, -1, n, m).masked_fill(~mask, float("-inf")).view(groups, -1, m)
+        if bias is not None:
+            scores = (scores.view(groups, -1, n, m) + bias).view(groups, -1, m)
         out = torch.bmm(scores.softmax(-1), v.transpose(0, 1))
         return out.view(groups, heads // groups, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
     if mask is not None:
         mask = spread(mask, heads // groups, q.dtype)
+    elif bias is not None:
+        mask = bias.repeat(heads // groups, 1)
     return attend(q, k.transpose(0, 1), v.transpose(0, 1), mask=mask)
 
 
@@ -306,40 +325,74 @@ def attend(
     return out.view(groups, repeat, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
 
 
-def _finish(layer: Any, h: torch.Tensor, attended: torch.Tensor, gate_up: torch.Tensor | None = None) -> torch.Tensor:
-    """Output projection, residual and MLP of one block; gate_up: both input weights of the MLP as one."""
-    h = h + _linear(layer.self_attn.o_proj, attended)
+def _finish(layer: Any, h: torch.Tensor, attended: torch.Tensor, block: _Block | None = None) -> torch.Tensor:
+    """Output projection, residual and MLP of one layer, by its `block` or by its modules."""
+    attn, mlp = layer.self_attn, layer.mlp
+    h = h + (_linear(attn.o_proj, attended) if block is None else _times(attended, block.out))
     x = _norm(layer.post_attention_layernorm, h)
-    mlp = layer.mlp
-    if gate_up is None:
-        gate, up = _linear(mlp.gate_proj, x), _linear(mlp.up_proj, x)
-    else:
-        gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return h + _linear(mlp.down_proj, F.silu(gate) * up)
+    if block is None:
+        return h + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, x)) * _linear(mlp.up_proj, x))
+    gate, up = _times(x, block.gate_up).chunk(2, dim=-1)
+    return h + _times(F.silu(gate) * up, block.down)
 
 
-def _joined(*layers: Any) -> torch.Tensor | None:
+class _Block(NamedTuple):
+    """Weights of one decoder layer as `Backbone.walk` multiplies by them."""
+
+    qkv: Weight
+    out: Weight
+    gate_up: Weight
+    down: Weight
+
+
+def _block(layer: Any) -> _Block | None:
+    """None where a linear layer has a bias."""
+    a, m = layer.self_attn, layer.mlp
+    if any(t.bias is not None for t in (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)):
+        return None
+    qkv, gate_up = _joined(a.q_proj, a.k_proj, a.v_proj), _joined(m.gate_proj, m.up_proj)
+    return _Block(qkv, a.o_proj.weight, gate_up, m.down_proj.weight)
+
+
+def _joined(*layers: Any) -> torch.Tensor:
     """One weight for linear layers of the same input: a question of few tokens pays for calls, not for sums.
 
-    The layers' own weights become views of it, so nothing is held twice. None where a layer has a bias.
+    The layers' own weights become views of it, so nothing is held twice, by a second Backbone of the model neither.
     """
-    if any(layer.bias is not None for layer in layers):
-        return None
-    whole = torch.cat([layer.weight.data for layer in layers])
-    parts = whole.split([layer.weight.shape[0] for layer in layers])
+    weights = [layer.weight.data for layer in layers]
+    if _adjacent(weights):
+        rows, width = sum(w.shape[0] for w in weights), weights[0].shape[1]
+        return weights[0].as_strided((rows, width), (width, 1))
+    whole = torch.cat(weights)
+    parts = whole.split([w.shape[0] for w in weights])
     for layer, part in zip(layers, parts, strict=True):
         layer.weight.data = part
     return whole
+
+
+def _adjacent(weights: Sequence[torch.Tensor]) -> bool:
+    """Whether they lie end to end in one storage already."""
+    ends = [w.data_ptr() + w.nbytes for w in weights]
+    one = len({w.untyped_storage().data_ptr() for w in weights}) == 1 and all(w.is_contiguous() for w in weights)
+    return one and all(w.data_ptr() == end for w, end in zip(weights[1:], ends, strict=False))
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
+def _times(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A linear map of rows. One row alone is computed as two: CPU kernels sum it in another order, and an answer
+    must not depend on how many are under way."""
+    if x.shape[0] == 1:
+        return _times(x.expand(2, -1).contiguous(), weight, bias)[:1]
+    return weight.times(x) if isinstance(weight, Packed) else F.linear(x, weight, bias)
+
+
 def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     """A linear layer, with its LoRA if it carries one; the low-rank path runs in the activations' dtype."""
     if not hasattr(module, "lora_A"):
-        return module(x)
+        return _times(x, module.weight, module.bias)
     a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
     low = F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
     return torch.add(module.base_layer(x), low, alpha=module.scaling["default"])

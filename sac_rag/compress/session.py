@@ -16,15 +16,15 @@ from sac_rag.errors import MemoryInvalid
 Part: TypeAlias = Memory | Sequence[int]
 """A piece of a prompt, in reading order: token ids to read, or a memory that stands where its text would."""
 
-SPARE = 64
-"""Slots by which a full cache grows."""
+BLOCK = 64
+"""Attention sees whole blocks of slots, those without content masked: kernels then sum a row in the same order
+whatever stands beside it, and an answer does not depend on what is answered at the same time."""
 
 
 class Session:
     """Rows of prompts under way. Each row may be read on, token by token or by whole parts, at any time.
 
-    The cache is one tensor pair (layers, rows, kv_heads, capacity, head_dim), filled from the left in blocks that
-    every row shares; a row's own slots stand at the right end of a block and the gaps before them are masked.
+    The cache is one tensor pair (layers, rows, kv_heads, capacity, head_dim), every row filled from the left.
     Tokens of a prefill are packed without padding, so that rows of unlike length cost what they hold.
 
     logits: shape (rows, vocabulary), of the token that follows what has been read.
@@ -36,8 +36,7 @@ class Session:
         rows = len(prompts)
         self._keys = torch.empty(layers, rows, groups, 0, dim, dtype=backbone.dtype, device=backbone.device)
         self._values = torch.empty_like(self._keys)
-        self._valid = torch.zeros(rows, 0, dtype=torch.bool, device=backbone.device)
-        self._filled = 0
+        self._filled = [0] * rows
         self._next = [0] * rows
         self.logits = self.read(prompts)
 
@@ -48,7 +47,7 @@ class Session:
     @property
     def slots(self) -> int:
         """Slots that the rows hold, memory and tokens."""
-        return int(self._valid.sum())
+        return sum(self._filled)
 
     @property
     def positions(self) -> list[int]:
@@ -61,21 +60,17 @@ class Session:
         Raises MemoryInvalid for a memory that was placed elsewhere than where it stands.
         """
         laid = [_lay_out(row, start) for row, start in zip(parts, self._next, strict=True)]
-        width = max(row.slots for row in laid)
-        block = self._open(width)
+        starts = self._open([row.slots for row in laid])
         rows = []
-        for index, row in enumerate(laid):
-            first = block + width - row.slots
+        for index, (row, first) in enumerate(zip(laid, starts, strict=True)):
             for at, m in row.memories:
                 span = slice(first + at, first + at + m.slots)
                 self._keys[:, index, :, span] = m.keys
                 self._values[:, index, :, span] = m.values
-            self._valid[index, first : block + width] = True
-            rows.append(self._seen(index, row.places.to(self._valid.device) + first))
+            rows.append(self._seen(row.places.to(self._keys.device) + first, self._filled[index]))
         ids = torch.tensor([t for row in parts for part in row if not isinstance(part, Memory) for t in part])
         positions = torch.cat([row.positions for row in laid])
         lengths = [row.places.numel() for row in laid]
-        end = self._filled
 
         def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             out = []
@@ -84,8 +79,8 @@ class Session:
                 keys, values = self._keys[layer, index], self._values[layer, index]
                 keys[:, seen.places] = row_k.transpose(0, 1)
                 values[:, seen.places] = row_v.transpose(0, 1)
-                keys, values = keys[:, seen.first : end], values[:, seen.first : end]
-                out.append(attend(row_q, keys, values, mask=seen.mask, causal=seen.causal))
+                keys, values = keys[:, : seen.width], values[:, : seen.width]
+                out.append(attend(row_q, keys, values, mask=seen.mask, causal=seen.mask is None))
             return torch.cat(out)
 
         last = torch.tensor(lengths).cumsum(0) - 1
@@ -95,18 +90,24 @@ class Session:
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Read one more token per row, (rows,), and return the next logits."""
-        at = self._open(1)
-        self._valid[:, at] = True
-        mask = None if bool(self._valid[:, : at + 1].all()) else self._valid[:, None, None, : at + 1]
+        device = self._keys.device
+        at = torch.tensor(self._open([1] * self.rows), device=device)
+        each = torch.arange(self.rows, device=device)
+        width = _blocks(max(self._filled))
+        mask = (torch.arange(width, device=device) <= at[:, None])[:, None, None]
 
         def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             keys, values = self._keys[layer], self._values[layer]
-            keys[:, :, at], values[:, :, at] = k, v
+            keys[each, :, at], values[each, :, at] = k, v
             rows, heads, dim = q.shape
             # The query heads that share a key head are its query rows: nothing is repeated.
             q = q.view(rows, keys.shape[1], -1, dim)
-            out = F.scaled_dot_product_attention(q, keys[:, :, : at + 1], values[:, :, : at + 1], attn_mask=mask)
-            return out.reshape(rows, heads * dim)
+            pieces = [(q, keys[:, :, :width], values[:, :, :width], mask)]
+            if device.type == "cpu":
+                # Row by row: which thread takes a row moves its last bits, and the time is that of the weights.
+                pieces = list(zip(*(t.split(1) for t in pieces[0]), strict=True))
+            out = [F.scaled_dot_product_attention(*qkv, attn_mask=m) for *qkv, m in pieces]
+            return torch.cat(out).reshape(rows, heads * dim)
 
         positions = torch.tensor(self._next)
         self._next = [n + 1 for n in self._next]
@@ -116,9 +117,8 @@ class Session:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
         at = torch.tensor(list(rows), device=self._keys.device)
-        self._keys, self._values = self._keys[:, at], self._values[:, at]
-        self._valid, self.logits = self._valid[at], self.logits[at]
-        self._next = [self._next[r] for r in rows]
+        self._keys, self._values, self.logits = self._keys[:, at], self._values[:, at], self.logits[at]
+        self._filled, self._next = [self._filled[r] for r in rows], [self._next[r] for r in rows]
 
     def row(self, index: int) -> Session:
         """A session of one row, with a copy of its cache."""
@@ -128,53 +128,54 @@ class Session:
 
     def rewind(self, slots: int, position: int) -> None:
         """Forget all but the first `slots` slots of a session of one row; what is read next stands at `position`."""
-        held = self._valid[0, : self._filled].nonzero()[:, 0]
-        if self.rows != 1 or slots > held.numel():
-            raise ValueError(f"cannot rewind {self.rows} rows of {held.numel()} slots to {slots}")
-        self._filled = int(held[slots - 1]) + 1 if slots else 0
-        self._valid[0, self._filled :] = False
-        self._next = [position]
+        if self.rows != 1 or slots > self.slots:
+            raise ValueError(f"cannot rewind {self.rows} rows of {self.slots} slots to {slots}")
+        self._filled, self._next = [slots], [position]
 
     def join(self, other: Session) -> None:
         """Take the rows of another session of the same backbone in behind one's own; `other` is spent."""
         if other._backbone is not self._backbone or other._use_lora != self._use_lora:
             raise ValueError("only sessions of one backbone, read with the same weights, can be joined")
-        filled = max(self._filled, other._filled)
-        both = [s._aligned(filled) for s in (self, other)]
-        self._keys, self._values = (torch.cat([t[i] for t in both], dim=1) for i in (0, 1))
-        self._valid = torch.cat([t[2] for t in both])
-        self._filled = filled
-        self._next += other._next
+        capacity = max(self._keys.shape[3], other._keys.shape[3])
+        self._keys, self._values = (
+            torch.cat([F.pad(t, (0, 0, 0, capacity - t.shape[3])) for t in pair], dim=1)
+            for pair in ((self._keys, other._keys), (self._values, other._values))
+        )
+        self._filled, self._next = self._filled + other._filled, self._next + other._next
         self.logits = torch.cat((self.logits, other.logits))
 
-    def _aligned(self, filled: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Cache and mask, moved right until they end at `filled`."""
-        gap, used = filled - self._filled, slice(0, self._filled)
-        pad = (0, 0, gap, 0)
-        keys, values = (F.pad(t[:, :, :, used], pad) for t in (self._keys, self._values))
-        return keys, values, F.pad(self._valid[:, used], (gap, 0))
+    def _open(self, widths: Sequence[int]) -> list[int]:
+        """Make room for so many more slots in each row; returns the first of each."""
+        starts, self._filled = self._filled, [n + w for n, w in zip(self._filled, widths, strict=True)]
+        held = self._keys.shape[3]
+        if max(self._filled) > held:
+            capacity = _blocks(max(self._filled)) + (BLOCK if held else 0)
+            self._keys, self._values = (self._grown(t, capacity, starts) for t in (self._keys, self._values))
+        return starts
 
-    def _open(self, width: int) -> int:
-        """Make room for `width` more slots per row; returns the first."""
-        start, self._filled = self._filled, self._filled + width
-        if (short := self._filled - self._valid.shape[1]) > 0:
-            pad = short + SPARE
-            self._keys, self._values = (F.pad(t, (0, 0, 0, pad)) for t in (self._keys, self._values))
-            self._valid = F.pad(self._valid, (0, pad))
-        return start
+    def _grown(self, cache: torch.Tensor, capacity: int, starts: Sequence[int]) -> torch.Tensor:
+        """A cache of more slots. What a mask will hide is set to zero: not even a masked NaN may be seen."""
+        grown = cache.new_empty((*cache.shape[:3], capacity, cache.shape[4]))
+        held = max(starts)
+        grown[:, :, :, :held] = cache[:, :, :, :held]
+        for row, end in enumerate(self._filled):
+            grown[:, row, :, end:] = 0
+        return grown
 
-    def _seen(self, index: int, places: torch.Tensor) -> _Seen:
-        """What the tokens at these slots of a row attend."""
-        valid = self._valid[index, : self._filled]
-        first = int(valid.int().argmax())
-        whole = bool(valid[first:].all())
-        if whole and places.numel() in (1, self._filled - first):
-            return _Seen(_slots(places), first, None, places.numel() > 1)
-        slots = torch.arange(first, self._filled, device=places.device)
-        seen = (slots <= places[:, None]) & valid[first:]
+    def _seen(self, places: torch.Tensor, end: int) -> _Seen:
+        """What the tokens at these slots of a row, filled up to `end`, attend."""
+        if places.numel() == end:
+            return _Seen(slice(0, end), end, None)
+        width = _blocks(end)
+        seen = torch.arange(width, device=places.device) <= places[:, None]
         config = self._backbone.config
         repeat = config.num_attention_heads // config.num_key_value_heads
-        return _Seen(_slots(places), first, spread(seen, repeat, self._keys.dtype), False)
+        return _Seen(_slots(places), width, spread(seen, repeat, self._keys.dtype))
+
+
+def _blocks(slots: int) -> int:
+    """Slots of the whole blocks that hold so many."""
+    return -(-slots // BLOCK) * BLOCK
 
 
 class _Laid(NamedTuple):
@@ -187,12 +188,11 @@ class _Laid(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """Slots of a row's new tokens, the first slot that they attend, and which: a mask, all before them, or all."""
+    """Slots of a row's new tokens, and the leading slots that they attend: by a mask, or (None) those up to itself."""
 
     places: slice | torch.Tensor
-    first: int
+    width: int
     mask: torch.Tensor | None
-    causal: bool
 
 
 def _slots(places: torch.Tensor) -> slice | torch.Tensor:

@@ -170,3 +170,15 @@ def test_async_streams_do_not_block_the_loop(setting):
         return await asyncio.gather(*map(one, prompts))
 
     assert asyncio.run(main()) == want
+
+
+def test_a_closed_service_ends_its_answers_and_takes_no_more(setting):
+    method, kvs, _, service = setting
+    generation = service.submit(Prompt((recall(method, kvs), text(4, 1))), Sampling(max_new_tokens=4000))
+    next(generation)
+    thread = service._thread
+    service.close()
+    assert not thread.is_alive()
+    assert len(list(generation)) < 3999
+    with pytest.raises(RuntimeError, match="closed"):
+        service.submit(Prompt((text(4, 1),)), Sampling())

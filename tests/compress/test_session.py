@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.placing import compose
-from sac_rag.compress.session import SPARE, Session
+from sac_rag.compress.session import BLOCK, Session
 from sac_rag.errors import MemoryInvalid
-from tests.conftest import by_transformers
+from tests.conftest import by_transformers, byte_tokenizer, tiny_llama
 from tests.laws.test_memory_laws import ids
 
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}
@@ -61,7 +62,7 @@ def test_rows_read_on_as_if_alone(sac):
     together = Session(b, rows)
     alone = [Session(b, [row]) for row in rows]
     torch.testing.assert_close(together.logits, torch.cat([s.logits for s in alone]), **CLOSE)
-    for n in range(SPARE + 3):
+    for n in range(BLOCK + 3):
         tokens = torch.tensor(text(3, 100 + n))
         together.step(tokens)
         for i, s in enumerate(alone):
@@ -139,3 +140,21 @@ def test_a_row_taken_out_and_rewound_is_the_shorter_row(sac):
     batch.step(torch.tensor([3, 4]))
     with pytest.raises(ValueError, match="cannot rewind 2 rows"):
         batch.rewind(1, 1)
+
+
+def test_a_row_computes_the_same_bits_in_any_company():
+    """Prefill, steps and a later turn in bf16: not close, but equal, whoever stands beside it in the batch."""
+    b = Backbone(tiny_llama().bfloat16(), byte_tokenizer())
+    rows = [[text(n, n)] for n in (5, 130, 40, 64, 1, 77)]
+    with torch.inference_mode():
+        together, alone = Session(b, rows), [Session(b, [row]) for row in rows]
+        for n in range(5):
+            tokens = torch.tensor(text(len(rows), 30 + n))
+            together.step(tokens)
+            for i, s in enumerate(alone):
+                s.step(tokens[i : i + 1])
+        turns = [[text(3 + i, 60 + i)] for i in range(len(rows))]
+        together.read(turns)
+        for s, turn in zip(alone, turns, strict=True):
+            s.read([turn])
+    assert torch.equal(together.logits, torch.cat([s.logits for s in alone]))

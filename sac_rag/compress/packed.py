@@ -1,0 +1,34 @@
+"""Weights laid out beforehand for the CPU's bf16 kernels, which else lay them out anew in every product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+ROWS = 16
+"""Rows for which the layout is chosen: a question or a step of a few answers. Others give the same bits."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight (outputs, inputs) in the kernels' own layout; for inference."""
+
+    layout: torch.Tensor
+
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, inputs) -> (rows, outputs), the same bits as F.linear."""
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.layout, None, "none", [], "")
+
+
+def pack(weight: torch.Tensor) -> Packed | torch.Tensor:
+    """The weight packed, as a second copy; itself where this torch or device has no such kernels, or others' bits."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+        return weight
+    try:
+        packed = Packed(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
+        x = torch.linspace(-1, 1, 2 * weight.shape[1]).view(2, -1).to(weight.dtype)
+        return packed if torch.equal(packed.times(x), F.linear(x, weight)) else weight
+    except (AttributeError, RuntimeError):  # operators of torch's compiler, without a promise to stay
+        return weight
