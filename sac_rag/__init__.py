@@ -6,10 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sac_rag.answer.stream import Stream
     from sac_rag.config import AskConfig, IndexConfig
     from sac_rag.errors import SacError
     from sac_rag.indexing import IndexReport, Skip
-    from sac_rag.pipeline import SacRag, Stream
+    from sac_rag.pipeline import SacRag
     from sac_rag.records import Answer, Document, Hit, Passage, Timings, Usage
 
 __version__ = "0.1.0"
@@ -18,7 +19,7 @@ _HOMES = {
     "SacRag": "pipeline",
     "IndexReport": "indexing",
     "Skip": "indexing",
-    "Stream": "pipeline",
+    "Stream": "answer.stream",
     "AskConfig": "config",
     "IndexConfig": "config",
     "SacError": "errors",

@@ -61,6 +61,17 @@ class AskConfig:
     """"hybrid" (dense and BM25 fused by reciprocal rank), "dense" or "lexical"."""
     placing: str = "source"
     """"source": each passage occupies its source length; "packed": anchors at consecutive positions."""
+    fidelity: str = "memory"
+    """How passages are read: "memory"; "text"; "mixed" (the best as text, the rest as memory); "auto" (memory, and
+    text when that answer is doubtful; needs `sac calibrate`)."""
+    text_passages: int = 1
+    """Most passages that a mixed prompt holds as text, the best first."""
+    text_tokens: int = 512
+    """Most passage tokens that a mixed prompt holds as text."""
+    text_score: float | None = None
+    """Passages with a cosine similarity below this are never text in a mixed prompt; None goes by rank alone."""
+    abstain: bool = False
+    """Say that the passages do not say, instead of a doubtful answer (needs `sac calibrate`)."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     temperature: float = 0.0
@@ -81,6 +92,12 @@ class AskConfig:
             raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
         if self.placing not in ("source", "packed"):
             raise ConfigError(f"placing is {self.placing!r}; use source or packed")
+        if self.fidelity not in ("memory", "text", "mixed", "auto"):
+            raise ConfigError(f"fidelity is {self.fidelity!r}; use memory, text, mixed or auto")
+        if self.text_passages < 0 or self.text_tokens < 0:
+            raise ConfigError(
+                f"text_passages {self.text_passages} and text_tokens {self.text_tokens} must not be negative; 0 is none"
+            )
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sac_rag.answer.engine import Engine
 from sac_rag.config import IndexConfig
-from sac_rag.errors import DocumentError
+from sac_rag.errors import ConfigError, DocumentError, LibraryMismatch
 from sac_rag.library.library import Library
+from sac_rag.library.vectors import normalise
 from sac_rag.models.embedder import Embedder
 from sac_rag.records import Document, Passage
 from sac_rag.text.isolation import ParserProcess
@@ -55,6 +60,29 @@ class IndexReport:
 
 
 Listen = Callable[[IndexReport], None]
+
+
+class Made:
+    """Vectors that an embedder gave out in this process, known by their bytes; the oldest beyond `limit` are forgotten.
+
+    Safe to share between threads.
+    """
+
+    def __init__(self, limit: int = 65_536) -> None:
+        self.limit = limit
+        self._seen: dict[bytes, None] = {}
+        self._lock = threading.Lock()
+
+    def note(self, vectors: np.ndarray) -> None:
+        """vectors: float32 of shape (n, dim)."""
+        with self._lock:
+            self._seen.update(dict.fromkeys(map(_bytes, vectors)))
+            while len(self._seen) > self.limit:
+                del self._seen[next(iter(self._seen))]
+
+    def __contains__(self, vector: Any) -> bool:
+        with self._lock:
+            return _bytes(vector) in self._seen
 
 
 class Indexer:
@@ -101,15 +129,38 @@ class Indexer:
         report.seconds = time.monotonic() - began
         return report
 
-    def put(self, documents: Sequence[Document]) -> IndexReport:
+    def put(
+        self,
+        documents: Sequence[Document],
+        *,
+        vectors: Mapping[str, Any] | None = None,
+        embedder: str | None = None,
+    ) -> IndexReport:
         """See `SacRag.put`."""
+        ready = self._checked(documents, vectors, embedder) if vectors else {}
         report = self.report
         report.files = report.done = len(documents)
-        self._store(list(documents))
+        self._store(list(documents), ready)
         return report
 
-    def _store(self, documents: list[Document]) -> None:
-        """Compress what is new in a group of documents and commit it."""
+    def _checked(
+        self, documents: Sequence[Document], vectors: Mapping[str, Any], embedder: str | None
+    ) -> dict[str, np.ndarray]:
+        own, name = self.library.fingerprint["embedder_sha256"], self.config.embedder
+        if embedder is None:
+            raise ConfigError("vectors come without `embedder`: give the fingerprint of the Embedder that made them")
+        if embedder != own:
+            raise LibraryMismatch(
+                f"the vectors are by an embedder {embedder!r}, {self.library.path} searches by {name} ({own!r}): "
+                "embed with `SacRag.embed`, or leave vectors out"
+            )
+        if strange := sorted(set(vectors) - {d.uri for d in documents}):
+            raise ConfigError(f"a vector is given for {strange[0]!r}, which is none of the documents")
+        dim = self.library.head.dim
+        return {uri: normalise(vector, dim, f"document {uri!r}") for uri, vector in vectors.items()}
+
+    def _store(self, documents: list[Document], ready: Mapping[str, np.ndarray] | None = None) -> None:
+        """Compress what is new in a group of documents and commit it. ready: vectors of whole documents, by uri."""
         report, todo = self.report, []
         for document in documents:
             digest = self._digest(document)
@@ -132,9 +183,17 @@ class Indexer:
         new = [p for *_, fresh in todo for p in fresh]
         texts = [p.text for p in new]
         memories = dict(zip((p.id for p in new), self.engine.compress(texts, self.config.ratio), strict=True))
+        # A document that is one passage has the vector of its passage; parts of a longer one have their own.
+        vectors = {
+            p.id: vector
+            for document, _, passages, fresh in todo
+            if len(passages) == 1 and (vector := (ready or {}).get(document.uri)) is not None
+            for p in fresh
+        }
+        left = [p for p in new if p.id not in vectors]
         with self.engine.busy():
-            rows = self.embedder.encode([_embedded(p) for p in new])
-        vectors = dict(zip((p.id for p in new), rows, strict=True))
+            rows = self.embedder.encode([_embedded(p) for p in left])
+        vectors |= zip((p.id for p in left), rows, strict=True)
         with self.library.transaction() as tx:
             for document, digest, passages, fresh in todo:
                 mine = {p.id for p in fresh}
@@ -170,6 +229,10 @@ class Indexer:
 def _embedded(passage: Passage) -> str:
     """What the embedder reads: the heading gives a passage its subject."""
     return f"{passage.heading}\n{passage.text}" if passage.heading else passage.text
+
+
+def _bytes(vector: Any) -> bytes:
+    return hashlib.blake2b(np.asarray(vector, np.float32).tobytes(), digest_size=16).digest()
 
 
 def _groups(files: Sequence[Path]) -> Iterator[list[Path]]:

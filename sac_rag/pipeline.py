@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from sac_rag.answer import gate
-from sac_rag.answer.assemble import Assembled, memory_prompt, text_prompt
+from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_of
 from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt
+from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.passing import Passing
 from sac_rag.answer.prompt import Prompt
-from sac_rag.answer.reader import Sampling, TextStream
+from sac_rag.answer.reader import Sampling
 from sac_rag.answer.service import Generation
+from sac_rag.answer.stream import Stream, Way
 from sac_rag.answer.tags import Tagger
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.config import AskConfig, IndexConfig, from_mapping
 from sac_rag.errors import ConfigError, LibraryError
-from sac_rag.indexing import Indexer, IndexReport, Listen
+from sac_rag.indexing import Indexer, IndexReport, Listen, Made
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare
 from sac_rag.models.embedder import Embedder
-from sac_rag.records import Answer, Document, Hit, Timings, Usage
+from sac_rag.records import Answer, Document, Hit
+
+SAME_EMBEDDER = 0.99
+"""Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
 
 
 class SacRag:
@@ -42,6 +47,7 @@ class SacRag:
         self._gated = False
         self._tagger = Tagger(library.secret)
         self._passing = Passing()
+        self._made = Made()
 
     # -- making and opening ------------------------------------------------------------------------------
 
@@ -131,9 +137,46 @@ class SacRag:
         """
         return self._indexer().add(paths, sync=sync, strict=strict, listen=listen)
 
-    def put(self, documents: Sequence[Document]) -> IndexReport:
-        """Index documents that are already text (no files); one commit."""
-        return self._indexer().put(documents)
+    def put(
+        self,
+        documents: Sequence[Document],
+        *,
+        vectors: Mapping[str, Any] | None = None,
+        embedder: str | None = None,
+    ) -> IndexReport:
+        """Index documents that are already text (no files); one commit.
+
+        vectors: uri -> a vector that is ready, of shape (dim,), for any of the documents; taken where a document is one
+        passage, while longer ones are embedded passage by passage. embedder: the fingerprint of the Embedder that made
+        them. Raises LibraryMismatch when that is not the library's, LibraryError for a vector of another shape,
+        ConfigError for one of no document; nothing is stored then.
+        """
+        return self._indexer().put(documents, vectors=vectors, embedder=embedder)
+
+    def embed(self, texts: Sequence[str], *, kind: str = "passage") -> np.ndarray:
+        """Vectors by the library's embedder, float32 of shape (len(texts), dim), each of length 1, for `put` and
+        searching. kind: "passage" or "query"."""
+        with self.engine.busy():
+            rows = self.embedder.encode(texts, kind=kind)
+        if kind == "passage":
+            self._made.note(rows)
+        return rows
+
+    def strange_vector(self, texts: Sequence[str], vectors: Sequence[Any]) -> int | None:
+        """Which of these vectors, by index, is not the library's embedder's of its text; None when none is.
+
+        Those that `embed` gave out are known. Of the others the first is compared with the embedder's own: two
+        embedders may have vectors of one length, and searching among both would be noise.
+        """
+        dim = self.embedder.dim
+        for index, (text, vector) in enumerate(zip(texts, vectors, strict=True)):
+            if len(vector) != dim:
+                return index
+            if vector not in self._made:
+                own, given = self.embed([text])[0], np.asarray(vector, np.float32)
+                same = float(given @ own) >= SAME_EMBEDDER * float(np.linalg.norm(given))
+                return None if same else index
+        return None
 
     def remove(self, uris: Sequence[str]) -> int:
         """Remove documents by uri; gone from search at once. Returns their number of passages.
@@ -187,7 +230,8 @@ class SacRag:
         """Answer a question from the library.
 
         settings: fields of AskConfig, in place of `ask`. where: metadata filter. hits: answer from these passages
-        instead of searching. text: read the passages as plain text instead of their memory, for comparison.
+        instead of searching. text: read the passages as plain text whatever the fidelity is, for comparison.
+        Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration.
         """
         stream = self.stream(question, ask, where=where, hits=hits, text=text, **settings)
         for _ in stream:
@@ -204,16 +248,37 @@ class SacRag:
         text: bool = False,
         **settings: Any,
     ) -> Stream:
-        """As `ask`, piece by piece: iterate over the text; `.answer` is whole after the last piece."""
+        """As `ask`, piece by piece: iterate over the text; `.answer` is whole after the last piece.
+
+        With fidelity "auto" or `abstain` the first piece comes when the answer is whole and judged: see `Stream`.
+        """
         if settings:
             base = dataclasses.asdict(ask) if ask else {}
             ask = from_mapping(AskConfig, {**base, **settings})
-        if not question.strip():
+        ask = ask or AskConfig()
+        own = dataclasses.replace(ask, fidelity="text") if text else ask
+        if not (question := question.strip()):
             raise ConfigError("the question is empty; ask something")
-        if not self._gated and not text:
+        judged = own.abstain or own.fidelity == "auto"
+        thresholds = self._thresholds() if judged else None
+        if not self._gated and own.fidelity != "text":
             gate.check(self.engine, self.library)
             self._gated = True
-        return Stream(self, question.strip(), ask or AskConfig(), where, hits, text)
+
+        def find() -> list[Hit]:
+            return list(hits) if hits is not None else self.retrieve(question, own, where=where)
+
+        def lay(found: Sequence[Hit], text: bool) -> Assembled:
+            return self.assemble(found, question, own, text=text)
+
+        return Stream(self.engine, Way(find, lay, own, thresholds))
+
+    def _thresholds(self) -> Thresholds:
+        """As the card says now: it may have been calibrated since the engine was loaded."""
+        engine = self.engine
+        return Thresholds.of(
+            engine.adapter_path, self.config.ratio, model=engine.model_name, adapter=engine.adapter_name
+        )
 
     # -- conversations -----------------------------------------------------------------------------------
 
@@ -267,76 +332,16 @@ class SacRag:
         return [m for i in ids for m in ([loaded[i]] if i in loaded else self._passing.get(i))]
 
     def assemble(self, hits: Sequence[Hit], question: str, ask: AskConfig, *, text: bool = False) -> Assembled:
-        """The prompt of a question over these hits."""
-        method = self.engine.method
-        if text:
-            return text_prompt(method, hits, question, reserve=ask.max_new_tokens)
-        memories = self.library.load([h.passage.id for h in hits])
-        return memory_prompt(method, hits, memories, question, placing=ask.placing, reserve=ask.max_new_tokens)
-
-
-class Stream(Iterator[str]):
-    """Pieces of one answer as they are made. Dropping it stops the work."""
-
-    def __init__(
-        self,
-        rag: SacRag,
-        question: str,
-        ask: AskConfig,
-        where: Mapping[str, Any] | None,
-        hits: Sequence[Hit] | None,
-        text: bool,
-    ) -> None:
-        self._began = time.perf_counter()
-        self._answer: Answer | None = None
-        self._pieces = self._run(rag, question, ask, where, hits, text)
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer; RuntimeError while the stream is not read to its end."""
-        if self._answer is None:
-            raise RuntimeError("the answer is not complete: read the stream to its end first")
-        return self._answer
-
-    def _run(
-        self,
-        rag: SacRag,
-        question: str,
-        ask: AskConfig,
-        where: Mapping[str, Any] | None,
-        hits: Sequence[Hit] | None,
-        text: bool,
-    ) -> Iterator[str]:
-        began, engine = self._began, rag.engine
-        found = list(hits) if hits is not None else rag.retrieve(question, ask, where=where)
-        retrieved = time.perf_counter()
-        with engine.busy():
-            assembled = rag.assemble(found, question, ask, text=text)
-            loaded = time.perf_counter()
-        sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-        stream, pieces, first = TextStream(engine.method.backbone), [], None
-        generation = engine.service.submit(assembled.prompt, sampling)
-        for token in generation:
-            first = first or time.perf_counter()
-            if piece := stream.push(token):
-                pieces.append(piece)
-                yield piece
-        first = first or time.perf_counter()
-        if piece := stream.flush():
-            pieces.append(piece)
-            yield piece
-        usage = Usage(
-            anchors=assembled.anchors,
-            source_tokens=assembled.source_tokens,
-            prompt_tokens=assembled.prompt.tokens,
-            completion_tokens=len(generation.completion.token_ids),
-        )
-        timings = Timings(retrieved - began, loaded - retrieved, first - began, time.perf_counter() - began)
-        notices = assembled.notices if found else ("no passage matched; the answer comes from the model alone",)
-        self._answer = Answer("".join(pieces).strip(), assembled.hits, usage, timings, notices)
+        """The prompt of a question over these hits, as `ask.fidelity` says ("auto" begins with memory) or as text."""
+        method, reserve = self.engine.method, ask.max_new_tokens
+        if text or ask.fidelity == "text":
+            return text_prompt(method, hits, question, reserve=reserve)
+        texts = 0
+        if ask.fidelity == "mixed":
+            most = {"passages": ask.text_passages, "tokens": ask.text_tokens}
+            texts = texts_of(method, hits, **most, score=ask.text_score)
+        memories = self.library.load([h.passage.id for h in hits[texts:]])
+        return mixed_prompt(method, hits, texts, memories, question, placing=ask.placing, reserve=reserve)
 
 
 def config_of(library: Library) -> IndexConfig:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+NO_ANSWER = "The passages do not say."
+"""What stands in place of an answer that is withheld; also what an adapter learns to say of passages without one."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -51,12 +54,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the model attended and wrote, in tokens."""
+    """What the model attended and wrote, in tokens; where "auto" fell back to text, for both answers together."""
 
     anchors: int
     """Memory slots attended: anchors, and prefix tokens kept in front of them."""
     source_tokens: int
-    """Document tokens that the anchors stand for (or that were read, for text answers)."""
+    """Document tokens that the anchors stand for, or that were read as text, in the answer that is given."""
     prompt_tokens: int
     """Tokens the decoder read in this call, memory not counted."""
     completion_tokens: int
@@ -64,7 +67,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds since the question arrived, except retrieve_s and load_s, which are durations."""
+    """Seconds since the question arrived, except retrieve_s and load_s, which are durations.
+
+    first_token_s: when the first piece could be shown; of an answer that was held back, when it was let go.
+    """
 
     retrieve_s: float
     load_s: float
@@ -74,7 +80,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer with the passages that were in the model's memory, best first."""
+    """An answer with the passages that the model had before it, best first."""
 
     text: str
     sources: tuple[Hit, ...]
@@ -82,3 +88,13 @@ class Answer:
     timings: Timings
     notices: tuple[str, ...] = ()
     """What a user should know: passages dropped to fit the context, a fallback taken."""
+    fidelity: str = "memory"
+    """How the passages were read: "memory", "mixed" or "text"."""
+    confidence: float = 0.0
+    """Mean log-probability (nats) of the model's answer, its end included; that of `withheld` when it abstained."""
+    fell_back: bool = False
+    """Whether the answer from memory was doubtful and this one is from text (fidelity "auto")."""
+    abstained: bool = False
+    """Whether `text` is NO_ANSWER in place of the model's answer."""
+    withheld: str | None = None
+    """The model's answer when it abstained."""

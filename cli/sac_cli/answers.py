@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 from sac_cli import console
 
 if TYPE_CHECKING:
+    from sac_rag.answer.stream import Stream
     from sac_rag.config import AskConfig
-    from sac_rag.pipeline import SacRag, Stream
+    from sac_rag.pipeline import SacRag
     from sac_rag.records import Answer
 
 PREVIEW = 60
 
 
 def answer_dict(answer: Answer) -> dict[str, Any]:
-    """The JSON of an answer; "notices" only if there are any."""
-    found = {
+    """The JSON of an answer; "withheld" only if it abstained, "notices" only if there are any."""
+    found: dict[str, Any] = {
         "answer": answer.text,
+        "fidelity": answer.fidelity,
+        "confidence": answer.confidence,
+        "fell_back": answer.fell_back,
+        "abstained": answer.abstained,
         "sources": [
             {
                 "document": hit.passage.document,
@@ -34,6 +39,8 @@ def answer_dict(answer: Answer) -> dict[str, Any]:
         "usage": dataclasses.asdict(answer.usage),
         "timings": dataclasses.asdict(answer.timings),
     }
+    if answer.abstained:
+        found["withheld"] = answer.withheld
     return {**found, "notices": list(answer.notices)} if answer.notices else found
 
 
@@ -85,8 +92,8 @@ def warm_up(rag: SacRag, question: str, ask: AskConfig, where: Mapping[str, Any]
 def both_ways(
     rag: SacRag, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None
 ) -> tuple[Answer, Answer]:
-    """The same question from compressed memory and from plain text. Both times include retrieval, the first also
-    loading; both searches find the same passages."""
+    """The same question as `ask` says (compressed memory, unless it says otherwise) and from plain text. Both times
+    include retrieval, the first also loading; both searches find the same passages."""
     return rag.ask(question, ask, where=where), rag.ask(question, ask, where=where, text=True)
 
 

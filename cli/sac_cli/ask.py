@@ -32,6 +32,8 @@ Where = Annotated[
     sac ask "Who approves travel above 500 euros?"
     sac ask "Who signs?" --library my.lib -k 3 --where document=handbook/travel.md
     sac ask "Who signs?" --both                     compressed memory and plain text, side by side
+    sac ask "Who signs?" -k 5 --fidelity mixed      the best passage as text, four as memory
+    sac ask "Who signs?" --fidelity auto --abstain  text where memory is doubtful, and no answer where that is
     sac ask - --json < questions.txt > answers.jsonl
     """,
 )
@@ -42,7 +44,7 @@ def ask(
     ] = None,
     library: LibraryFolder = DEFAULT_LIBRARY,
     where: Where = None,
-    text: Annotated[bool, typer.Option("--text", help="Read plain text instead of compressed memory.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Short for --fidelity text.")] = False,
     both: Annotated[bool, typer.Option("--both", help="Answer both ways and compare times.")] = False,
     as_json: Json = False,
     device: Device = "auto",
@@ -51,13 +53,14 @@ def ask(
 ) -> None:
     """Answer a question from a library, and say where the answer is from.
 
-    With --json, one line a question: answer, sources, usage, timings.
+    With --json, one line a question: answer, how it was read, how sure it is, sources, usage, timings. --fidelity auto
+    and --abstain show an answer only when it is whole and judged.
     """
     from sac_rag.config import AskConfig
 
     settings = AskConfig(**fields.given(SETTINGS, values))
     conditions = where_of(where or ())
-    if text and both:
+    if both and (text or settings.fidelity == "text"):
         raise ConfigError("--text and --both exclude each other; --both answers from text as well")
     if question is None and sys.stdin.isatty():
         raise ConfigError('no question; write sac ask "…", or - to read them from standard input')

@@ -15,7 +15,13 @@ from sac_rag.errors import SacError
 if TYPE_CHECKING:
     from sac_rag.records import Answer
 
-HELP = "/sources shows where the last answer is from, /text switches between memory and plain text, /quit ends"
+HELP = "/sources shows where the last answer is from, /text switches plain text on and off, /quit ends"
+READING = {
+    "memory": "compressed memory",
+    "mixed": "text and compressed memory",
+    "auto": "compressed memory, or text",
+    "text": "plain text",
+}
 
 
 @command(
@@ -24,6 +30,7 @@ HELP = "/sources shows where the last answer is from, /text switches between mem
     example="""
     sac chat
     sac chat --library my.lib -k 3 --temperature 0.7
+    sac chat --fidelity auto --abstain
     """,
 )
 def chat(
@@ -57,7 +64,7 @@ def chat(
                         console.hint("no answer yet")
                 case "/text":
                     text = not text
-                    console.hint("answering from plain text" if text else "answering from compressed memory")
+                    console.hint(f"answering from {'plain text' if text else READING[settings.fidelity]}")
                 case question if question.startswith("/"):
                     console.hint(HELP)
                 case question:

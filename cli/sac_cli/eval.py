@@ -40,7 +40,8 @@ def eval_(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of that group's files.", metavar="DIR")] = None,
     reader: Annotated[
-        list[str], typer.Option(help="closed, text, memory or full-ft; repeat or separate with commas.")
+        list[str],
+        typer.Option(help="closed (gold), text, memory, mixed (retrieved) or full-ft; repeat or separate with commas."),
     ] = ["memory"],  # noqa: B006  read, never changed
     model: Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")] = DEFAULT_MODEL,
     method: Annotated[str, typer.Option(help="Compression method of the memory reader.")] = "sac",
@@ -101,7 +102,7 @@ def eval_(
         **{"batch": batch, "device": device, "dtype": dtype, "results": stored},
     }
     runs: Sequence[Run]
-    with _bar() as listen:
+    with scoring_bar() as listen:
         if track == "retrieved":
             config = IndexConfig(
                 model=model, embedder=embedder, method=method, adapter=adapter, passage_tokens=passage_tokens
@@ -182,7 +183,8 @@ def _percent(share: float) -> str:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[str, str, int, int], None] | None]:
+def scoring_bar() -> Iterator[Callable[[str, str, int, int], None] | None]:
+    """A bar a reader and set, for people only."""
     if not console.shows_progress():
         yield None
         return

@@ -16,7 +16,10 @@ from sac_cli import console, settings
 from sac_cli.shell import NoColor, Quiet, Verbose, app, examples, with_environment
 from sac_rag.errors import SacError
 
-COMMANDS = ("demo", "index", "add", "ask", "chat", "ls", "info", "rm", "gc", "verify", "train", "eval", "models")
+COMMANDS = (
+    *("demo", "index", "add", "ask", "chat", "ls", "info", "rm", "gc", "verify"),
+    *("train", "eval", "calibrate", "models"),
+)
 """One module each; the order of `sac --help`."""
 for _name in COMMANDS:
     importlib.import_module(f"sac_cli.{_name}")

@@ -16,9 +16,12 @@ from sac_cli.shell import command
 from sac_rag.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sac_rag.compress.adapter import Card
     from sac_rag.train.loop import Progress
+    from sac_rag.train.recipes import Stage
 
-TRAINING = fields.settings_of("sac_rag.train.loop:TrainConfig", panel="Training")
+RECIPE = "Recipe"
+TRAINING = fields.settings_of("sac_rag.train.config:TrainConfig", panel="Training")
 LORA = fields.settings_of("sac_rag.compress.backbone:LoraSpec", prefix="lora_", panel="LoRA (fixed by --from)")
 LAYOUT = fields.settings_of(
     "sac_rag.compress.layout:PromptLayout", prefix="layout_", panel="Prompt layout (fixed by --from)"
@@ -31,13 +34,21 @@ LAYOUT = fields.settings_of(
     example="""
     sac train books.txt --objective lm --steps 2000 --output runs/lm
     sac train squad.jsonl.gz=0.7 nq.jsonl.gz=0.3 --from runs/lm --output runs/qa
+    sac train squad.jsonl.gz=0.7 cloze:books.txt=0.3 --output runs/qa
     sac train squad.jsonl.gz --base meta-llama/Llama-3.2-1B --lora-rank 64 --output runs/1b
+    sac train squad.jsonl.gz --from runs/lm --teacher runs/full-ft --distil-weight 0.5 --output runs/taught
+    sac train --recipe default data/ --steps-scale 0.02 --output runs/default
     sac index docs/ --adapter runs/qa                     use what was trained
     """,
 )
 def train(
     data: Annotated[
-        list[str], typer.Argument(help="Files of text or questions, with a share if wanted.", metavar="PATH[=WEIGHT]")
+        list[str],
+        typer.Argument(
+            help="Files of text or questions, with a share if wanted; cloze:PATH asks questions made out of its texts. "
+            "One folder with --recipe.",
+            metavar="PATH[=WEIGHT]",
+        ),
     ],
     output: Annotated[
         str, typer.Option("--output", "-o", help="Folder of the adapter; a stopped run there goes on.", metavar="DIR")
@@ -50,6 +61,25 @@ def train(
     start_from: Annotated[
         str | None, typer.Option("--from", help="Adapter folder to start from.", metavar="ADAPTER")
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Full-FT adapter to learn from as well, with --distil-weight.", metavar="ADAPTER"),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="All stages of a known training, over one folder of data: default, full-ft, tiny, ablation-base, "
+            "ablation-no-lm, ablation-causal, ablation-future, ablation-no-anchor-embedding or ablation-random.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    steps_scale: Annotated[
+        float | None, typer.Option(help="So many times its steps, such as 0.02.", rich_help_panel=RECIPE)
+    ] = None,
+    micro_tokens: Annotated[
+        int | None,
+        typer.Option(min=64, help="Tokens of its micro-batches; large ones suit a large GPU.", rich_help_panel=RECIPE),
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Keyword of the method, such as selector=random.", metavar="KEY=VALUE")
     ] = None,
@@ -61,15 +91,29 @@ def train(
 ) -> None:
     """Train an adapter: pretraining on text (lm) or finetuning on questions (qa).
 
+    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm reads their text alone. cloze: in front
+    of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a number or
+    a phrase that was taken out of it.
+
+    --recipe trains all stages of a known training in folders 1-… and 2-… of the output, which gets the last adapter;
+    the data are then one folder with lm/ and qa/ in it.
+
     The same command resumes a stopped run exactly. Ctrl-C saves a checkpoint and ends, a second one kills. Losses of
     every step go to metrics.jsonl in the output folder.
     """
+    if recipe is not None:
+        fixed = {"method": method, "from": start_from, "teacher": teacher, "option": option, **values}
+        _refuse(recipe, data, [name for name, value in fixed.items() if value is not None])
+        _follow(recipe, data[0], output, steps_scale, micro_tokens, as_json, base, licence, device, dtype)
+        return
+    if steps_scale is not None or micro_tokens is not None:
+        raise ConfigError("--steps-scale and --micro-tokens are for --recipe; use --steps and --step-tokens")
     lora, layout = fields.given(LORA, values), fields.given(LAYOUT, values)
     options = _options(option or ())
     with console.working("loading"):
         from sac_rag.compress.backbone import LoraSpec
         from sac_rag.compress.layout import PromptLayout
-        from sac_rag.train.loop import TrainConfig
+        from sac_rag.train.config import TrainConfig
         from sac_rag.train.run import run
     config = TrainConfig(**fields.given(TRAINING, values))
     with interrupts.after_step() as asked, _bar() as show:
@@ -88,21 +132,79 @@ def train(
             lora=LoraSpec(**lora) if lora else None,
             layout=PromptLayout(**layout) if layout else None,
             start_from=start_from,
+            teacher=teacher,
             licence=licence,
             device=device,
             dtype=dtype,
             listen=listen,
             stop=lambda: asked.stop,
         )
+    stopped = asked.stop and asked.step < config.steps
+    _show(card, output, as_json, f"{asked.step} of {config.steps}" if stopped else None)
+
+
+def _show(card: Card, output: str, as_json: bool, stopped_at: str | None) -> None:
+    """The card, or its last stage in short; ends with code 130 where training was stopped."""
     if as_json:
         console.emit(dataclasses.asdict(card))
-    elif not asked.stop:
+    elif stopped_at is None:
         stage = card.training["stages"][-1]
         rows = ("objective", "steps_done", "examples", "hours", "final_loss")
         console.pairs([("adapter", output), *((name.replace("_", " "), stage[name]) for name in rows)])
-    if asked.stop and asked.step < config.steps:
-        console.error(f"stopped at step {asked.step} of {config.steps}: saved in {output}, the same command goes on")
+    if stopped_at is not None:
+        console.error(f"stopped at step {stopped_at}: saved in {output}, the same command goes on")
         raise typer.Exit(130)
+
+
+def _refuse(recipe: str, data: list[str], given: list[str]) -> None:
+    """Raises ConfigError for what a recipe says itself."""
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"--recipe {recipe} says itself what {flags} would: leave it out, or train without --recipe")
+    if len(data) != 1:
+        raise ConfigError(f"--recipe {recipe} takes one folder of data, got {len(data)}: {', '.join(data)}")
+
+
+def _follow(
+    name: str,
+    data: str,
+    output: str,
+    scale: float | None,
+    micro_tokens: int | None,
+    as_json: bool,
+    base: str | None,
+    licence: str | None,
+    device: str,
+    dtype: str,
+) -> None:
+    with console.working("loading"):
+        from sac_rag.train.recipes import find_recipe
+        from sac_rag.train.stages import follow
+    recipe = find_recipe(name)
+    console.notice(f"recipe {name}: {recipe.about}")
+    recipe = recipe if scale is None else recipe.scaled(scale)
+    recipe = recipe if micro_tokens is None else recipe.regrouped(micro_tokens)
+    at = ""
+    with interrupts.after_step() as asked, _bar() as show:
+
+        def listen(stage: Stage, progress: Progress) -> None:
+            nonlocal at
+            asked.begun, asked.step = True, progress.step
+            at = f"{progress.step} of {progress.steps} of stage {stage.name}"
+            show(progress)
+
+        done = follow(
+            recipe,
+            data,
+            output,
+            base=base,
+            licence=licence,
+            device=device,
+            dtype=dtype,
+            listen=listen,
+            stop=lambda: asked.stop,
+        )
+    _show(done.card, output, as_json, None if done.whole else at)
 
 
 def _options(given: list[str] | tuple[()]) -> dict[str, Any] | None:

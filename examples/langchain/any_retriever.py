@@ -3,15 +3,14 @@
 import sys
 
 from langchain_core.documents import Document
-from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from langchain_sac import SacDocumentCompressor, create_sac_chain
+from langchain_sac import SacDocumentCompressor, SacEmbeddings, create_sac_chain
 from sac_rag import SacRag
 
 library, question = sys.argv[1:]
 documents = [Document("Mary built the barn in 1902."), Document("The barn burned down in 1931.")]
-retriever = InMemoryVectorStore.from_documents(documents, DeterministicFakeEmbedding(size=8)).as_retriever()
+retriever = InMemoryVectorStore.from_documents(documents, SacEmbeddings(library=library)).as_retriever()
 
 with SacRag.open(library) as rag:
     compressor = SacDocumentCompressor(rag=rag)

@@ -1,14 +1,25 @@
-"""The same tutorial, its documents compressed into `tutorial.lib`: five lines are new."""
+"""The same search over compressed memories: five lines are new. python migration_after.py QUESTION"""
+
+import asyncio
+import sys
 
 from llama_index.core import Settings, SimpleDirectoryReader, VectorStoreIndex
 from llama_index.vector_stores.sac import SacVectorStore
 
-from sac_rag import samples
+(question,) = sys.argv[1:]
 
 store = SacVectorStore.from_library("tutorial.lib", tags=True)
-Settings.llm = store.llm(max_tokens=32)
 Settings.embed_model = store.embed_model()
-documents = SimpleDirectoryReader(input_files=[samples.documents() / "adermatoglyphia.txt"]).load_data()
+Settings.llm = store.llm(max_tokens=64)
+
+documents = SimpleDirectoryReader("data").load_data()
 index = VectorStoreIndex.from_documents(documents, storage_context=store.storage_context())
-engine = index.as_query_engine(similarity_top_k=1)
-print(engine.query("What do people with adermatoglyphia lack?"))
+query_engine = index.as_query_engine()
+
+
+async def search_documents(query: str) -> str:
+    """Answers a question about the documents; an agent can be given this as a tool."""
+    return str(await query_engine.aquery(query))
+
+
+print(asyncio.run(search_documents(question)))

@@ -1,14 +1,29 @@
-"""The starter tutorial of LlamaIndex, with stand-ins for a model and an embedder of your choice."""
+"""The search of LlamaIndex's tutorial, over the texts in data/, with a local model. python migration_before.py QUESTION
+
+After "Starter Tutorial (Using Local LLMs)", adding RAG capabilities:
+https://developers.llamaindex.ai/python/framework/getting_started/starter_example_local
+"""
+
+import asyncio
+import sys
 
 from llama_index.core import Settings, SimpleDirectoryReader, VectorStoreIndex
-from llama_index.core.embeddings import MockEmbedding
-from llama_index.core.llms import MockLLM
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+from llama_index.llms.ollama import Ollama
 
-from sac_rag import samples
+(question,) = sys.argv[1:]
 
-Settings.llm = MockLLM()
-Settings.embed_model = MockEmbedding(384)
-documents = SimpleDirectoryReader(input_files=[samples.documents() / "adermatoglyphia.txt"]).load_data()
+Settings.embed_model = HuggingFaceEmbedding(model_name="BAAI/bge-base-en-v1.5")
+Settings.llm = Ollama(model="llama3.1")
+
+documents = SimpleDirectoryReader("data").load_data()
 index = VectorStoreIndex.from_documents(documents)
-engine = index.as_query_engine(similarity_top_k=1)
-print(engine.query("What do people with adermatoglyphia lack?"))
+query_engine = index.as_query_engine()
+
+
+async def search_documents(query: str) -> str:
+    """Answers a question about the documents; an agent can be given this as a tool."""
+    return str(await query_engine.aquery(query))
+
+
+print(asyncio.run(search_documents(question)))

@@ -1,11 +1,11 @@
-"""Hits to one prompt: as memory (placed KV) or as plain text, within the model's context."""
+"""Hits to one prompt: as memory (placed KV), as plain text, or the best as text and the rest as memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sac_rag.answer.prompt import Prompt
+from sac_rag.answer.prompt import Piece, Prompt
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods.base import Method
 from sac_rag.errors import ConfigError
@@ -14,11 +14,13 @@ from sac_rag.records import Hit
 
 @dataclass(frozen=True)
 class Assembled:
-    """A prompt, the hits that are in it (best first), and what had to stay out."""
+    """A prompt, the hits that are in it (best first), how they are read, and what had to stay out."""
 
     prompt: Prompt
     hits: tuple[Hit, ...]
     source_tokens: int
+    fidelity: str
+    """"memory", "mixed" or "text"."""
     notices: tuple[str, ...] = ()
 
     @property
@@ -52,7 +54,7 @@ def memory_prompt(
     parts = [m.to(device=method.backbone.device) for m in memories[:kept]]
     front = (method.memory(parts, placing=placing),) if parts or prefix else ()
     source = sum(m.source_len for m in memories[:kept])
-    return Assembled(Prompt((*front, ids)), tuple(hits[:kept]), source, _notices(len(hits), kept))
+    return Assembled(Prompt((*front, ids)), tuple(hits[:kept]), source, "memory", _notices(len(hits), kept))
 
 
 def text_prompt(method: Method, hits: Sequence[Hit], question: str, *, reserve: int = 64) -> Assembled:
@@ -62,10 +64,65 @@ def text_prompt(method: Method, hits: Sequence[Hit], question: str, *, reserve: 
     gap = backbone.template(layout.separator)
     texts = [backbone.tokens(h.passage.text) for h in hits]
     kept = _fitting(method, [len(t) + len(gap) for t in texts], len(prefix) + len(ids), reserve)
+    body = _joined(texts[:kept], gap)
+    prompt = Prompt(([*prefix, *body, *ids],))
+    return Assembled(prompt, tuple(hits[:kept]), len(body), "text", _notices(len(hits), kept))
+
+
+def mixed_prompt(
+    method: Method,
+    hits: Sequence[Hit],
+    texts: int,
+    memories: Sequence[AnchorKV],
+    question: str,
+    *,
+    placing: str = "source",
+    reserve: int = 64,
+) -> Assembled:
+    """The first `texts` hits as plain text, the others as their memories, best first, then the question.
+
+    The text stands where it stands in a text prompt: behind the prefix, a separator after each passage; positions go
+    on through text and memory alike. The prefix is the adapter's own, as for memory. Where all that fits is text, or
+    none is, the prompt is that of `text_prompt` or `memory_prompt`.
+    """
+    if not texts:
+        return memory_prompt(method, hits, memories, question, placing=placing, reserve=reserve)
+    backbone, layout = method.backbone, method.layout
+    head, ids = backbone.template(layout.prefix), question_ids(method, question)
+    gap = backbone.template(layout.separator)
+    read = [backbone.tokens(h.passage.text) for h in hits[:texts]]
+    sizes = [len(t) + len(gap) for t in read] + [m.source_len if placing == "source" else m.anchors for m in memories]
+    kept = _fitting(method, sizes, len(head) + len(ids), reserve)
+    if kept <= texts:
+        short = text_prompt(method, hits[:texts], question, reserve=reserve)
+        return replace(short, notices=_notices(len(hits), len(short.hits)))
+    parts = [m.to(device=backbone.device) for m in memories[: kept - texts]]
+    body = _joined(read, gap)
+    front: tuple[Piece, ...] = ([*head, *body, *gap],)
+    if method.prefix is not None:
+        front = (method.memory((), placing=placing), [*body, *gap])
+    tail = method.memory(parts, placing=placing, start=len(head) + len(body) + len(gap))
+    source = len(body) + sum(m.source_len for m in parts)
+    return Assembled(Prompt((*front, tail, ids)), tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept))
+
+
+def texts_of(method: Method, hits: Sequence[Hit], *, passages: int, tokens: int, score: float | None = None) -> int:
+    """How many of the best hits to read as text: at most `passages`, of `tokens` in all, with a cosine of `score`."""
+    count = 0
+    for hit in hits[:passages]:
+        tokens -= len(method.backbone.tokens(hit.passage.text))
+        if tokens < 0 or (score is not None and (hit.dense is None or hit.dense < score)):
+            break
+        count += 1
+    return count
+
+
+def _joined(texts: Sequence[Sequence[int]], gap: Sequence[int]) -> list[int]:
+    """Passages as text, the separator between them."""
     body: list[int] = []
-    for text in texts[:kept]:
+    for text in texts:
         body += [*gap, *text] if body else text
-    return Assembled(Prompt(([*prefix, *body, *ids],)), tuple(hits[:kept]), len(body), _notices(len(hits), kept))
+    return body
 
 
 def _fitting(method: Method, sizes: Sequence[int], fixed: int, reserve: int) -> int:

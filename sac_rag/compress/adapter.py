@@ -43,6 +43,8 @@ class Card:
     """Data, steps, settings, as printed by the training command."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Results with the command that printed them."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Ratio -> thresholds on the confidence of answers, as `sac calibrate --write` found them."""
     licence: str = ""
     """Licence of the tensors and of the data behind them."""
     version: int = CARD_VERSION
@@ -62,10 +64,17 @@ class Card:
             raise AdapterError(f"{path} has unknown fields {sorted(unknown)}; it may need a newer sac-rag")
         if raw.get("version") != CARD_VERSION:
             raise AdapterError(f"{path} has version {raw.get('version')!r}; this sac-rag reads {CARD_VERSION}")
+        if not isinstance(raw.get("calibration", {}), dict):
+            raise AdapterError(f"{path}: calibration is {raw['calibration']!r}, not thresholds by ratio")
         try:
             return cls(**{**raw, "ratios": tuple(float(r) for r in raw["ratios"])})
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterError(f"{path} is incomplete: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        """Put this card into an adapter's folder, whole or not at all."""
+        text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        write_atomic(folder / "card.json", text.encode())
 
 
 def build(model: Any, tokenizer: Any, card: Card) -> Method:
@@ -136,8 +145,7 @@ def save(method: Method, card: Card, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: p.detach().to("cpu", torch.bfloat16).contiguous() for n, p in method.parameters().items()}
     write_atomic(folder / "adapter.safetensors", to_bytes(tensors))
-    text = json.dumps(asdict(card), indent=2, sort_keys=True) + "\n"
-    write_atomic(folder / "card.json", text.encode())
+    card.write(folder)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

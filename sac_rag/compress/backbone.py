@@ -109,8 +109,8 @@ class Backbone:
     def pack(self) -> None:
         """Make answering faster on a CPU in bf16, for a second copy of the decoder's weights (`packed`)."""
         with torch.inference_mode():
-            self._blocks = [b and _Block(*map(pack, b)) for b in self._blocks]
-            self._head = pack(self.decoder.lm_head.weight)
+            self._blocks = [None if b is None else b.packed() for b in self._blocks]
+            self._head = _packed(self._head)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """LoRA parameters by name (`model.layers.I.MODULE.lora_A.weight`), fp32."""
@@ -343,6 +343,13 @@ class _Block(NamedTuple):
     out: Weight
     gate_up: Weight
     down: Weight
+
+    def packed(self) -> _Block:
+        return _Block(*(_packed(w) for w in self))
+
+
+def _packed(weight: Weight) -> Weight:
+    return weight if isinstance(weight, Packed) else pack(weight)
 
 
 def _block(layer: Any) -> _Block | None:

@@ -106,7 +106,7 @@ class Session:
             if device.type == "cpu":
                 # Row by row: which thread takes a row moves its last bits, and the time is that of the weights.
                 pieces = list(zip(*(t.split(1) for t in pieces[0]), strict=True))
-            out = [F.scaled_dot_product_attention(*qkv, attn_mask=m) for *qkv, m in pieces]
+            out = [F.scaled_dot_product_attention(a, b, c, attn_mask=seen) for a, b, c, seen in pieces]
             return torch.cat(out).reshape(rows, heads * dim)
 
         positions = torch.tensor(self._next)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sac_rag.answer.engine import Engine
@@ -66,8 +66,7 @@ def evaluate(
             for task, content in zip(tasks, hashes, strict=True):
                 settings = {
                     **{"track": "gold", "set": task.name, "file_sha256": content, "limit": limit, "seed": seed},
-                    **{"reader": name, "ratio": ratio, "dtype": number, "answer_tokens": ANSWER_TOKENS, **origin},
-                    **({"prompt": prompt} if prompt else {}),
+                    **settings_of(name, ratio, number, origin, prompt),
                 }
                 scored = results.find(Run, settings) if results else None
                 if scored is None:
@@ -78,6 +77,14 @@ def evaluate(
                 rows.append(scored)
             runs += with_macro(rows)
     return with_retention(runs)
+
+
+def settings_of(
+    reader: str, ratio: float | None, dtype: str, origin: Mapping[str, Any], prompt: str | None = None
+) -> dict[str, Any]:
+    """What of a stored run's settings says how questions are answered."""
+    named = {"prompt": prompt} if prompt else {}
+    return {"reader": reader, "ratio": ratio, "dtype": dtype, "answer_tokens": ANSWER_TOKENS, **origin, **named}
 
 
 def check_readers(readers: Sequence[str], known: Sequence[str]) -> None:

@@ -21,7 +21,12 @@ HEAD = """# Results
 Generated from the recorded runs in [results/](results/) by `python -m sac_rag.evaluate.report docs/results`;
 a test keeps the two alike. Each section names the command that printed its figures.
 """
-PERCENT = frozenset({"f1", "em", "rouge1", "em_raw", "recall", "retention"})
+PERCENT = frozenset(
+    {
+        *("f1", "em", "rouge1", "em_raw", "recall", "retention"),
+        *("precision", "kept", "f1_kept", "f1_all", "share", "f1_memory", "f1_text", "f1_auto", "gain", "answerable"),
+    }
+)
 ORIGIN = ("versions", "fingerprints")
 TRAINING = ("step", "examples", "loss", "recall")
 RECORDED_STEPS, SHOWN_STEPS = 200, 8

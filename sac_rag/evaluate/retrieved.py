@@ -29,7 +29,11 @@ from sac_rag.pipeline import SacRag
 from sac_rag.records import Document, Hit
 from sac_rag.train.data import Question, read_contexts
 
-READERS = ("memory", "text", "full-ft")
+READERS = ("memory", "mixed", "text", "full-ft")
+STORED = ("memory", "mixed")
+"""Readers of stored memory: one run a ratio."""
+MIXING = ("text_passages", "text_tokens", "text_score")
+"""Settings of AskConfig that the mixed reader alone goes by."""
 PUT_TOGETHER = 16
 """Contexts committed together."""
 POOL_PASSAGES = 5000
@@ -49,7 +53,7 @@ class RetrievedRun(Run):
 
 @dataclass(frozen=True)
 class _Reading:
-    """Who answers, and how: engine of the memories for memory and text, of Full-FT for full-ft."""
+    """Who answers, and how: engine of the memories for memory, mixed and text, of Full-FT for full-ft."""
 
     reader: str
     engine: Engine
@@ -78,7 +82,8 @@ def evaluate_retrieved(
 ) -> list[RetrievedRun]:
     """Index all contexts of each file (the first `contexts`, if given) and answer `limit` of their questions.
 
-    All readers get the same passages: as memory, as text, or as text read by Full-FT. A library a file and ratio
+    All readers get the same passages: as memory, the best as text and the others as memory (mixed), as text, or as
+    text read by Full-FT; what `ask` says of fidelity and of abstaining does not count. A library a file and ratio
     (None: that of `config`); with `pool` one a ratio, of all files. text and full-ft read the same at every ratio, so
     once. batch, results and the row "macro" as in `evaluate`. Raises ConfigError for a reader that cannot retrieve.
     """
@@ -102,13 +107,13 @@ def evaluate_retrieved(
             **{"track": "retrieved", "set": tasks[index].name, "file_sha256": hashes[index], "limit": limit},
             **{"seed": seed, "reader": reader, "ratio": ratio, "dtype": number, "contexts": contexts},
             **{"searched": sorted(hashes[i] for i in group), "passage_tokens": config.passage_tokens},
-            **{"overlap": config.overlap, "embedder_sha256": found_by, "ask": dataclasses.asdict(ask)},
-            **({"codec": config.codec} if reader == "memory" else {}),
-            **Origin.of(config.model, used, weights).determines(reader),
+            **{"overlap": config.overlap, "embedder_sha256": found_by, "ask": _asked(ask, reader)},
+            **({"codec": config.codec} if reader in STORED else {}),
+            **Origin.of(config.model, used, weights).determines("memory" if reader in STORED else reader),
         }
 
     for at, ratio in enumerate(ratios):
-        wanted = [(r, ratio if r == "memory" else None) for r in readers if r == "memory" or not at]
+        wanted = [(r, ratio if r in STORED else None) for r in readers if r in STORED or not at]
         for group in together:
             missing: list[tuple[int, str, dict[str, Any]]] = []
             for reader, own in wanted:
@@ -135,7 +140,7 @@ def evaluate_retrieved(
                     done.setdefault((reader, scored.run.ratio), {})[i] = scored
     runs: list[RetrievedRun] = []
     for reader in readers:
-        for own_ratio in ratios if reader == "memory" else (None,):
+        for own_ratio in ratios if reader in STORED else (None,):
             rows = [done[reader, own_ratio][i] for i in range(len(files))]
             sizes = [s.run.passages for s in rows]
             recall = fmean(s.run.recall for s in rows)
@@ -171,9 +176,10 @@ def _questions(task: Task) -> list[Question]:
 
 def _answer(rag: SacRag, task: Task, found: Sequence[Sequence[Hit]], how: _Reading) -> Scored[RetrievedRun]:
     """Score one reader on what was found for each question of a task; memories are loaded a batch at a time."""
-    questions, engine, ask = _questions(task), how.engine, how.ask
+    questions, engine = _questions(task), how.engine
+    ask = dataclasses.replace(how.ask, fidelity=how.reader if how.reader in STORED else "text")
     sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-    memory, stats = how.reader == "memory", rag.stats()
+    memory, stats = how.reader in STORED, rag.stats()
     predictions: list[Prediction] = []
     cut = 0
     if memory:
@@ -196,7 +202,7 @@ def _answer(rag: SacRag, task: Task, found: Sequence[Sequence[Hit]], how: _Readi
                 how.listen(task.name, _label(rag, how.reader), len(predictions), len(questions))
     run = RetrievedRun(
         reader=how.reader,
-        method=engine.method_name if how.reader in ("memory", "full-ft") else None,
+        method=None if how.reader == "text" else engine.method_name,
         ratio=rag.config.ratio if memory else None,
         peak_mib=cost.peak_mib,
         cut=cut,
@@ -210,5 +216,12 @@ def _answer(rag: SacRag, task: Task, found: Sequence[Sequence[Hit]], how: _Readi
     return Scored(run, tuple(predictions))
 
 
+def _asked(ask: AskConfig, reader: str) -> dict[str, Any]:
+    """The settings of `ask` that decide a reader's answers; how passages are read is the reader's own."""
+    left_out = {"fidelity", "abstain", *(() if reader == "mixed" else MIXING)}
+    return {name: value for name, value in dataclasses.asdict(ask).items() if name not in left_out}
+
+
 def _label(rag: SacRag, reader: str) -> str:
-    return f"{rag.config.method} {rag.config.ratio:g}x" if reader == "memory" else reader
+    at = f"{rag.config.ratio:g}x"
+    return {"memory": f"{rag.config.method} {at}", "mixed": f"mixed {at}"}.get(reader, reader)

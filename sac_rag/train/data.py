@@ -1,4 +1,7 @@
-"""Training data: MRQA-style lines, SQuAD JSON and plain text become token ids in a resumable random order."""
+"""Training data: MRQA-style lines, SQuAD JSON, summaries and plain text become token ids in a resumable random order.
+
+Questions come with the file, or are made out of its texts (`cloze:` in front of its path).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from sac_rag.train.cloze import cloze_questions
 Encode = Callable[[str], list[int]]
 
 CLOZE = "cloze:"
-"""In front of a data file's path: ask questions made out of its texts."""
+"""In front of a data file's path: ask questions made out of its texts (`sac_rag.train.cloze`), not those it has."""
 
 CLOZES = 5
 """Cloze questions of one text."""
@@ -146,6 +149,7 @@ class Source:
         if not self._rows:
             raise TrainingError(f"{path} holds no contexts")
         self.drawn = 0
+        self._lengths: dict[int, int] = {}  # of contexts that were too long: not to be tokenised again and again
         self._order: list[int] = []
         self._epoch = -1
 
@@ -159,12 +163,19 @@ class Source:
                 if made.pairs:
                     return made
                 continue
+            if row.questions and self._lengths.get(id(row), 0) > max_tokens:
+                continue
             ids = self._encode(row.text if row.questions else _window(row.text, max_tokens, self.drawn))
             if row.questions and len(ids) <= max_tokens:
                 pairs = [(self._encode(q.question), self._encode(q.answers[0].strip())) for q in row.questions]
                 return TokenisedContext(ids, tuple(pairs))
+            self._lengths[id(row)] = len(ids)
             if not row.questions and len(ids) >= 32:
                 return TokenisedContext(ids[:max_tokens], ())
+        if self.cloze:
+            raise TrainingError(
+                f"{self.name}: no questions can be made of its texts; cloze questions need English prose"
+            )
         raise TrainingError(f"{self.name}: no context of at most {max_tokens} tokens; raise --max-context")
 
     def _made(self, text: str, max_tokens: int) -> TokenisedContext:
@@ -196,7 +207,7 @@ def _window(text: str, max_tokens: int, salt: int) -> str:
     if len(text) <= size:
         return text
     start = random.Random(salt).randrange(len(text) - size)
-    return text[text.find(" ", start) + 1 : start + size]
+    return text[text.find(" ", start, start + size) + 1 or start : start + size]
 
 
 class Mixture:

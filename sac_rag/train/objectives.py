@@ -5,30 +5,52 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from sac_rag.compress.anchor_kv import Memory
 from sac_rag.compress.backbone import Backbone, Reading
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.templates import joined_ids
+from sac_rag.errors import TrainingError
+from sac_rag.records import NO_ANSWER
 from sac_rag.train.data import TokenisedContext
 
-NO_ANSWER = "The passages do not say."
-"""What an adapter learns to answer when its memory holds other passages than the question is about."""
+if TYPE_CHECKING:
+    from sac_rag.train.teacher import Teacher
+
+MARGIN = 256
+"""Positions left for prefix, separators and an answer behind the passages of one memory."""
+
+
+class Row(NamedTuple):
+    """A text to read behind a memory, with loss on `ids[first:]`."""
+
+    ids: list[int]
+    first: int
+    weight: float = 1.0
+    recall: bool = False
+    """Whether it continues a quoted piece of the context."""
+    pair: tuple[list[int], list[int]] | None = None
+    """Question and answer, where the answer is in the memory: what a teacher has a say in."""
 
 
 @dataclass
 class Batch:
-    """Contexts to compress, and per context the (token ids, first scored index, weight) to read behind it."""
+    """Contexts to compress, and per context the rows to read behind it."""
 
     chunks: list[Sequence[int]] = field(default_factory=list)
+    """What is compressed: contexts, the long ones as several sub-contexts."""
     ratios: list[float] = field(default_factory=list)
-    readings: list[list[tuple[list[int], int, float]]] = field(default_factory=list)
+    """One per chunk."""
+    pieces: list[list[int]] = field(default_factory=list)
+    """Per context: indices of its chunks, in order."""
     front: list[list[int]] = field(default_factory=list)
-    """Per context: indices of all chunks in its memory, in order (distractors and itself)."""
+    """Per context: indices of all contexts in its memory, in order (distractors and itself)."""
+    readings: list[list[Row]] = field(default_factory=list)
+    """Per context."""
     layouts: list[PromptLayout | None] = field(default_factory=list)
     """Per context: the layout that it is read in; None is the method's own."""
     examples: int = 0
@@ -36,11 +58,24 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        return sum(map(len, self.chunks)) + sum(len(ids) for rs in self.readings for ids, _, _ in rs)
+        """Tokens that pass through the model, written and read."""
+        return sum(map(len, self.chunks)) + sum(len(row.ids) - 1 for rows in self.readings for row in rows)
+
+    def add(self, chunks: Sequence[Sequence[int]], ratio: float, front: list[int], rows: list[Row]) -> None:
+        """One more context."""
+        self.pieces.append(list(range(len(self.chunks), len(self.chunks) + len(chunks))))
+        self.chunks += chunks
+        self.ratios += [ratio] * len(chunks)
+        self.front.append(front)
+        self.readings.append(rows)
+
+    def text(self, context: int, gap: Sequence[int]) -> list[int]:
+        """Token ids of all that a context's memory is made of, `gap` between passages."""
+        return joined([[t for k in self.pieces[j] for t in self.chunks[k]] for j in self.front[context]], gap)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Shares:
     """Shares of the objectives within a QA step."""
 
     questions: int = 5
@@ -62,39 +97,44 @@ class Recipe:
 
 
 def question_batch(
-    contexts: Sequence[TokenisedContext], ratios: Sequence[float], method: Method, recipe: Recipe, rng: random.Random
+    contexts: Sequence[TokenisedContext], ratios: Sequence[float], method: Method, shares: Shares, rng: random.Random
 ) -> Batch:
     """Questions of each context behind its memory; loss on answer and end only (SAC, section 4.1).
 
     A recall reading per context quotes a few tokens of it and scores their continuation: many more scored
-    tokens for the price of one question, all of which must come from the memory.
+    tokens for the price of one question, all of which must come from the memory. A method that reads with its own
+    weights (Full-FT) gets several passages as one text.
     """
     backbone = method.backbone
     batch = Batch()
     for i, (c, ratio) in enumerate(zip(contexts, ratios, strict=True)):
-        other = rng.choice(recipe.layouts) if recipe.layouts and rng.random() < recipe.layout_share else None
+        other = rng.choice(shares.layouts) if shares.layouts and rng.random() < shares.layout_share else None
         layout = other or method.layout
-        ask, end = _asking(backbone, layout, own=other is None), backbone.template(layout.end)
-        batch.chunks.append(c.ids)
-        batch.ratios.append(ratio)
+        ask, end = asking(backbone, layout, own=other is None), backbone.template(layout.end)
         batch.layouts.append(other)
-        batch.front.append(_front(i, len(contexts), recipe, rng))
-        pairs = rng.sample(c.pairs, min(recipe.questions, len(c.pairs)))
-        if i not in batch.front[i]:
-            pairs = [(q, backbone.tokens(NO_ANSWER)) for q, _ in pairs[:1]]
-        readings = [([*(head := ask(q)), *a, *end], len(head), 1.0) for q, a in pairs]
-        batch.examples += len(pairs)
-        if recipe.recall_weight and i in batch.front[i] and len(c.ids) > recipe.recall_tokens + 16:
+        front = _front(i, len(contexts), shares, rng)
+        pairs = rng.sample(c.pairs, min(shares.questions, len(c.pairs)))
+        if i in front:
+            rows = [Row([*(head := ask(q)), *a, *end], len(head), pair=(q, a)) for q, a in pairs]
+        else:
+            rows = [Row([*(head := ask(q)), *backbone.tokens(NO_ANSWER), *end], len(head)) for q, _ in pairs[:1]]
+        batch.examples += len(rows)
+        if shares.recall_weight and i in front and len(c.ids) > shares.recall_tokens + 16:
             cue = 8
-            start = rng.randrange(len(c.ids) - recipe.recall_tokens - cue)
-            piece = list(c.ids[start : start + cue + recipe.recall_tokens])
+            start = rng.randrange(len(c.ids) - shares.recall_tokens - cue)
+            piece = list(c.ids[start : start + cue + shares.recall_tokens])
             head = ask(piece[:cue])
-            readings.append(([*head, *piece[cue:]], len(head), recipe.recall_weight))
-        batch.readings.append(readings)
+            rows.append(Row([*head, *piece[cue:]], len(head), shares.recall_weight, recall=True))
+        front = _fitting(front, i, contexts, backbone.context_length - max((len(r.ids) for r in rows), default=0))
+        if method.reads_with_lora:
+            text = joined([contexts[j].ids for j in front], backbone.template(layout.separator))
+            batch.add([text], ratio, [i], rows)
+        else:
+            batch.add(method.pieces(c.ids), ratio, front, rows)
     return batch
 
 
-def _asking(backbone: Backbone, layout: PromptLayout, *, own: bool) -> Callable[[Sequence[int]], list[int]]:
+def asking(backbone: Backbone, layout: PromptLayout, *, own: bool = True) -> Callable[[Sequence[int]], list[int]]:
     """What turns a question's ids into those between memory and answer."""
     if not own:
         return lambda q: joined_ids(backbone, layout, backbone.tokenizer.decode(list(q)))
@@ -102,52 +142,95 @@ def _asking(backbone: Backbone, layout: PromptLayout, *, own: bool) -> Callable[
     return lambda q: [*before, *q, *after]
 
 
-def _front(i: int, contexts: int, recipe: Recipe, rng: random.Random) -> list[int]:
+def joined(texts: Sequence[Sequence[int]], gap: Sequence[int]) -> list[int]:
+    """Passages as one text."""
+    ids = list(texts[0])
+    for text in texts[1:]:
+        ids += [*gap, *text]
+    return ids
+
+
+def _front(i: int, contexts: int, shares: Shares, rng: random.Random) -> list[int]:
     """Whose memories stand in front of context i's questions, shuffled; without i where the passage is missing."""
     others = [j for j in range(contexts) if j != i]
-    if others and rng.random() < recipe.mismatch_share:
-        return rng.sample(others, rng.randint(1, min(recipe.max_distractors, len(others))))
+    if others and rng.random() < shares.mismatch_share:
+        return rng.sample(others, rng.randint(1, min(shares.max_distractors, len(others))))
     front = [i]
-    if others and rng.random() < recipe.distractor_share:
-        front += rng.sample(others, rng.randint(1, min(recipe.max_distractors, len(others))))
+    if others and rng.random() < shares.distractor_share:
+        front += rng.sample(others, rng.randint(1, min(shares.max_distractors, len(others))))
         rng.shuffle(front)
     return front
 
 
-def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[float]) -> Batch:
+def _fitting(front: list[int], i: int, contexts: Sequence[TokenisedContext], room: int) -> list[int]:
+    """Without the last distractors that would push a question beyond the positions of the model."""
+    kept, spare = list(front), room - MARGIN
+    while len(kept) > 1 and sum(len(contexts[j].ids) for j in kept) > spare:
+        kept.remove(next(j for j in reversed(kept) if j != i))
+    return kept
+
+
+def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[float], method: Method) -> Batch:
     """LM pretraining: the encoder reads the first half, every token of the second is scored (section 3.4)."""
     batch = Batch()
     for i, (c, ratio) in enumerate(zip(contexts, ratios, strict=True)):
         half = len(c.ids) // 2
-        batch.chunks.append(c.ids[:half])
-        batch.ratios.append(ratio)
-        batch.readings.append([(list(c.ids[half:]), 1, 1.0)])
-        batch.front.append([i])
+        batch.add(method.pieces(c.ids[:half]), ratio, [i], [Row(list(c.ids[half:]), 1)])
         batch.layouts.append(None)
         batch.examples += 1
     return batch
 
 
-def loss_of(batch: Batch, method: Method, *, placing: str = "source") -> tuple[torch.Tensor, dict[str, float]]:
-    """Weighted mean next-token cross-entropy (nats), and the plain mean over answers ("loss") for the log."""
-    encoded = method.write(batch.chunks, batch.ratios)
-    memories: list[Memory] = [
-        method.memory([encoded[j] for j in front], placing=placing, layout=layout)
+def scored_logits(
+    batch: Batch, method: Method, *, placing: str = "source", future_bias: float | None = None
+) -> torch.Tensor:
+    """Logits (scored tokens, vocabulary) of all rows in order, each behind the memory of its context."""
+    encoded = method.write(batch.chunks, batch.ratios, future_bias=future_bias)
+    memories = [
+        method.memory([encoded[k] for j in front for k in batch.pieces[j]], placing=placing, layout=layout)
         for front, layout in zip(batch.front, batch.layouts, strict=True)
     ]
-    readings, targets, weights = [], [], []
-    for index, rows in enumerate(batch.readings):
-        for ids, first, weight in rows:
-            t = torch.tensor(ids)
-            readings.append(Reading(t[:-1], torch.arange(first - 1, len(ids) - 1), index))
-            targets.append(t[first:])
-            weights += [weight] * (len(ids) - first)
-    logits = method.backbone.read(memories, readings, use_lora=method.reads_with_lora)
-    w = torch.tensor(weights, device=logits.device)
-    ce = F.cross_entropy(logits.float(), torch.cat(targets).to(logits.device), reduction="none")
+    readings = [
+        Reading(torch.tensor(row.ids[:-1]), torch.arange(row.first - 1, len(row.ids) - 1), index)
+        for index, rows in enumerate(batch.readings)
+        for row in rows
+    ]
+    return method.backbone.read(memories, readings, use_lora=method.reads_with_lora)
+
+
+def loss_of(
+    batch: Batch,
+    method: Method,
+    *,
+    placing: str = "source",
+    future_bias: float | None = None,
+    teacher: Teacher | None = None,
+    distil_weight: float = 0.0,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted mean next-token cross-entropy (nats), plus `distil_weight` times the divergence from the teacher.
+
+    For the log: the plain means over answers ("loss") and quoted pieces ("recall"), and the divergence ("distil").
+    future_bias: as in `Method.write`. Raises TrainingError when no token carries loss.
+    """
+    rows = [row for rows in batch.readings for row in rows]
+    if not rows:
+        raise TrainingError(
+            "nothing to learn from: these texts have no questions and recall_weight is 0; write cloze: in front of "
+            "their path to make questions out of them, or use --objective lm"
+        )
+    logits = scored_logits(batch, method, placing=placing, future_bias=future_bias)
+    counts = torch.tensor([len(row.ids) - row.first for row in rows])
+    targets = torch.tensor([t for row in rows for t in row.ids[row.first :]], device=logits.device)
+    w = torch.tensor([row.weight for row in rows]).repeat_interleave(counts).to(logits.device)
+    recall = torch.tensor([row.recall for row in rows]).repeat_interleave(counts).to(logits.device)
+    ce = F.cross_entropy(logits.float(), targets, reduction="none")
     loss = (ce * w).sum() / w.sum()
-    plain = ce.detach()
-    log = {"loss": float(plain[w == 1].mean())} if bool((w == 1).any()) else {}
-    if bool((w != 1).any()):
-        log["recall"] = float(plain[w != 1].mean())
+    log = {
+        name: float(ce.detach()[part].mean()) for name, part in (("loss", ~recall), ("recall", recall)) if part.any()
+    }
+    if teacher and distil_weight and any(row.pair for row in rows):
+        said = torch.tensor([row.pair is not None for row in rows]).repeat_interleave(counts).to(logits.device)
+        apart = teacher.divergence(batch, logits[said])
+        loss = loss + distil_weight * apart
+        log["distil"] = float(apart.detach())
     return loss, log

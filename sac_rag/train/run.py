@@ -19,8 +19,10 @@ from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.models.adapters import find_adapter
 from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
+from sac_rag.train.config import TrainConfig, sources_of
 from sac_rag.train.data import CLOZE, Encode, Mixture, Source
-from sac_rag.train.loop import Progress, TrainConfig, sources_of, train
+from sac_rag.train.loop import Progress, train
+from sac_rag.train.teacher import Teacher
 
 
 def run(
@@ -34,6 +36,7 @@ def run(
     lora: LoraSpec | None = None,
     layout: PromptLayout | None = None,
     start_from: str | Path | None = None,
+    teacher: str | Path | None = None,
     licence: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -42,6 +45,8 @@ def run(
 ) -> Card:
     """Train an adapter on `data` (PATH or PATH=WEIGHT) into the folder `output`; a run that was stopped goes on.
 
+    `cloze:PATH` asks questions made out of the file's texts in place of those it has. teacher: folder of a Full-FT
+    adapter of the same base and layout, for `config.distil_weight`.
     What is None comes from the adapter `start_from`, whose tensors are then the first ones, or else is a default: the
     pinned base, method "sac", LoraSpec() and the "qa" prompt in the model's chat template. Raises ConfigError when
     something is asked for that `start_from` does not have, TrainingError for unusable data or checkpoints, ModelError,
@@ -82,8 +87,11 @@ def run(
             licence=licence or "",
         )
         built = adapter.build(model, tokenizer, card)
+    shown = None
+    if teacher is not None:
+        shown = Teacher.load(find_adapter("", "", str(teacher)), built, card.base_fingerprint)
     mixture = _mixture(specs, built.backbone.tokens, config.seed)
-    return train(built, mixture, config, card, Path(output), listen=listen, stop=stop)
+    return train(built, mixture, config, card, Path(output), teacher=shown, listen=listen, stop=stop)
 
 
 def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:

@@ -11,7 +11,7 @@ from cli_toys import Sac, Toys
 
 from sac_cli import console
 
-ANSWER = {"answer", "sources", "usage", "timings"}
+ANSWER = {"answer", "fidelity", "confidence", "fell_back", "abstained", "sources", "usage", "timings"}
 SOURCE = {"document", "start", "end", "score", "text"}
 USAGE = {"anchors", "source_tokens", "prompt_tokens", "completion_tokens"}
 TIMINGS = {"retrieve_s", "load_s", "first_token_s", "total_s"}
@@ -47,6 +47,10 @@ def test_text_and_streamed_answers(sac: Sac, library: str) -> None:
     )
     plain = sac("ask", "Who approves trips?", "--text", "--json", **SHORT).json
     assert plain["usage"]["anchors"] == 0 and plain["usage"]["prompt_tokens"] > answer["usage"]["prompt_tokens"]
+    same = sac("ask", "Who approves trips?", "--fidelity", "text", "--json", **SHORT).json
+    assert (same["answer"], same["fidelity"]) == (plain["answer"], "text") and answer["fidelity"] == "memory"
+    mixed = sac("ask", "Who approves trips?", "--fidelity", "mixed", "-k", "2", "--json", **SHORT).json
+    assert mixed["fidelity"] == "mixed" and len(mixed["sources"]) == 2 and mixed["usage"]["anchors"] > 0
 
 
 def test_questions_from_standard_input(sac: Sac, library: str) -> None:
@@ -94,10 +98,14 @@ def test_both_ways(sac: Sac, library: str) -> None:
     assert both["speedup"]["total"] == pytest.approx(expected)
     table = sac("ask", "Where is the key?", "--both", **SHORT).out
     assert "time to first token" in table and "tokens attended" in table and "faster" in table
-    assert sac("ask", "Where?", "--both", "--text").code == 2
+    assert (
+        sac("ask", "Where?", "--both", "--text").code == sac("ask", "Where?", "--both", SAC_FIDELITY="text").code == 2
+    )
 
 
-@pytest.mark.parametrize("flags", [("-k", "0"), ("--search", "magic"), ("--top-p", "2"), ("--placing", "odd")])
+@pytest.mark.parametrize(
+    "flags", [("-k", "0"), ("--search", "magic"), ("--top-p", "2"), ("--placing", "odd"), ("--fidelity", "half")]
+)
 def test_bad_settings_are_usage_errors(sac: Sac, library: str, flags: tuple[str, str]) -> None:
     result = sac("ask", "Who?", *flags)
     assert result.code == 2 and result.err.startswith("error: ")

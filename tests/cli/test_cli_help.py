@@ -34,7 +34,7 @@ COMMANDS = {path: command for path, command in walk() if path and not commands_b
 
 
 def test_the_commands_are_there() -> None:
-    names = "demo index add ask chat ls info rm gc verify train eval models".split()
+    names = "demo index add ask chat ls info rm gc verify train eval calibrate models".split()
     assert [c.name for c in commands_below(ROOT)] == names
     assert {("models", n) for n in ("list", "pull", "path")} <= set(COMMANDS)
 
@@ -77,7 +77,7 @@ def test_settings_are_flags_with_their_documentation() -> None:
     from sac_rag.compress.backbone import LoraSpec
     from sac_rag.compress.layout import PromptLayout
     from sac_rag.config import AskConfig, IndexConfig
-    from sac_rag.train.loop import TrainConfig
+    from sac_rag.train.config import TrainConfig
 
     wanted = [("index", IndexConfig, ""), ("ask", AskConfig, ""), ("chat", AskConfig, ""), ("train", TrainConfig, "")]
     for name, cls, prefix in [*wanted, ("train", LoraSpec, "lora_"), ("train", PromptLayout, "layout_")]:
@@ -88,7 +88,7 @@ def test_settings_are_flags_with_their_documentation() -> None:
 
 def test_given_settings_make_the_dataclass_with_its_own_types() -> None:
     from sac_cli import fields, train
-    from sac_rag.train.loop import TrainConfig
+    from sac_rag.train.config import TrainConfig
 
     settings = {s.name: s for s in train.TRAINING}
     assert {s.field: s.default for s in train.TRAINING} == dataclasses.asdict(TrainConfig())

@@ -127,3 +127,57 @@ def test_demo(sac: Sac, toys: Toys, documents: Path, monkeypatch: pytest.MonkeyP
     assert kept.code == 0 and "right answers\t" in kept.out and Path("demo.lib").exists()
     assert kept.out.count("Q Who approves trips?") == 2
     assert sac("ls", "-l", "demo.lib", "--json").json["documents"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, data: str) -> str:
+    import gzip
+
+    body = Path(data).read_bytes()
+    for name, text in (("qa/squad.train", body), ("lm/train-00", json.dumps({"text": "A dark night. " * 99}).encode())):
+        path = tmp_path / "data" / f"{name}.jsonl.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(text))
+    return "data"
+
+
+def test_a_recipe_trains_all_stages_and_says_what_it_is(sac: Sac, toys: Toys, folder: str) -> None:
+    args = ("train", "--recipe", "tiny", folder, "-o", "out", "--base", str(toys.base), "--dtype", "float32")
+    done = sac(*args, "--steps-scale", "0.4", "--micro-tokens", "512", "--licence", "CC0", "--json")
+    assert done.code == 0, done.err
+    assert [(s["objective"], s["steps"], s["accumulate"]) for s in done.json["training"]["stages"]] == [
+        ("lm", 1, 1),
+        ("qa", 1, 1),
+    ]
+    assert done.json == json.loads(Path("out/card.json").read_text()) and done.json["licence"] == "CC0"
+    assert "recipe tiny: A rehearsal" in done.err
+    other = sac(*args, "--json")
+    assert other.code == 2 and "use another output folder" in other.err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--steps", "5", "--lora-rank", "3"), "what --steps, --lora-rank would"),
+        (("--from", "runs/a"), "what --from would"),
+        (("--teacher", "runs/a"), "what --teacher would"),
+        (("more.jsonl",), "takes one folder of data, got 2"),
+        (("--steps-scale", "0"), "the scale of the steps is 0"),
+    ],
+)
+def test_what_a_recipe_fixes_is_refused(sac: Sac, folder: str, args: tuple[str, ...], message: str) -> None:
+    done = sac("train", folder, "-o", "out", "--recipe", "tiny", *args)
+    assert done.code == 2 and message in " ".join(done.err.split()) and not Path("out").exists()
+
+
+def test_flags_of_recipes_are_for_recipes(sac: Sac, data: str) -> None:
+    done = sac("train", data, "-o", "out", "--steps-scale", "0.5")
+    assert done.code == 2 and "are for --recipe" in done.err
+    assert "unknown recipe 'big'; use default" in sac("train", data, "-o", "out", "--recipe", "big").err
+
+
+def test_help_names_every_recipe(sac: Sac) -> None:
+    from sac_rag.train.recipes import RECIPES
+
+    shown = " ".join(sac("train", "--help", COLUMNS="400").out.split())
+    assert [name for name in RECIPES if name not in shown] == []

@@ -33,11 +33,11 @@ def test_batched_answers_are_those_of_ask_one_by_one(write_set, tiny_config, ful
     monkeypatch.setattr(Reader, "generate", lambda self, p, s: sizes.append(len(p)) or whole(self, p, s))
     results = Results(tmp_path / "r")
     runs = evaluate_retrieved(
-        [path], config=tiny_config, ask=ASK, readers=("memory", "text", "full-ft"), batch=4, results=results, **full
+        [path], config=tiny_config, ask=ASK, readers=retrieved.READERS, batch=4, results=results, **full
     )
-    assert sizes == [4, 4, 2] * 3
+    assert sizes == [4, 4, 2] * 4
     assert [(r.reader, r.method, r.ratio) for r in runs] == [
-        ("memory", "sac", 5.0), ("text", None, None), ("full-ft", "full-ft", None),
+        ("memory", "sac", 5.0), ("mixed", "sac", 5.0), ("text", None, None), ("full-ft", "full-ft", None),
     ]  # fmt: skip
     monkeypatch.undo()
 
@@ -48,10 +48,8 @@ def test_batched_answers_are_those_of_ask_one_by_one(write_set, tiny_config, ful
         questions = [q for _, qs in task.contexts for q in qs]
         hits = [rag.retrieve(q.question, ASK) for q in questions]
         wanted = {
-            name: [
-                rag.ask(q.question, ASK, hits=h, text=name == "text").text for q, h in zip(questions, hits, strict=True)
-            ]
-            for name in ("memory", "text")
+            name: [rag.ask(q.question, ASK, hits=h, fidelity=name).text for q, h in zip(questions, hits, strict=True)]
+            for name in ("memory", "mixed", "text")
         }
         wanted["full-ft"] = []
         for q, h in zip(questions, hits, strict=True):
@@ -59,7 +57,7 @@ def test_batched_answers_are_those_of_ask_one_by_one(write_set, tiny_config, ful
             (c,) = engine.reader.generate([prompt], Sampling(max_new_tokens=12))
             wanted["full-ft"].append(decode(engine.method.backbone.tokenizer, c.token_ids).strip())
         passages, stats = rag.stats().passages, rag.stats()
-    assert wanted["full-ft"] != wanted["text"] != wanted["memory"]
+    assert wanted["full-ft"] != wanted["text"] != wanted["mixed"] != wanted["memory"]
     for run in runs:
         (file,) = (p for p in (tmp_path / "r").glob(f"lamps.{run.reader}.*.json"))
         scored = results.find(retrieved.RetrievedRun, _settings(file))
@@ -70,7 +68,7 @@ def test_batched_answers_are_those_of_ask_one_by_one(write_set, tiny_config, ful
         assert run.recall == sum(held) / 10 and (run.k, run.passages, run.cut) == (2, passages, 0)
         assert run.retention is None or run.retention >= 0
     assert runs[0].bytes_per_source_token == stats.kv_bytes / stats.source_tokens
-    assert runs[1].bytes_per_source_token is None
+    assert runs[2].bytes_per_source_token is None
 
 
 def _settings(file):

@@ -19,6 +19,22 @@ TEXTS = {
 
 
 @pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that any embedder reads as passages from here on."""
+    from sac_rag.models.embedder import Embedder
+
+    texts: list[str] = []
+    encode = Embedder.encode
+
+    def listening(self: Embedder, given: Any, *, kind: str = "passage", **settings: Any) -> Any:
+        texts.extend(given if kind == "passage" else [])
+        return encode(self, given, kind=kind, **settings)
+
+    monkeypatch.setattr(Embedder, "encode", listening)
+    return texts
+
+
+@pytest.fixture
 def rag(tiny_config: Any, tmp_path: Path) -> Iterator[SacRag]:
     with SacRag.open(tmp_path / "three.lib", config=tiny_config, write=True, create=True) as opened:
         headings = ((0, "Facts"),)

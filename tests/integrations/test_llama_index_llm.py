@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import secrets
 import time
@@ -16,6 +17,7 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
 from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.prompts import PromptTemplate, RichPromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.embeddings.sac import SacEmbedding
@@ -189,6 +191,46 @@ def test_tags_of_others_are_text(
     mine.complete(tags(rag, "canal.md", "tides.md"))
     assert seen.ids() == rag.library.passage_ids("canal.md")
     assert tags(rag, "tides.md") in seen.text()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        PromptTemplate("From {context_str}: {query_str}"),
+        RichPromptTemplate("From {{ context_str }}: {{ query_str }}"),
+        RichPromptTemplate(
+            "{% chat role='system' %}{{ context_str | e }}{% endchat %}"
+            "{% chat role='user' %}{{ query_str }}{% endchat %}"
+        ),
+    ],
+    ids=["f-string", "jinja", "jinja chat"],
+)
+def test_tags_survive_templates(rag: SacRag, monkeypatch: pytest.MonkeyPatch, template: Any) -> None:
+    seen, names = Seen(rag, monkeypatch), ("canal.md", "tides.md")
+    SacLLM(rag, max_tokens=1).predict(template, context_str=tags(rag, *names), query_str=QUESTION)
+    assert seen.ids() == [i for name in names for i in rag.library.passage_ids(name)]
+    assert QUESTION in seen.text() and "[[sac" not in seen.text()
+
+
+def test_a_stored_and_trimmed_history_keeps_its_tags(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, seen = SacLLM(rag, max_tokens=1), Seen(rag, monkeypatch)
+    history = said("x" * 300, "y" * 300, f"{tags(rag, 'canal.md')} {QUESTION}", "363 miles.", tags(rag, "tides.md"))
+    stored = json.dumps([m.model_dump() for m in history])
+    loaded = [ChatMessage.model_validate(m) for m in json.loads(stored)]
+    assert loaded == history
+    limit = len(llm.tokenizer(" ".join(m.content or "" for m in history[2:])))
+    memory = ChatMemoryBuffer.from_defaults(chat_history=loaded, token_limit=limit, tokenizer_fn=llm.tokenizer)
+    assert memory.get() == history[2:]
+    llm.chat(memory.get())
+    assert seen.ids() == rag.library.passage_ids("canal.md") + rag.library.passage_ids("tides.md")
+
+
+async def test_sixteen_at_once_are_answered_as_alone(rag: SacRag) -> None:
+    llm = SacLLM(rag, max_tokens=12)
+    prompts = [f"{tags(rag, ('canal.md', 'tides.md')[n % 2])} {n}. {QUESTION}" for n in range(16)]
+    alone = [llm.complete(p).text for p in prompts]
+    rag.engine.service._kept.clear()
+    assert [r.text for r in await asyncio.gather(*(llm.acomplete(p) for p in prompts))] == alone
 
 
 def asked(i: int) -> str:

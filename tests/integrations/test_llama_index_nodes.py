@@ -12,13 +12,14 @@ import pytest
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field
+from llama_index.core.chat_engine import ContextChatEngine
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.llms import MockLLM
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.response_synthesizers import BaseSynthesizer, get_response_synthesizer
 from llama_index.core.schema import Document, MetadataMode, NodeWithScore, TextNode, TransformComponent
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores.types import (
@@ -39,6 +40,7 @@ from llama_index.vector_stores.sac import SacVectorStore
 from sac_rag import SacRag
 
 from .conftest import TEXTS
+from .llama_index_chat import Seen
 
 KINDS = {
     SacLLM: CustomLLM,
@@ -123,15 +125,57 @@ class Recording(MockLLM):
         return super().complete(prompt, formatted=formatted, **kwargs)
 
 
-@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
-def test_another_model_is_sent_the_text(rag: SacRag, mode: str) -> None:
-    model = Recording()
-    engine = RetrieverQueryEngine.from_args(SacRetriever(rag, k=3), llm=model, response_mode=mode)  # type: ignore[arg-type]
-    engine.query(QUESTION)
-    sent = "\n".join(model.seen)
+def is_all_text(rag: SacRag, sent: str) -> None:
     assert all(text in sent for text in TEXTS.values())
     assert "sac" not in sent
     assert not any(p.id in sent for p in rag.library.passages())
+
+
+@pytest.mark.parametrize("tags", [False, True])
+@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
+async def test_another_model_is_sent_the_text(rag: SacRag, mode: str, tags: bool) -> None:
+    model = Recording()
+    retriever = SacRetriever(rag, k=3, tags=tags)
+    engine = RetrieverQueryEngine.from_args(retriever, llm=model, response_mode=mode)  # type: ignore[arg-type]
+    response = engine.query(QUESTION)
+    is_all_text(rag, "\n".join(model.seen))
+    model.seen.clear()
+    await engine.aquery(QUESTION)
+    is_all_text(rag, "\n".join(model.seen))
+    # The nodes are what they were: a SacLLM behind the same retriever reads tags.
+    if tags:
+        assert "[[sac:1:" in response.source_nodes[0].node.get_content(MetadataMode.LLM)
+        reader = RetrieverQueryEngine.from_args(retriever, llm=SacLLM(rag, max_tokens=1), response_mode=mode)  # type: ignore[arg-type]
+        with pytest.MonkeyPatch.context() as patch:
+            seen = Seen(rag, patch)
+            reader.query(QUESTION)
+            assert {i for call in range(len(seen.calls)) for i in seen.ids(call)} == {
+                p.id for p in rag.library.passages()
+            }
+
+
+def test_a_chat_with_another_model_is_text(rag: SacRag) -> None:
+    model = Recording()
+    engine = ContextChatEngine.from_defaults(SacRetriever(rag, k=3, tags=True), llm=model)
+    engine.chat(QUESTION)
+    is_all_text(rag, "\n".join(model.seen))
+
+
+def test_a_passage_that_the_model_may_not_read_is_sent_as_text(
+    rag: SacRag, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, found = Seen(rag, monkeypatch), SacRetriever(rag, k=3, tags=True)
+    mine = SacLLM(rag, max_tokens=1, where={"kind": "c"})
+    for synthesizer in (get_response_synthesizer(llm=mine), SacSynthesizer(mine)):
+        RetrieverQueryEngine(found, synthesizer).query(QUESTION)
+        assert seen.ids() == rag.library.passage_ids("canal.md")
+        assert TEXTS["tides.md"] in seen.text() and TEXTS["canal.md"] not in seen.text()
+        assert "[[sac" not in seen.text()
+    with SacRag.open(tmp_path / "other.lib", config=tiny_config, write=True, create=True) as other:
+        theirs = Seen(other, monkeypatch)
+        RetrieverQueryEngine.from_args(found, llm=SacLLM(other, max_tokens=1)).query(QUESTION)
+    assert theirs.ids() == []
+    is_all_text(rag, theirs.text())
 
 
 class Shortest(BaseNodePostprocessor):

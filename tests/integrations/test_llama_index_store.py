@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core import Document, StorageContext, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
@@ -19,6 +20,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.embeddings.sac import SacEmbedding
+from llama_index.ingestion.sac import SacCompressor
 from llama_index.llms.sac import SacLLM
 from llama_index.schema.sac import SacNode
 from llama_index.vector_stores.sac import SacVectorStore
@@ -180,6 +182,40 @@ def test_vectors_of_another_embedder_are_refused(store: SacVectorStore, rag: Sac
     own = SacVectorStore(rag, is_embedding_query=False)
     index = VectorStoreIndex([node], storage_context=own.storage_context(), embed_model=MockEmbedding(3))
     assert index.as_retriever(similarity_top_k=1).retrieve("heron")[0].node.node_id.startswith("n")
+
+
+def test_nodes_are_embedded_once(rag: SacRag, embedded: list[str]) -> None:
+    store = SacVectorStore(rag)
+    nodes = [*birds(), TextNode(id_="long", text="\n\n".join(f"Herons of pond {i} eat {i} fish." for i in range(9)))]
+    index = VectorStoreIndex(nodes, storage_context=store.storage_context(), embed_model=store.embed_model())
+    parts = [p.text for p in rag.library.passages("long")]
+    assert len(parts) > 1
+    # A node's vector is that of its text with its metadata, as LlamaIndex means it; only parts of one have their own.
+    assert embedded == [n.get_content(MetadataMode.EMBED) for n in nodes] + parts
+    (vector,) = rag.library.vectors(rag.library.passage_ids("n2"))
+    assert np.allclose(vector, rag.embedder.encode([nodes[2].get_content(MetadataMode.EMBED)])[0], atol=1e-6)
+    embedded.clear()
+    index.insert_nodes([TextNode(id_="late", text="A swan.")])
+    pipeline = IngestionPipeline(transformations=[SacEmbedding(rag), SacCompressor(rag)], vector_store=store)
+    pipeline.run(nodes=[TextNode(id_="later", text="A duck.")])
+    assert embedded == ["A swan.", "A duck."]
+
+
+def test_vectors_that_were_made_elsewhere_are_tried_once(rag: SacRag, embedded: list[str]) -> None:
+    store, nodes = SacVectorStore(rag), birds()
+    for node, vector in zip(
+        nodes, rag.embedder.encode([n.get_content(MetadataMode.EMBED) for n in nodes]), strict=True
+    ):
+        node.embedding = vector.tolist()
+    embedded.clear()
+    store.add(nodes)
+    assert embedded == [nodes[0].get_content(MetadataMode.EMBED)]
+    # Meant for another store: the library has its own.
+    for i, node in enumerate(nodes):
+        node.embedding, node.text = [0.5] * rag.embedder.dim, f"Bird {i} has flown."
+    embedded.clear()
+    SacCompressor(rag)(nodes)
+    assert embedded[1:] == [n.text for n in nodes]
 
 
 def test_a_reader_cannot_add(store: SacVectorStore, rag: SacRag) -> None:

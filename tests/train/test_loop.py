@@ -17,9 +17,11 @@ from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.full_ft import FullFt
 from sac_rag.compress.session import Session
 from sac_rag.errors import ConfigError, TrainingError
+from sac_rag.records import NO_ANSWER
+from sac_rag.train.config import TrainConfig, future_at, rate_at
 from sac_rag.train.data import Mixture, Source, TokenisedContext
-from sac_rag.train.loop import TrainConfig, rate_at, train
-from sac_rag.train.objectives import NO_ANSWER, Recipe, continuation_batch, loss_of, question_batch
+from sac_rag.train.loop import train
+from sac_rag.train.objectives import Row, Shares, continuation_batch, loss_of, question_batch
 from tests.conftest import by_transformers, byte_tokenizer, tiny_llama
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,))
@@ -101,8 +103,9 @@ def test_loss_is_on_answer_and_end_only(make_sac):
     method = make_sac()
     b = method.backbone
     context = TokenisedContext(b.tokens("Ada went to Rome."), ((b.tokens("Who?"), b.tokens("Ada")),))
-    batch = question_batch([context], [2.0], method, Recipe(recall_weight=0.0), random.Random(0))
-    ((tokens, first, weight),) = batch.readings[0]
+    batch = question_batch([context], [2.0], method, Shares(recall_weight=0.0), random.Random(0))
+    (row,) = batch.readings[0]
+    tokens, first, weight = row.ids, row.first, row.weight
     assert b.tokenizer.decode(tokens[first:]) == "Ada<|im_end|>" and weight == 1.0
     assert b.tokenizer.decode(tokens[:first]) == "\nQuestion: Who?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -113,11 +116,11 @@ def test_loss_equals_a_slow_oracle(make_sac):
     b = method.backbone
     pairs = ((b.tokens("Who?"), b.tokens("Ada")), (b.tokens("Where to?"), b.tokens("Rome")))
     context = TokenisedContext(b.tokens("Ada went to Rome by boat with Bo."), pairs)
-    batch = question_batch([context], [3.0], method, Recipe(recall_weight=0.0), random.Random(0))
+    batch = question_batch([context], [3.0], method, Shares(recall_weight=0.0), random.Random(0))
     loss, _ = loss_of(batch, method)
     (kv,) = method.compress([context.ids], 3.0)
     nats = []
-    for tokens, first, _ in batch.readings[0]:
+    for tokens, first, *_ in batch.readings[0]:
         for i in range(first, len(tokens)):
             logits = by_transformers(b, method.memory([kv]), tokens[:i])
             nats.append(F.cross_entropy(logits, torch.tensor(tokens[i])))
@@ -132,22 +135,23 @@ def some_contexts(b, n=6):
 def test_a_missing_passage_is_answered_so(make_sac):
     method = make_sac()
     b = method.backbone
-    recipe = Recipe(recall_weight=1.0, recall_tokens=4, mismatch_share=1.0)
-    batch = question_batch(some_contexts(b), [3.0] * 6, method, recipe, random.Random(0))
+    shares = Shares(recall_weight=1.0, recall_tokens=4, mismatch_share=1.0)
+    batch = question_batch(some_contexts(b), [3.0] * 6, method, shares, random.Random(0))
     assert all(i not in front and front for i, front in enumerate(batch.front))
-    for ((tokens, first, weight),) in batch.readings:
-        assert weight == 1.0
+    for (row,) in batch.readings:
+        tokens, first = row.ids, row.first
+        assert row.weight == 1.0 and row.pair is None, "a teacher has no say in what it was not taught"
         assert b.tokenizer.decode(tokens[first:]) == NO_ANSWER + method.layout.end
-    alone = question_batch(some_contexts(b, 1), [3.0], method, recipe, random.Random(0))
+    alone = question_batch(some_contexts(b, 1), [3.0], method, shares, random.Random(0))
     assert alone.front == [[0]], "with nothing to take its place a passage stays"
 
 
 def test_distractors_stand_among_the_passages(make_sac):
     method = make_sac()
-    recipe = Recipe(recall_weight=0.0, distractor_share=1.0)
-    batch = question_batch(some_contexts(method.backbone), [3.0] * 6, method, recipe, random.Random(0))
+    shares = Shares(recall_weight=0.0, distractor_share=1.0)
+    batch = question_batch(some_contexts(method.backbone), [3.0] * 6, method, shares, random.Random(0))
     for i, front in enumerate(batch.front):
-        assert i in front and 1 < len(front) <= 1 + recipe.max_distractors and len(set(front)) == len(front)
+        assert i in front and 1 < len(front) <= 1 + shares.max_distractors and len(set(front)) == len(front)
     assert len({front.index(i) for i, front in enumerate(batch.front)}) > 1
 
 
@@ -155,10 +159,10 @@ def test_other_prompts_carry_the_same_answers_and_loss_reaches_the_encoder(make_
     method = make_sac(layout=PromptLayout())
     b = method.backbone
     other = PromptLayout("<|im_start|>user\nRead:", "\nNow ", "<|im_end|>\n<|im_start|>assistant\n")
-    recipe = Recipe(recall_weight=0.0, layouts=(other,), layout_share=1.0)
-    batch = question_batch(some_contexts(b), [3.0] * 6, method, recipe, random.Random(0))
+    shares = Shares(recall_weight=0.0, layouts=(other,), layout_share=1.0)
+    batch = question_batch(some_contexts(b), [3.0] * 6, method, shares, random.Random(0))
     assert batch.layouts == [other] * 6
-    tokens, first, _ = batch.readings[0][0]
+    tokens, first, *_ = batch.readings[0][0]
     assert b.tokenizer.decode(tokens[:first]).startswith("\nNow Wh")
     assert b.tokenizer.decode(tokens[first:]) in ("Ada<|im_end|>", "Rome<|im_end|>")
     loss, _ = loss_of(batch, method)
@@ -168,9 +172,9 @@ def test_other_prompts_carry_the_same_answers_and_loss_reaches_the_encoder(make_
     assert all(g is None or not g.any() for g in prefix), "the adapter's own prefix has no part in another prompt"
 
 
-def test_continuation_scores_the_second_half_behind_the_first():
-    batch = continuation_batch([TokenisedContext(list(range(20)), ())], [5.0])
-    assert batch.chunks == [list(range(10))] and batch.readings == [[(list(range(10, 20)), 1, 1.0)]]
+def test_continuation_scores_the_second_half_behind_the_first(make_sac):
+    batch = continuation_batch([TokenisedContext(list(range(20)), ())], [5.0], make_sac())
+    assert batch.chunks == [list(range(10))] and batch.readings == [[Row(list(range(10, 20)), 1)]]
 
 
 def test_full_ft_equals_reading_the_whole_text_with_lora():
@@ -207,7 +211,114 @@ def test_rates_warm_up_hold_and_decay():
     assert all(a > b for a, b in zip(rates[60:], rates[61:], strict=False)) and 0.05 <= rates[-1] < 0.08
 
 
-@pytest.mark.parametrize("bad", [{"objective": "ae"}, {"steps": 0}, {"ratios": (0.5,), "ratio_weights": (1,)}])
+BAD = [
+    {"objective": "ae"},
+    {"steps": 0},
+    {"ratios": (0.5,), "ratio_weights": (1,)},
+    {"future_from": 2.0},
+    {"future_steps": 1200, "future_from": -8.0},
+    {"future_from": float("nan")},
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_bad_settings_name_the_value(bad):
-    with pytest.raises(ConfigError, match=str(next(iter(bad.values()))).strip("(),").split(",")[0]):
+    with pytest.raises(ConfigError, match=f"{next(iter(bad.values()))}".strip("(),").split(",")[0].removesuffix(".0")):
         TrainConfig(**bad)
+
+
+def test_the_future_opens_linearly():
+    c = TrainConfig(steps=10, future_from=-8.0, future_steps=4)
+    assert [future_at(s, c) for s in range(6)] == [-8.0, -6.0, -4.0, -2.0, None, None]
+    assert future_at(0, TrainConfig()) is None
+
+
+def test_a_bias_of_zero_is_bidirectional_and_a_large_one_causal(make_sac):
+    method = make_sac(trained=True)
+    chunks, ratios = [list(range(5, 45)), list(range(9, 30))], [4.0, 2.0]
+
+    def written(bias, by):
+        return [t.detach() for kv in by.write(chunks, ratios, future_bias=bias) for t in (kv.keys, kv.values)]
+
+    causal = make_sac(trained=True, causal=True)
+    for exact in (False, True):  # by the differentiable matmuls, and by the fused attention
+        with torch.inference_mode() if exact else torch.enable_grad():
+            both = written(None, method)
+            assert all(torch.equal(a, b) for a, b in zip(both, written(0.0, method), strict=True))
+            for large in (-1e4, -torch.inf):
+                for a, b in zip(written(large, method), written(None, causal), strict=True):
+                    torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+            between = written(-2.0, method)
+            for other in (both, written(None, causal)):
+                assert max(float((a - b).abs().max()) for a, b in zip(between, other, strict=True)) > 1e-3
+
+
+def test_a_biased_encoder_equals_a_slow_oracle_and_learns_through_it(make_sac):
+    """Transformers' own encoder under an additive mask of the same numbers; and gradients reach all LoRA matrices."""
+    method = make_sac(trained=True)
+    b, ids = method.backbone, list(range(7, 31))
+    (kv,) = method.write([ids], [1.0], future_bias=-1.5)
+    with torch.no_grad():
+        h = b.encoder.model.embed_tokens(torch.tensor([ids])) + method.anchor_embedding
+        mask = torch.full((len(ids), len(ids)), -1.5).triu(1)[None, None]
+        cache = b.encoder.model(inputs_embeds=h, attention_mask=mask, use_cache=True).past_key_values
+    for layer in range(kv.values.shape[0]):
+        torch.testing.assert_close(kv.values[layer].detach(), cache.layers[layer].values[0], atol=2e-5, rtol=1e-4)
+    batch = question_batch(some_contexts(b), [3.0] * 6, method, Shares(), random.Random(0))
+    loss, _ = loss_of(batch, method, future_bias=-1.5)
+    loss.backward()
+    dead = [n for n, p in method.parameters().items() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not dead
+
+
+def test_a_run_that_opens_the_future_resumes_exactly_and_is_not_the_plain_run(make_sac, data, tmp_path):
+    config = dataclasses.replace(CONFIG, future_from=-8.0, future_steps=5)
+    runs = {}
+    for name, c in (("whole", config), ("broken", config), ("plain", CONFIG)):
+        if name == "broken":
+            method, left = make_sac(), iter([False, False, True])
+            train(method, mixture(method, data), c, CARD, tmp_path / name, stop=left.__next__)
+        runs[name] = make_sac()
+        train(runs[name], mixture(runs[name], data), c, CARD, tmp_path / name)
+    whole = weights(runs["whole"])
+    assert all(torch.equal(w, weights(runs["broken"])[n]) for n, w in whole.items())
+    assert any(not torch.equal(w, weights(runs["plain"])[n]) for n, w in whole.items())
+
+
+def test_a_causal_adapter_has_no_future_to_open(make_sac, data, tmp_path):
+    method = make_sac(causal=True)
+    with pytest.raises(ConfigError, match="future_from is -8"):
+        train(
+            method, mixture(method, data), dataclasses.replace(CONFIG, future_from=-8.0, future_steps=2), CARD, tmp_path
+        )
+
+
+def test_long_contexts_are_written_as_sub_contexts(make_sac):
+    """Side by side as at serving: each piece alone, at consecutive positions."""
+    method = make_sac(trained=True)
+    b = method.backbone
+    pairs = ((b.tokens("Who?"), b.tokens("Ada")),)
+    long, short = b.tokens("Ada went to Rome by boat. " * 45), b.tokens("Bo stayed at home.")
+    contexts = [TokenisedContext(long, pairs), TokenisedContext(short, pairs)]
+    shares = Shares(recall_weight=0.0, distractor_share=1.0)
+    batch = question_batch(contexts, [9.0, 3.0], method, shares, random.Random(1))
+    assert [len(c) for c in batch.chunks] == [510, 510, 150, 18] and batch.ratios == [9.0, 9.0, 9.0, 3.0]
+    assert batch.pieces == [[0, 1, 2], [3]] and sorted(batch.front[0]) == [0, 1]
+    loss, _ = loss_of(batch, method)
+    kvs = {0: method.compress_context(long, 9.0), 1: method.compress([short], 3.0)}
+    nats = []
+    for front, rows in zip(batch.front, batch.readings, strict=True):
+        memory = method.memory([kv for j in front for kv in kvs[j]])
+        for tokens, first, *_ in rows:
+            for i in range(first, len(tokens)):
+                nats.append(F.cross_entropy(by_transformers(b, memory, tokens[:i]), torch.tensor(tokens[i])))
+    assert loss.item() == pytest.approx(float(torch.stack(nats).mean()), abs=1e-4)
+    halves = continuation_batch([TokenisedContext(long, ())], [9.0], method)
+    assert [len(c) for c in halves.chunks] == [510, 75] and halves.front == [[0]] and halves.tokens == 2 * 585 - 1
+
+
+def test_nothing_to_learn_from_is_said_so(make_sac):
+    method = make_sac()
+    batch = question_batch([TokenisedContext([5] * 60, ())], [2.0], method, Shares(recall_weight=0), random.Random(0))
+    with pytest.raises(TrainingError, match="write cloze:"):
+        loss_of(batch, method)

@@ -22,7 +22,8 @@ from sac_rag.compress.adapter import Card
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.sac import Sac
 from sac_rag.train.data import Mixture, Source
-from sac_rag.train.loop import TrainConfig, train
+from sac_rag.train.config import TrainConfig
+from sac_rag.train.loop import train
 from tests.conftest import byte_tokenizer, tiny_llama
 
 data, out = sys.argv[1:]
@@ -55,7 +56,7 @@ def test_two_processes_equal_one(tmp_path):
             env=env,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (read_tensors(tmp_path / n / "adapter.safetensors") for n in ("one", "two"))

@@ -38,9 +38,7 @@ class SacEmbeddings(LibraryUser, Embeddings):
 
     def _encode(self, texts: list[str], kind: str) -> list[list[float]]:
         if self.rag is not None or self.library is not None:
-            rag = self.opened()
-            with rag.engine.busy():
-                vectors: list[list[float]] = rag.embedder.encode(texts, kind=kind).tolist()
+            vectors: list[list[float]] = self.opened().embed(texts, kind=kind).tolist()
             return vectors
         from sac_rag.config import DEFAULT_EMBEDDER
         from sac_rag.models.embedder import Embedder

@@ -29,8 +29,7 @@ def search(rag: SacRag, query: str, k: int, mode: str, where: Mapping[str, Any] 
 
 def query_vector(rag: SacRag, query: str) -> Any:
     """The embedding of a question, float32 of shape (dim,)."""
-    with rag.engine.busy():
-        return rag.embedder.encode([query], kind="query")[0]
+    return rag.embed([query], kind="query")[0]
 
 
 def diverse(rag: SacRag, vector: Any, hits: Sequence[Hit], k: int, lambda_mult: float = 0.5) -> list[Hit]:

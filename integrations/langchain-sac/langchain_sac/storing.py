@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,12 @@ RESERVED = ("document", "pages")
 """Metadata keys with a meaning of their own in a library: kept, but not to be filtered by."""
 OWN = "_langchain"
 """Where reserved metadata and the white space between passages are kept."""
+
+
+def digest(document: Document) -> str:
+    """The id of a document that has none: the same text and metadata are the same document."""
+    parts = json.dumps([document.page_content, document.metadata], skipkeys=True, default=str)
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
 def to_stored(rag: SacRag, uri: str, document: Document) -> Stored:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,7 +17,7 @@ from langchain_sac.embeddings import SacEmbeddings
 from langchain_sac.formatting import sac_metadata
 from langchain_sac.opening import writing
 from langchain_sac.searching import FETCH_K, diverse, query_vector
-from langchain_sac.storing import groups, stored, to_stored, whole
+from langchain_sac.storing import digest, groups, stored, to_stored, whole
 from sac_rag.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,20 +78,53 @@ class SacVectorStore(VectorStore):
     def add_documents(
         self, documents: list[Document], *, ids: Sequence[str | None] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Compress and store documents; returns their ids: those given, else the documents' own, else new ones.
+        """Compress and store documents; returns their ids: those given, else the documents' own, else digests of text
+        and metadata.
 
         A document under a known id replaces it; unchanged ones are skipped. Raises ConfigError, before anything is
         stored, for blank documents and metadata that is no JSON.
         """
+        return self._add(documents, ids, [None] * len(documents))
+
+    def add_embeddings(
+        self,
+        text_embeddings: Iterable[tuple[str, list[float]]],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+    ) -> list[str]:
+        """Texts whose vectors are there already, by the `embeddings` of this store; they are not embedded again.
+
+        A text longer than a passage is embedded passage by passage all the same. ConfigError for vectors of another
+        embedder; otherwise as `add_documents`.
+        """
+        pairs = list(text_embeddings)
+        if metadatas is not None and len(metadatas) != len(pairs):
+            raise ConfigError(f"{len(metadatas)} metadatas for {len(pairs)} texts: give one a text")
+        texts, vectors = [t for t, _ in pairs], [v for _, v in pairs]
+        rag = self.rag
+        if (strange := rag.strange_vector(texts, vectors)) is not None:
+            raise ConfigError(
+                f"the vector of text {strange} ({len(vectors[strange])} numbers) is not by the library's embedder "
+                f"({rag.config.embedder}, {rag.embedder.dim} numbers): make it with store.embeddings, or use add_texts"
+            )
+        documents = [
+            Document(page_content=t, metadata=m) for t, m in zip(texts, metadatas or [{}] * len(texts), strict=True)
+        ]
+        return self._add(documents, ids, vectors)
+
+    def _add(self, documents: list[Document], ids: Sequence[str | None] | None, vectors: Sequence[Any]) -> list[str]:
         if ids is not None and len(ids) != len(documents):
             raise ConfigError(f"{len(ids)} ids for {len(documents)} documents: give one a document")
-        named = [i or d.id or uuid.uuid4().hex for i, d in zip(ids or [None] * len(documents), documents, strict=True)]
+        named = [i or d.id or digest(d) for i, d in zip(ids or [None] * len(documents), documents, strict=True)]
         latest = dict(zip(named, documents, strict=True))  # of two under one id the later stays
+        ready = {i: v for i, v in zip(named, vectors, strict=True) if v is not None}
         rag = self.rag
         new = [to_stored(rag, i, d) for i, d in latest.items()]
         with writing(rag):
             for group in groups(new):
-                rag.put(group)
+                own = {d.uri: ready[d.uri] for d in group if d.uri in ready}
+                rag.put(group, vectors=own, embedder=rag.embedder.fingerprint)
         return named
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:

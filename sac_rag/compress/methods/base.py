@@ -25,6 +25,8 @@ class Method(ABC):
     name: str
     reads_with_lora = False
     """Whether the adapted weights also read the question (Full-FT alone)."""
+    causal = False
+    """Whether writing never sees later tokens, so that there is no future to open."""
 
     def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
         self.backbone, self.layout = backbone, layout
@@ -45,8 +47,14 @@ class Method(ABC):
         return self._prefixes[layout.prefix] if layout.prefix else None
 
     @abstractmethod
-    def write(self, chunks: Sequence[Sequence[int]], ratios: Sequence[float]) -> list[AnchorKV]:
-        """Memories of chunks of at most 510 token ids, one ratio each, on the backbone's device, keys before RoPE."""
+    def write(
+        self, chunks: Sequence[Sequence[int]], ratios: Sequence[float], *, future_bias: float | None = None
+    ) -> list[AnchorKV]:
+        """Memories of chunks of at most 510 token ids, one ratio each, on the backbone's device, keys before RoPE.
+
+        future_bias: added to the scores of later tokens while training opens them step by step; a method that is
+        `causal` has no use for it.
+        """
 
     @abstractmethod
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -60,10 +68,14 @@ class Method(ABC):
                 out += [m.validate() for m in self.write(batch, [ratio] * len(batch))]
         return out
 
-    def compress_context(self, token_ids: Sequence[int], ratio: float) -> list[AnchorKV]:
-        """A long context as consecutive sub-contexts of at most 510 tokens (SAC, section 4.1)."""
+    def pieces(self, token_ids: Sequence[int]) -> list[Sequence[int]]:
+        """A context as it is written: consecutive sub-contexts of at most 510 tokens (SAC, section 4.1)."""
         step = MAX_PASSAGE_TOKENS
-        return self.compress([token_ids[i : i + step] for i in range(0, len(token_ids), step)], ratio)
+        return [token_ids[i : i + step] for i in range(0, len(token_ids), step)]
+
+    def compress_context(self, token_ids: Sequence[int], ratio: float) -> list[AnchorKV]:
+        """Memories of a long context, one after the other."""
+        return self.compress(self.pieces(token_ids), ratio)
 
     def memory(
         self,

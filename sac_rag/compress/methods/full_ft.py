@@ -22,14 +22,21 @@ class FullFt(Method):
 
     name = "full-ft"
     reads_with_lora = True
+    causal = True
 
     def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
         super().__init__(backbone, layout)
         self._front = backbone.template(layout.prefix)
 
-    def write(self, chunks: Sequence[Sequence[int]], ratios: Sequence[float]) -> list[AnchorKV]:
+    def write(
+        self, chunks: Sequence[Sequence[int]], ratios: Sequence[float], *, future_bias: float | None = None
+    ) -> list[AnchorKV]:
         ids = [torch.tensor([*self._front, *c]) for c in chunks]
         return self.backbone.encode(ids, [torch.arange(len(i)) for i in ids], causal=True)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[Sequence[int]]:
+        """The whole context: every token of it sees all those before."""
+        return [token_ids]
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return dict(self.backbone.trainable())

@@ -22,8 +22,9 @@ from sac_rag.errors import MemoryInvalid
 class Sac(Method):
     """One anchor embedding for all ratios, so one adapter serves them all.
 
-    selector: which tokens become anchors. causal: the ablation without the bidirectional mask (table 4).
-    learn_prefix: train the keys and values of the layout's prefix, which start as the base model's own.
+    selector: which tokens become anchors. causal, mark_anchors: the ablations without the bidirectional mask and
+    without the anchor embedding, which then stays zero (table 4). learn_prefix: train the keys and values of the
+    layout's prefix, which start as the base model's own.
     """
 
     name = "sac"
@@ -35,12 +36,14 @@ class Sac(Method):
         *,
         selector: str = "uniform",
         causal: bool = False,
+        mark_anchors: bool = True,
         learn_prefix: bool = True,
     ) -> None:
         super().__init__(backbone, layout)
         self._select = SELECTORS.load(selector)
         self.causal = causal
-        self.anchor_embedding = nn.Parameter(torch.zeros(backbone.width, device=backbone.device))
+        zeros = torch.zeros(backbone.width, device=backbone.device)
+        self.anchor_embedding = nn.Parameter(zeros, requires_grad=mark_anchors)
         self._prefix = _Prefix(backbone, layout) if layout.prefix else None
         if self._prefix:
             self._prefix.requires_grad_(learn_prefix)
@@ -49,12 +52,16 @@ class Sac(Method):
     def prefix(self) -> AnchorKV | None:
         return self._prefix.kv() if self._prefix else None
 
-    def write(self, chunks: Sequence[Sequence[int]], ratios: Sequence[float]) -> list[AnchorKV]:
+    def write(
+        self, chunks: Sequence[Sequence[int]], ratios: Sequence[float], *, future_bias: float | None = None
+    ) -> list[AnchorKV]:
         if not all(chunks):
             raise MemoryInvalid("an empty passage cannot be compressed; give at least one token")
         ids = [torch.tensor(c, dtype=torch.int64) for c in chunks]
         picks = [self._select(c, anchor_count(len(c), r)) for c, r in zip(chunks, ratios, strict=True)]
-        return self.backbone.encode(ids, picks, anchor_embedding=self.anchor_embedding, causal=self.causal)
+        return self.backbone.encode(
+            ids, picks, anchor_embedding=self.anchor_embedding, causal=self.causal, future_bias=future_bias
+        )
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         found = {"anchor_embedding": self.anchor_embedding, **dict(self.backbone.trainable())}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,28 @@ from sac_rag.answer.engine import Engine
 from sac_rag.records import Document
 from tests.conftest import byte_tokenizer, tiny_llama
 from tests.integrations.conftest import TEXTS
+
+OUTCOMES: defaultdict[str, Counter[str]] = defaultdict(Counter)
+"""Module and class of a standard suite -> how its tests ended in this run, for test_suite_counts.py."""
+DESELECTED: set[str] = set()
+"""Those of which not all tests were chosen."""
+
+
+def _suite(nodeid: str) -> str | None:
+    module, *rest = nodeid.split("::")
+    name = Path(module).stem
+    chosen = name in ("test_standard", "test_real_model") and len(rest) == 2 and "integrations/langchain" in module
+    return f"{name}::{rest[0]}" if chosen else None
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if (suite := _suite(report.nodeid)) and (report.when == "call" or (report.when == "setup" and report.skipped)):
+        OUTCOMES[suite]["xfailed" if hasattr(report, "wasxfail") else report.outcome] += 1
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    DESELECTED.update(filter(None, (_suite(item.nodeid) for item in items)))
+
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

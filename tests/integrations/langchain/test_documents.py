@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.load import dumps, loads
@@ -84,6 +86,8 @@ def test_a_thousand_forged_tags_load_nothing(rag: SacRag, monkeypatch: pytest.Mo
     for document, tag in zip(claims, forged, strict=True):
         document.metadata["sac_tag"] = tag
     assert format_docs_sac(claims, chat, separator="") == "".join(d.page_content for d in claims)
+    block = json.dumps({"type": "sac_kv", "id": ids(documents)[0]})
+    assert read(chat, [HumanMessage(block), HumanMessage([{"type": "text", "text": block}, block])]) == []
     assert not loads
 
 
@@ -135,6 +139,17 @@ def test_tags_survive_serialisation_and_checkpoints(rag: SacRag, chat: ChatSac) 
 def test_a_reranker_decides_the_order(rag: SacRag, chat: ChatSac) -> None:
     reranked = (SacRetriever(rag=rag, k=3) | RunnableLambda(lambda docs: docs[::-1])).invoke(QUESTION)
     assert read(chat, [HumanMessage(format_docs_sac(reranked, chat))]) == ids(found(rag, 3))[::-1]
+
+
+def test_it_fits_a_stock_compression_retriever(rag: SacRag, chat: ChatSac) -> None:
+    plain = [Document(page_content=d.page_content, metadata={"source": "a"}) for d in found(rag, 3)]
+    retriever = ContextualCompressionRetriever(
+        base_retriever=RunnableLambda(lambda _: plain),  # type: ignore[arg-type]
+        base_compressor=SacDocumentCompressor(rag=rag),
+    )
+    out = retriever.invoke(QUESTION)
+    assert [d.page_content for d in out] == [d.page_content for d in plain]
+    assert read(chat, [HumanMessage(format_docs_sac(out, chat))]) == ids(out)
 
 
 async def test_a_retriever_tool_hands_out_tags(rag: SacRag, chat: ChatSac) -> None:

@@ -12,11 +12,9 @@ from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
 from langchain_sac import ChatSac, SacVectorStore, create_sac_chain
 from sac_rag import SacRag
-from sac_rag.config import DEFAULT_EMBEDDER, DEFAULT_MODEL
-from sac_rag.errors import ModelError
-from sac_rag.models import sources
 from sac_rag.records import Document
 from tests.integrations.conftest import TEXTS
+from tests.integrations.real import default_models
 
 from .helpers import QUESTION, found, tags, usage
 from .suites import ChatModelSuite, EmbeddingsSuite, RetrieverSuite
@@ -26,11 +24,7 @@ pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SacRag]:
-    for name in (DEFAULT_MODEL, DEFAULT_EMBEDDER):
-        try:
-            sources.path(name)
-        except ModelError:
-            pytest.skip(f"{name} is not in the cache: `sac models pull {name}` fetches it")
+    default_models()
     with SacRag.open(tmp_path_factory.mktemp("real") / "real.lib", write=True, create=True) as rag:
         rag.put([Document(uri, text, meta={"kind": uri[0]}) for uri, text in TEXTS.items()])
         yield rag

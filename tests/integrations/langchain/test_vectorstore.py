@@ -83,6 +83,36 @@ def test_retrievers_of_a_store_feed_the_model(store: SacVectorStore) -> None:
     assert usage(chat.invoke(format_docs_sac(documents, chat)))[1] > 0
 
 
+def test_texts_are_embedded_once(store: SacVectorStore, embedded: list[str]) -> None:
+    texts, vectors = list(TEXTS.values()), SacEmbeddings(rag=store.rag)
+    store.add_documents([Document(page_content=t, id=i) for i, t in TEXTS.items()])
+    SacVectorStore.from_texts(["One."], vectors, rag=store.rag, ids=["1"])
+    assert embedded == [*texts, "One."]
+    embedded.clear()
+    fresh = [t + " Indeed." for t in texts]
+    pairs = list(zip(fresh, vectors.embed_documents(fresh), strict=True))
+    ids = store.add_embeddings(pairs, [{"n": n} for n in range(3)])
+    assert embedded == fresh
+    assert [d.metadata for d in store.get_by_ids(ids)] == [{"n": n} for n in range(3)]
+    ((found, score),) = store.similarity_search_with_score(fresh[1], k=1)
+    assert (found.page_content, score) == (fresh[1], pytest.approx(1, abs=1e-5))
+    embedded.clear()
+    store.add_embeddings([(LONG, vectors.embed_documents([LONG])[0])], ids=["long"])
+    assert embedded == [LONG, *(p.text for p in store.rag.library.passages("long"))]
+
+
+def test_vectors_of_another_embedder_are_refused(store: SacVectorStore) -> None:
+    strange = DeterministicFakeEmbedding(size=store.rag.embedder.dim).embed_documents(["One.", "Two."])
+    with pytest.raises(ConfigError, match="text 0 .32 numbers. is not by the library's embedder .*store.embeddings"):
+        store.add_embeddings(zip(["One.", "Two."], strange, strict=True))
+    good = store.embeddings.embed_documents(["One."])
+    with pytest.raises(ConfigError, match="text 1 .3 numbers."):
+        store.add_embeddings([("One.", good[0]), ("Two.", [1.0, 0.0, 0.0])])
+    with pytest.raises(ConfigError, match="2 metadatas for 1 texts"):
+        store.add_embeddings([("One.", good[0])], [{}, {}])
+    assert store.rag.library.documents() == []
+
+
 def test_a_store_is_a_library_and_opens_again(store: SacVectorStore, tiny_config: Any) -> None:
     store.add_texts(["One.", "Two."], ids=["1", "2"])
     path = store.rag.library.path

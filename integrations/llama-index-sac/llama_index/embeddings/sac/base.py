@@ -36,9 +36,8 @@ class SacEmbedding(BaseEmbedding):
         return self._source.rag
 
     def _encode(self, texts: list[str], kind: str) -> list[list[float]]:
-        rag = self._source.rag
-        with rag.engine.busy():
-            return rag.embedder.encode(texts, kind=kind).tolist()
+        vectors: list[list[float]] = self._source.rag.embed(texts, kind=kind).tolist()
+        return vectors
 
     def _get_query_embedding(self, query: str) -> list[float]:
         return self._encode([query], "query")[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 from llama_index.schema.sac.base import is_text
-from llama_index.schema.sac.documents import compress
+from llama_index.schema.sac.documents import compress, strange
 from llama_index.schema.sac.opening import Source
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class SacCompressor(TransformComponent):
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         if self.store:
-            compress(self.rag, nodes)
+            # Another store may want another embedder's vectors; the library's own are taken over.
+            compress(self.rag, nodes, embedded=strange(self.rag, nodes) is None)
         elif texts := [n.get_content(MetadataMode.NONE) for n in nodes if is_text(n)]:
             self.rag.remember(texts)
         return nodes

@@ -96,6 +96,11 @@ class SacLLM(CustomLLM):
         settings = {name: getattr(self, name) for name in _SAMPLING}
         return {"class_name": self.class_name(), "library": self.library, **settings}
 
+    def reads(self, text: str) -> bool:
+        """Whether a text is tags and nothing else, and all of passages that this LLM may read."""
+        parts = self._source.newest().cite(text, where=self.where)
+        return not any(isinstance(p, str) and p.strip() for p in parts)
+
     @property
     def tokenizer(self) -> SacTokenizer:
         """For `Settings.tokenizer`."""

@@ -16,6 +16,7 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.schema.sac.reading import is_read, watch
 
 from sac_rag.answer.tags import text_digest
 from sac_rag.records import Hit, Passage
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 _KEPT_FROM_MODELS = ["sac_id", "start", "end", "score"]
 """Metadata that a language model or an embedder has no use for."""
 
+watch()
+
 
 class SacNode(TextNode):
     """A text node with a memory. `MetadataMode.LLM` gives the tag, as long as the text is what was compressed.
 
-    Every other mode, so rerankers, embedders and `source_nodes`, gives the real text; so does LLM mode once the text
-    was edited. Only a `SacLLM` reads tags: do not hand these nodes to another model.
+    Every other mode, so rerankers, embedders and `source_nodes`, gives the real text. So does LLM mode once the text
+    was edited, and in a synthesizer (of a query or chat engine) whose LLM does not read this tag: another model, a
+    `SacLLM` of another library or one whose `where` leaves the passage out.
     """
 
     sac_tag: str = ""
@@ -49,12 +53,12 @@ class SacNode(TextNode):
         return bool(self.sac_tag) and text_digest(self.text) == self.sac_text_sha
 
     def get_content(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> str:
-        if metadata_mode == MetadataMode.LLM and self.remembered:
+        if metadata_mode == MetadataMode.LLM and self.remembered and is_read(self.sac_tag):
             return self.sac_tag
         return super().get_content(metadata_mode)
 
     def get_content_blocks(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> list[BaseContentBlock]:
-        if metadata_mode == MetadataMode.LLM and self.remembered:
+        if metadata_mode == MetadataMode.LLM and self.remembered and is_read(self.sac_tag):
             return [TextBlock(text=self.sac_tag)]
         return super().get_content_blocks(metadata_mode)
 

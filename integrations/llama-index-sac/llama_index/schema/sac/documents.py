@@ -38,14 +38,25 @@ def node_from(document: StoredDocument) -> BaseNode | None:
     return metadata_dict_to_node(document.meta) if "_node_content" in document.meta else None
 
 
-def compress(rag: SacRag, nodes: Sequence[BaseNode]) -> None:
-    """Store nodes with their memories in one commit; unchanged ones are skipped, changed ones replaced."""
+def compress(rag: SacRag, nodes: Sequence[BaseNode], *, embedded: bool = False) -> None:
+    """Store nodes with their memories in one commit; unchanged ones are skipped, changed ones replaced.
+
+    embedded: the nodes' vectors, where they have one, are the library's embedder's and are taken over.
+    """
     for node in nodes:
         if not is_text(node):
             logger.warning("node %s holds no text (or more than text) and is not stored", node.node_id)
     if documents := [document_of(node) for node in nodes if is_text(node)]:
+        ready = {n.node_id: n.embedding for n in nodes if embedded and is_text(n) and n.embedding is not None}
         with writing(rag):
-            rag.put(documents)
+            rag.put(documents, vectors=ready, embedder=rag.embedder.fingerprint)
+
+
+def strange(rag: SacRag, nodes: Sequence[BaseNode]) -> BaseNode | None:
+    """A node whose vector is not by the library's embedder, as far as `SacRag.strange_vector` can tell."""
+    given = [n for n in nodes if n.embedding is not None]
+    found = rag.strange_vector([n.get_content(MetadataMode.EMBED) for n in given], [n.embedding for n in given])
+    return None if found is None else given[found]
 
 
 def writing(rag: SacRag) -> threading.Lock:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode
 from llama_index.core.storage.storage_context import StorageContext
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
@@ -21,7 +21,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.schema.sac.base import stored_tag, with_tag
-from llama_index.schema.sac.documents import compress, node_from, writing
+from llama_index.schema.sac.documents import compress, node_from, strange, writing
 from llama_index.schema.sac.filters import Keep, fits_all, split
 from llama_index.schema.sac.opening import Source
 
@@ -38,8 +38,6 @@ _SEARCH = {
     VectorStoreQueryMode.HYBRID: "hybrid",
     VectorStoreQueryMode.SEMANTIC_HYBRID: "hybrid",
 }
-_SAME = 0.99
-"""Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
 
 
 class SacVectorStore(BasePydanticVectorStore):
@@ -47,8 +45,9 @@ class SacVectorStore(BasePydanticVectorStore):
 
     `add` compresses nodes: a node is a document of the library, its id the uri. Nodes longer than a passage of the
     library become several passages and are found whole. tags: return SacNodes; set it when a `SacLLM` reads them.
-    The library embeds passages itself, so give `VectorStoreIndex` a `SacEmbedding` of the same library, or set
-    is_embedding_query=False: then questions are embedded here, and any embed_model will do.
+    The library searches by its own embedder, so give `VectorStoreIndex` a `SacEmbedding` of the same library, whose
+    vectors are taken over, or set is_embedding_query=False: then passages and questions are embedded here, and any
+    embed_model will do.
     """
 
     stores_text: bool = True
@@ -103,11 +102,11 @@ class SacVectorStore(BasePydanticVectorStore):
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Compress and store nodes, in one commit; a known id is replaced. Raises LibraryError when open for reading.
 
-        ValueError when the nodes come with vectors of another embedder.
+        Vectors of a `SacEmbedding` are taken over; ValueError when the nodes come with those of another embedder.
         """
         if self.is_embedding_query:
             self._check_embedder(nodes)
-        compress(self.rag, nodes)
+        compress(self.rag, nodes, embedded=self.is_embedding_query)
         return [node.node_id for node in nodes]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
@@ -217,8 +216,7 @@ class SacVectorStore(BasePydanticVectorStore):
             return np.asarray(query.query_embedding, np.float32)
         if query.query_str is None:
             raise ValueError("the query has neither query_str nor query_embedding; give one")
-        with rag.engine.busy():
-            return rag.embedder.encode([query.query_str], kind="query")[0]
+        return rag.embed([query.query_str], kind="query")[0]
 
     def _check_length(self, vector: Sequence[float]) -> None:
         if len(vector) != self.rag.embedder.dim:
@@ -228,19 +226,11 @@ class SacVectorStore(BasePydanticVectorStore):
             )
 
     def _check_embedder(self, nodes: Sequence[BaseNode]) -> None:
-        """One node's vector tells: two embedders may have vectors of one length, and searching would be noise."""
-        import numpy as np
-
-        first = next((n for n in nodes if n.embedding is not None), None)
-        if first is None or first.embedding is None:
-            return
-        self._check_length(first.embedding)
-        rag = self.rag
-        with rag.engine.busy():
-            (own,) = rag.embedder.encode([first.get_content(MetadataMode.EMBED)])
-        given = np.asarray(first.embedding, np.float32)
-        if not float(given @ own) >= _SAME * float(np.linalg.norm(given)):
+        for node in nodes:
+            if node.embedding is not None:
+                self._check_length(node.embedding)
+        if (other := strange(self.rag, nodes)) is not None:
             raise ValueError(
-                f"node {first.node_id} comes with a vector of another embedder than the library's "
-                f"({rag.config.embedder}): pass embed_model=SacEmbedding(rag), or set is_embedding_query=False"
+                f"node {other.node_id} comes with a vector of another embedder than the library's "
+                f"({self.rag.config.embedder}): pass embed_model=SacEmbedding(rag), or set is_embedding_query=False"
             )

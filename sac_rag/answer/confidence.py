@@ -1,0 +1,80 @@
+"""How sure an answer is, and what follows: thresholds on its mean log-probability, kept in the adapter's card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sac_rag.compress.adapter import Card
+from sac_rag.config import DEFAULT_MODEL
+from sac_rag.errors import AdapterError, ConfigError
+from sac_rag.records import NO_ANSWER
+
+READERS = ("memory", "text")
+"""Ways of reading whose confidences are calibrated, each on its own scale."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Confidences (nats) below which an answer is doubted, at one ratio; None is never."""
+
+    abstain: Mapping[str, float | None]
+    """Per reader: below it, the passages are taken not to say."""
+    fallback: float | None
+    """Below it, text answers better than memory."""
+
+    @classmethod
+    def of(cls, folder: Path, ratio: float, *, model: str = DEFAULT_MODEL, adapter: str = "default") -> Thresholds:
+        """Those in the card of an adapter folder; ConfigError with the remedy when it has none for this ratio.
+
+        model, adapter: how they are called, for the remedy.
+        """
+        known = Card.read(folder).calibration
+        entry = known.get(key_of(ratio))
+        names = {
+            "--model": model if model != DEFAULT_MODEL else "",
+            "--adapter": adapter if adapter != "default" else "",
+        }
+        flags = "".join(f" {flag} {name}" for flag, name in names.items() if name)
+        remedy = f"run `sac calibrate FILE… --ratio {key_of(ratio)}{flags} --write` on files of questions"
+        if entry is None:
+            others = f" (it is at {', '.join(known)})" if known else ""
+            raise ConfigError(
+                f"the adapter {adapter!r} is not calibrated at ratio {key_of(ratio)}{others}, so no answer can be told "
+                f"doubtful: {remedy}, or ask without abstain and with fidelity memory, mixed or text"
+            )
+        try:
+            return cls({r: _threshold(entry["abstain"][r]) for r in READERS}, _threshold(entry["fallback"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdapterError(
+                f"{folder / 'card.json'}: calibration at {key_of(ratio)} is damaged ({error!r}): {remedy}"
+            ) from error
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As a card holds them."""
+        return {"abstain": dict(self.abstain), "fallback": self.fallback}
+
+    def abstains(self, fidelity: str, confidence: float, text: str) -> bool:
+        """Whether an answer is withheld. A mixed prompt is judged as text, which its best passage is."""
+        limit = self.abstain["memory" if fidelity == "memory" else "text"]
+        return says_nothing(text) or (limit is not None and confidence < limit)
+
+
+def key_of(ratio: float) -> str:
+    """A ratio as a key of a card's calibration."""
+    return f"{float(ratio):g}"
+
+
+def says_nothing(text: str) -> bool:
+    """Whether an answer is NO_ANSWER in the model's own words."""
+    return text.strip().rstrip(".").casefold() == NO_ANSWER.rstrip(".").casefold()
+
+
+def _threshold(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not value <= 0:
+        raise ValueError(f"{value!r} is no log-probability")
+    return float(value)

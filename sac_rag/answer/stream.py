@@ -1,0 +1,146 @@
+"""One answer, piece by piece: retrieved, laid out, read, and judged where that was asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from sac_rag.answer.assemble import Assembled
+from sac_rag.answer.confidence import Thresholds
+from sac_rag.answer.engine import Engine
+from sac_rag.answer.reader import Sampling, TextStream
+from sac_rag.config import AskConfig
+from sac_rag.records import NO_ANSWER, Answer, Hit, Timings, Usage
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one question is answered.
+
+    find: the hits. lay: hits -> prompt, as `ask.fidelity` says or, when True, as text. thresholds: needed for
+    fidelity "auto" and for abstaining.
+    """
+
+    find: Callable[[], Sequence[Hit]]
+    lay: Callable[[Sequence[Hit], bool], Assembled]
+    ask: AskConfig
+    thresholds: Thresholds | None = None
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One reading of the passages; `first` is when its first token was there."""
+
+    assembled: Assembled
+    text: str
+    tokens: int
+    confidence: float
+    loaded_s: float
+    first: float
+
+    @property
+    def usage(self) -> Usage:
+        a = self.assembled
+        return Usage(a.anchors, a.source_tokens, a.prompt.tokens, self.tokens)
+
+
+class Stream(Iterator[str]):
+    """Pieces of one answer as they are made. Dropping it stops the work.
+
+    What may yet be thrown away is not shown: with "auto" the answer from memory, with `abstain` any answer is held
+    back until it is whole and judged. Its first piece then comes as late as its last token would have; where "auto"
+    falls back, text is read after that, so the first piece waits for the whole answer from memory and for the reading
+    of the text. An "auto" whose calibration says that text is never better holds nothing back.
+    """
+
+    def __init__(self, engine: Engine, way: Way) -> None:
+        self._began = time.perf_counter()
+        self._answer: Answer | None = None
+        self._pieces = self._run(engine, way)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; RuntimeError while the stream is not read to its end."""
+        if self._answer is None:
+            raise RuntimeError("the answer is not complete: read the stream to its end first")
+        return self._answer
+
+    def _run(self, engine: Engine, way: Way) -> Iterator[str]:
+        ask, thresholds = way.ask, way.thresholds
+        found = way.find()
+        retrieved = time.perf_counter()
+        doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
+        held = ask.abstain or doubtful is not None
+        attempt = yield from _attempt(engine, way, found, text=False, held=held)
+        usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
+        fell_back = doubtful is not None and attempt.confidence < doubtful
+        if fell_back:
+            doubt = f"confidence {attempt.confidence:.2f}, below {doubtful:.2f}"
+            held = ask.abstain
+            attempt = yield from _attempt(engine, way, found, text=True, held=held)
+            usage, loaded_s = _both(usage, attempt.usage), loaded_s + attempt.loaded_s
+            notices = [f"the answer from memory was doubtful ({doubt}); this one is from text"]
+            notices += attempt.assembled.notices
+        fidelity, text, withheld = attempt.assembled.fidelity, attempt.text, None
+        if ask.abstain and (not found or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text))):
+            text, withheld = NO_ANSWER, text
+        if not found:
+            notices = ["no passage matched" + ("; the answer comes from the model alone" if withheld is None else "")]
+        first = time.perf_counter() if held else attempt.first
+        if held and text:
+            yield text
+        self._answer = Answer(
+            text,
+            attempt.assembled.hits,
+            usage,
+            Timings(retrieved - self._began, loaded_s, first - self._began, time.perf_counter() - self._began),
+            tuple(notices),
+            fidelity=fidelity,
+            confidence=attempt.confidence,
+            fell_back=fell_back,
+            abstained=withheld is not None,
+            withheld=withheld,
+        )
+
+
+def _attempt(
+    engine: Engine, way: Way, found: Sequence[Hit], *, text: bool, held: bool
+) -> Generator[str, None, _Attempt]:
+    """Read and answer once; the pieces are yielded unless `held`."""
+    began, ask = time.perf_counter(), way.ask
+    with engine.busy(), torch.inference_mode():
+        assembled = way.lay(found, text)
+    loaded_s = time.perf_counter() - began
+    sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
+    stream, pieces, first = TextStream(engine.method.backbone), [], None
+    generation = engine.service.submit(assembled.prompt, sampling)
+    for token in generation:
+        first = first or time.perf_counter()
+        if piece := stream.push(token):
+            pieces.append(piece)
+            if not held:
+                yield piece
+    first = first or time.perf_counter()
+    if piece := stream.flush():
+        pieces.append(piece)
+        if not held:
+            yield piece
+    completion = generation.completion
+    whole = "".join(pieces).strip()
+    return _Attempt(assembled, whole, len(completion.token_ids), completion.logprob, loaded_s, first)
+
+
+def _both(a: Usage, b: Usage) -> Usage:
+    """What two answers took; the source tokens are those of the second."""
+    return replace(
+        b,
+        anchors=a.anchors + b.anchors,
+        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
+        completion_tokens=a.completion_tokens + b.completion_tokens,
+    )

@@ -1,0 +1,117 @@
+"""Settings of a stage of training, and what follows from them at a step. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sac_rag.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One stage of training: "lm" (pretraining on plain text) or "qa" (finetuning on questions)."""
+
+    objective: str = "qa"
+    """"lm" (continue a text) or "qa" (answer questions: of the file, or cloze ones made out of any text)."""
+    steps: int = 1000
+    """Optimiser steps of this stage."""
+    step_tokens: int = 800
+    """Tokens (encoder and decoder together) of one micro-batch; contexts are drawn until it is full."""
+    accumulate: int = 2
+    """Micro-batches per optimiser step, shared out when several processes train together."""
+    ratios: tuple[float, ...] = (2.0, 5.0, 15.0)
+    """Ratios, one drawn per context."""
+    ratio_weights: tuple[float, ...] = (0.15, 0.5, 0.35)
+    """Their probabilities, up to a factor."""
+    learning_rate: float = 8e-4
+    """Peak rate of LoRA, anchor embedding and prefix."""
+    warmup: int = 40
+    """Steps of linear warm-up."""
+    decay_from: float = 0.6
+    """Share of the steps after which the rate falls linearly to a twentieth."""
+    weight_decay: float = 0.01
+    """AdamW weight decay on LoRA matrices."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moments (paper: 0.9, 0.95)."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    max_context: int = 320
+    """Longest context in tokens; longer ones are skipped (qa) or cut to windows (lm)."""
+    first_context: int = 192
+    """Limit at the first step; it grows linearly to `max_context` over the first half: short passages first."""
+    recall_weight: float = 0.25
+    """Loss weight of continuing a quoted piece of the context from memory; falls to a fifth over the stage."""
+    distractor_share: float = 0.5
+    """Share of contexts whose memory also holds others of the micro-batch, shuffled."""
+    distractors_from: float = 0.5
+    """Share of the stage after which distractors begin; 0 for an adapter that already reads one passage."""
+    prompts: tuple[str, ...] = ()
+    """Names of other prompts than the adapter's own layout, of `sac_rag.compress.templates`."""
+    prompt_share: float = 0.5
+    """Share of contexts that are read in one of `prompts`."""
+    mismatch_share: float = 0.0
+    """Share of contexts whose questions stand behind other passages, with "The passages do not say." as the answer."""
+    future_from: float = 0.0
+    """Causal start: added to the encoder's scores of later tokens at the first step (such as -8), then less and less;
+    0 is bidirectional from the first step."""
+    future_steps: int = 150
+    """Steps after which nothing of it is left."""
+    distil_weight: float = 0.0
+    """Weight of the divergence from a --teacher on the answers' tokens, beside the cross-entropy."""
+    checkpoint_minutes: float = 4.0
+    """Minutes between checkpoints."""
+    seed: int = 0
+    """Order of data and all other chance."""
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("lm", "qa"):
+            raise ConfigError(f"objective is {self.objective!r}; use lm or qa")
+        if self.steps < 1 or self.step_tokens < 64 or self.accumulate < 1:
+            raise ConfigError(
+                f"steps {self.steps}, step_tokens {self.step_tokens} (>= 64), accumulate {self.accumulate}"
+            )
+        if len(self.ratios) != len(self.ratio_weights) or not self.ratios or min(self.ratios) < 1:
+            raise ConfigError(f"ratios {self.ratios} need one weight each, got {self.ratio_weights}; ratios are >= 1")
+        if not -1e4 <= self.future_from <= 0:
+            raise ConfigError(f"future_from is {self.future_from:g}; use 0, or a bias between -10000 and 0 such as -8")
+        if self.future_from and not 1 <= self.future_steps <= self.steps:
+            raise ConfigError(
+                f"future_steps is {self.future_steps} of {self.steps} steps; it must lie in 1..{self.steps}, or the "
+                "encoder would not end bidirectional"
+            )
+        if not 0 <= self.distil_weight < math.inf or (self.distil_weight and self.objective != "qa"):
+            raise ConfigError(
+                f"distil_weight is {self.distil_weight:g} with objective {self.objective}; it is at least 0, and a "
+                "teacher has a say in answers (qa) alone"
+            )
+
+
+def rate_at(step: int, c: TrainConfig) -> float:
+    """Learning rate of a step: warm-up, constant, linear decay to 5 %."""
+    start = c.decay_from * c.steps
+    if step < c.warmup:
+        return c.learning_rate * (step + 1) / c.warmup
+    if step < start:
+        return c.learning_rate
+    return c.learning_rate * max(0.05, 1 - 0.95 * (step - start) / max(1.0, c.steps - start))
+
+
+def future_at(step: int, c: TrainConfig) -> float | None:
+    """The bias on later tokens at a step: linear from `future_from` to none at `future_steps`."""
+    return c.future_from * (1 - step / c.future_steps) if c.future_from and step < c.future_steps else None
+
+
+def sources_of(specs: Sequence[str]) -> list[tuple[str, float]]:
+    """Parse `PATH` or `PATH=WEIGHT` arguments; a `cloze:` in front stays with the path."""
+    found = []
+    for spec in specs:
+        path, given, weight = spec.rpartition("=")
+        try:
+            found.append((path, float(weight)) if given else (spec, 1.0))
+        except ValueError:
+            raise ConfigError(
+                f"data weight {weight!r} in {spec!r} is not a number; write PATH or PATH=WEIGHT"
+            ) from None
+    return found

@@ -1,0 +1,262 @@
+"""Recipes: named lists of training stages over the folder of data, so that an adapter can be made again by one command.
+
+Files are named relative to the data folder, which holds lm/*.jsonl.gz (text), qa/*.jsonl.gz (questions) and
+summ/*.jsonl.gz (summaries); a pattern with `*` shares its weight among the files that it finds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sac_rag.compress.backbone import LoraSpec
+from sac_rag.errors import ConfigError
+from sac_rag.train.config import TrainConfig, sources_of
+from sac_rag.train.data import CLOZE
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of training. It starts from the adapter of the stage before it, the first one from nothing."""
+
+    name: str
+    data: tuple[str, ...]
+    """PATH=WEIGHT or cloze:PATH=WEIGHT, relative to the data folder."""
+    config: TrainConfig
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it passes through the model, roughly: its share of a recipe's time."""
+        return self.config.steps * self.config.accumulate * self.config.step_tokens
+
+    def files(self, folder: Path) -> tuple[list[str], list[str]]:
+        """(PATH=WEIGHT of the files in `folder`, patterns that match none there)."""
+        found: list[str] = []
+        missing: list[str] = []
+        for spec, weight in sources_of(self.data):
+            kind = CLOZE if spec.startswith(CLOZE) else ""
+            pattern = spec.removeprefix(CLOZE)
+            paths = sorted(folder.glob(pattern))
+            found += [f"{kind}{path}={weight / len(paths)!r}" for path in paths]
+            missing += [] if paths else [pattern]
+        return found, missing
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an adapter is and the stages that make it."""
+
+    name: str
+    about: str
+    """What it makes, and in what time on what."""
+    stages: tuple[Stage, ...]
+    method: str = "sac"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    licence: str = ""
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same with `factor` times the steps, warm-up and causal start included; raises ConfigError below 0."""
+        if not 0 < factor < float("inf"):
+            raise ConfigError(f"the scale of the steps is {factor:g}; it must be above 0")
+
+        def times(n: int) -> int:
+            return max(1, round(factor * n))
+
+        return dataclasses.replace(
+            self,
+            stages=tuple(
+                dataclasses.replace(
+                    stage,
+                    config=dataclasses.replace(
+                        stage.config,
+                        steps=times(stage.config.steps),
+                        warmup=times(stage.config.warmup),
+                        future_steps=times(stage.config.future_steps),
+                    ),
+                )
+                for stage in self.stages
+            ),
+        )
+
+    def regrouped(self, tokens: int) -> Recipe:
+        """The same steps in micro-batches of about `tokens` tokens: larger ones suit a large GPU."""
+        stages = []
+        for stage in self.stages:
+            parts = max(1, round(stage.config.step_tokens * stage.config.accumulate / tokens))
+            size = -(-stage.config.step_tokens * stage.config.accumulate // parts)
+            stages.append(
+                dataclasses.replace(stage, config=dataclasses.replace(stage.config, step_tokens=size, accumulate=parts))
+            )
+        return dataclasses.replace(self, stages=tuple(stages))
+
+    def files(self, folder: str | Path) -> list[list[str]]:
+        """Per stage its files in the data folder; raises ConfigError naming those that are missing."""
+        folder = Path(folder)
+        found = [stage.files(folder) for stage in self.stages]
+        if missing := list(dict.fromkeys(m for _, lacking in found for m in lacking)):
+            rest = f" (missing too: {', '.join(missing[1:])})" if missing[1:] else ""
+            raise ConfigError(
+                f"the recipe {self.name} needs {missing[0]}, which is not in the data folder {folder}{rest}; "
+                "give the folder that holds lm/ and qa/"
+            )
+        return [files for files, _ in found]
+
+
+TEXT = ("lm/train-*.jsonl.gz=1",)
+QUESTIONS = (
+    "qa/squad.train.jsonl.gz=0.24",
+    "qa/nq.train.jsonl.gz=0.1",
+    "qa/squadshifts_amazon.train.jsonl.gz=0.07",
+    "qa/fairytaleqa.train.jsonl.gz=0.08",
+    "qa/quoref.train.jsonl.gz=0.04",
+    "qa/ropes.train.jsonl.gz=0.04",
+    "qa/hotpotqa.train.jsonl.gz=0.04",
+    "qa/2wikimultihopqa.train.jsonl.gz=0.02",
+    "qa/timeqa.train.jsonl.gz=0.02",
+    "qa/fairytaleqa_story.train.jsonl.gz=0.01",
+    "qa/boolq.train.jsonl.gz=0.01",
+    "qa/cosmosqa.train.jsonl.gz=0.02",
+    "summ/scitldr.train.jsonl.gz=0.01",
+    "cloze:qa/squad.train.jsonl.gz=0.08",
+    "cloze:qa/nq.train.jsonl.gz=0.12",
+    "cloze:qa/hotpotqa.train.jsonl.gz=0.04",
+    "cloze:qa/2wikimultihopqa.train.jsonl.gz=0.01",
+    "cloze:qa/quoref.train.jsonl.gz=0.02",
+    "cloze:qa/boolq.train.jsonl.gz=0.03",
+)
+"""All training sets: extractive ones first, long and multi-hop ones at little weight since each costs like ten others,
+yes/no and free-form ones at less."""
+QUESTIONS_LICENCE = (
+    "SQuAD 1.1 and HotpotQA (CC BY-SA 4.0), Natural Questions and BoolQ (CC BY-SA 3.0), SQuADShifts, Quoref, ROPES and "
+    "CosmosQA (CC BY 4.0), FairytaleQA, 2WikiMultihopQA and SciTLDR (Apache-2.0), TimeQA (BSD-3-Clause)"
+)
+TEXT_LICENCE = (
+    "books, PEPs and US government pages (public domain), arXiv abstracts (CC0), OpenStax, MedQuAD, PowerShell docs "
+    "and opensource.guide (CC BY 4.0), The Rust Programming Language (MIT or Apache-2.0)"
+)
+
+LM = TrainConfig(
+    objective="lm",
+    steps=4000,
+    step_tokens=4080,
+    accumulate=8,
+    ratios=(15.0,),
+    ratio_weights=(1.0,),
+    learning_rate=6e-4,
+    warmup=100,
+    decay_from=0.8,
+    max_context=1020,
+    first_context=1020,
+)
+"""32 texts a step, 510 tokens of each compressed and 510 read."""
+QA = TrainConfig(
+    steps=3000,
+    step_tokens=4096,
+    accumulate=4,
+    ratios=(2.0, 5.0, 15.0, 51.0),
+    ratio_weights=(0.1, 0.4, 0.35, 0.15),
+    learning_rate=5e-4,
+    warmup=60,
+    decay_from=0.5,
+    max_context=2040,
+    first_context=2040,
+    recall_weight=0.2,
+    distractor_share=0.25,
+    distractors_from=0.0,
+    prompts=("chat", "system", "langchain", "llama-index", "sentence"),
+    prompt_share=0.25,
+)
+"""About 120 questions a step."""
+FULL_FT = dataclasses.replace(
+    QA, ratios=(1.0,), ratio_weights=(1.0,), learning_rate=2e-4, prompts=(), prompt_share=0.0, recall_weight=0.0
+)
+
+SHORT_LM = dataclasses.replace(LM, steps=300, step_tokens=1020, accumulate=2, warmup=30)
+SHORT_QA = TrainConfig(
+    steps=300,
+    step_tokens=1000,
+    accumulate=2,
+    ratios=(5.0, 15.0),
+    ratio_weights=(0.5, 0.5),
+    warmup=30,
+    first_context=320,
+    distractor_share=0.0,
+)
+SHORT_QUESTIONS = (
+    "qa/squad.train.jsonl.gz=0.5",
+    "qa/nq.train.jsonl.gz=0.2",
+    "qa/squadshifts_amazon.train.jsonl.gz=0.1",
+    "qa/fairytaleqa.train.jsonl.gz=0.2",
+)
+
+
+def _ablation(
+    name: str, about: str, *, lm: bool = True, options: Mapping[str, Any] | None = None, **first: Any
+) -> Recipe:
+    """300 updates of pretraining and 300 of finetuning, all alike but for what is named. first: of the first stage."""
+    stages = [Stage("lm", ("lm/train-00.jsonl.gz",), SHORT_LM)] if lm else []
+    stages.append(Stage("qa", SHORT_QUESTIONS, SHORT_QA))
+    stages[0] = dataclasses.replace(stages[0], config=dataclasses.replace(stages[0].config, **first))
+    return Recipe(
+        f"ablation-{name}", f"Ablation: {about}. 300 small updates a stage.", tuple(stages), options=options or {}
+    )
+
+
+_ALL = (
+    Recipe(
+        "default",
+        "SAC for all ratios: pretraining on text at 15x, then all sets of questions at 2x to 51x under several "
+        "prompts. About 0.13 EFLOP for the default model: by that count an hour on an H100 at 4 % of its peak, eleven "
+        "days on two CPU cores at 140 GFLOP/s; --steps-scale 0.02 is five hours there.",
+        (Stage("lm", TEXT, LM), Stage("qa", QUESTIONS, QA)),
+        licence=f"Tensors: Apache-2.0. Trained on {TEXT_LICENCE}; questions of {QUESTIONS_LICENCE}.",
+    ),
+    Recipe(
+        "full-ft",
+        "The ceiling: LoRA of the same shape that reads the whole text, on the questions of `default` in as many "
+        "steps. About a quarter of its time.",
+        (Stage("qa", QUESTIONS, FULL_FT),),
+        method="full-ft",
+        lora=LoraSpec(whole=True),
+        licence=f"Tensors: Apache-2.0. Trained on questions of {QUESTIONS_LICENCE}.",
+    ),
+    Recipe(
+        "tiny",
+        "A rehearsal of `default` in a few small steps, a minute on a CPU: what it makes is of no use.",
+        (
+            Stage(
+                "lm",
+                ("lm/train-00.jsonl.gz",),
+                dataclasses.replace(LM, steps=2, step_tokens=256, accumulate=2, max_context=128, first_context=128),
+            ),
+            Stage(
+                "qa",
+                ("qa/squad.train.jsonl.gz=0.7", "cloze:qa/squad.train.jsonl.gz=0.3"),
+                dataclasses.replace(QA, steps=3, step_tokens=256, accumulate=2, max_context=256, first_context=256),
+            ),
+        ),
+    ),
+    _ablation("base", "the method as it is, for the others to be compared with"),
+    _ablation("no-lm", "without pretraining on text: the 300 updates of finetuning alone", lm=False),
+    _ablation("causal", "an encoder that sees no later tokens", options={"causal": True}),
+    _ablation(
+        "future",
+        "an encoder that starts causal and opens to later tokens in 150 updates",
+        future_from=-8.0,
+        future_steps=150,
+    ),
+    _ablation("no-anchor-embedding", "anchors that are not marked", options={"mark_anchors": False}),
+    _ablation("random", "anchors drawn at random", options={"selector": "random"}),
+)
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name; raises ConfigError naming those there are."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; use {', '.join(RECIPES)}")
+    return RECIPES[name]

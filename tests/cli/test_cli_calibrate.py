@@ -1,0 +1,105 @@
+"""`sac calibrate` on toys: it prints, it writes, and `sac ask` acts on what it wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_toys import Sac, Toys
+
+SHORT = {"SAC_MAX_NEW_TOKENS": "8", "SAC_DTYPE": "float32"}
+
+
+def questions(name: str, first: int = 0) -> str:
+    rows = [
+        {
+            "context": f"The lamp of house {i} burned oil until {1900 + i}.",
+            "qas": [{"qid": str(i), "question": f"Until when did lamp {i} burn?", "answers": [str(1900 + i)]}],
+        }
+        for i in range(first, first + 6)
+    ]
+    Path(name).write_text("\n".join(map(json.dumps, rows)))
+    return name
+
+
+@pytest.fixture
+def mine(toys: Toys) -> Path:
+    """./mine: an adapter of the test's own."""
+    return Path(shutil.copytree(toys.adapter, "mine")).resolve()
+
+
+@pytest.fixture
+def flags(toys: Toys, mine: Path) -> tuple[str, ...]:
+    return f"--model={toys.base}", f"--adapter={mine}", "--dtype=float32", "--device=cpu"
+
+
+def calibration(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "card.json").read_text()).get("calibration")
+
+
+def test_thresholds_are_printed_and_only_written_when_asked(sac: Sac, mine: Path, flags: tuple[str, ...]) -> None:
+    command = ("calibrate", questions("dev.jsonl"), "--ratio", "5,15", "--limit", "5", "--results", "kept", *flags)
+    done = sac(*command)
+    assert done.code == 0, done.err
+    lines = [line.split("\t") for line in done.out.splitlines()]
+    assert [(r[0], r[1], len(r)) for r in lines[:3]] == [("memory", "5", 10), ("memory", "15", 10), ("text", "", 10)]
+    assert [(r[0], r[1], len(r)) for r in lines[3:5]] == [("memory", "5", 9), ("memory", "15", 9)]
+    assert [r[1] for r in lines[5:]] == ["5"] * 5 + ["15"] * 5
+    assert calibration(mine) == {}
+
+    written = sac(*command, "--write", "--json")
+    assert written.code == 0 and "6 runs were taken from kept" in written.err
+    assert set(written.json) == {"abstaining", "falling_back", "curve", "versions", "fingerprints", "written"}
+    assert written.json["written"] is True and set(calibration(mine)) == {"5", "15"}
+    entry = calibration(mine)["15"]
+    assert entry["command"] == "sac calibrate dev.jsonl --ratio 5,15 --limit 5 --seed 0"
+    assert [r["threshold"] for r in written.json["abstaining"]][1:] == [entry["abstain"][r] for r in ("memory", "text")]
+
+    report = sac("calibrate", "--report", questions("test.jsonl", 20), "--ratio", "15", "--json", *flags)
+    assert report.code == 0, report.err
+    assert [r["threshold"] for r in report.json["abstaining"]] == [entry["abstain"][r] for r in ("memory", "text")]
+    assert report.json["abstaining"][0]["n"] == 6 and report.json["written"] is False
+
+
+def test_asking_acts_on_the_card(sac: Sac, toys: Toys, mine: Path, documents: Path) -> None:
+    made = {**toys.environment, "SAC_ADAPTER": str(mine)}
+    assert sac("index", "docs", "-q", **made).code == 0
+    refused = sac("ask", "Where is the key?", "--abstain", **SHORT)
+    assert refused.code == 2 and refused.err.count("\n") == 1
+    assert f"sac calibrate FILE… --ratio 5 --model {toys.base} --adapter {mine} --write" in refused.err
+
+    card = json.loads((mine / "card.json").read_text())
+    entry = {"abstain": {"memory": 0.0, "text": None}, "fallback": 0.0}
+    (mine / "card.json").write_text(json.dumps({**card, "calibration": {"5": entry}}))
+    memory = sac("ask", "Where is the key?", "--json", **SHORT).json
+    assert memory["fidelity"] == "memory" and memory["confidence"] < 0 and "withheld" not in memory
+    silent = sac("ask", "Where is the key?", "--json", "--abstain", **SHORT).json
+    assert silent["abstained"] and silent["withheld"] == memory["answer"] and silent["sources"] == memory["sources"]
+    assert silent["answer"] == "The passages do not say."
+    spoken = sac("ask", "Where is the key?", SAC_ABSTAIN="1", **SHORT)
+    assert spoken.out.startswith("The passages do not say.\n") and "docs/" in spoken.out
+
+    auto = sac("ask", "Where is the key?", "--json", "--fidelity", "auto", **SHORT).json
+    text = sac("ask", "Where is the key?", "--json", "--text", **SHORT).json
+    assert auto["fell_back"] and auto["fidelity"] == "text" and auto["answer"] == text["answer"]
+    assert "doubtful" in auto["notices"][0]
+    chat = sac("chat", "--fidelity", "auto", stdin="Where is the key?\n/text\n/text\n", **SHORT)
+    assert "doubtful" in chat.err and "answering from plain text" in chat.err and "memory, or text" in chat.err
+
+
+def test_wrong_arguments(sac: Sac, mine: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    dev = questions("dev.jsonl")
+    for args, said in (
+        (("--report", "--write"), "leave out --write"),
+        (("--report",), "not calibrated at ratio 5"),
+        (("--ratio", "many"), "--ratio is 'many'"),
+        (("--precision", "2"), "precision is 2.0"),
+    ):
+        done = sac("calibrate", dev, *args, *flags)
+        assert done.code == 2 and said in done.err and done.out == "" and done.err.count("\n") == 1
+    monkeypatch.setattr("os.access", lambda *_: False)
+    done = sac("calibrate", dev, "--write", *flags)
+    assert done.code == 1 and "copy the adapter to a folder of your own" in done.err

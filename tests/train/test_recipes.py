@@ -1,0 +1,180 @@
+"""Recipes: what they hold, and that following one resumes, skips and refuses as it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from sac_rag.compress import adapter
+from sac_rag.compress.adapter import Card, read_tensors
+from sac_rag.compress.templates import layout_of
+from sac_rag.errors import ConfigError
+from sac_rag.train import stages
+from sac_rag.train.recipes import FULL_FT, QA, RECIPES, Recipe, find_recipe
+from sac_rag.train.stages import follow
+from tests.conftest import byte_tokenizer, tiny_llama
+
+CPU = {"device": "cpu", "dtype": "float32"}
+ABLATIONS = [r for r in RECIPES.values() if r.name.startswith("ablation-")]
+
+
+@pytest.fixture
+def made_by(tiny_base):
+    """made_by(recipe, data, output, **more) -> Followed, on the tiny model."""
+    return lambda recipe, data, output, **more: follow(recipe, data, output, base=str(tiny_base), **CPU, **more)
+
+
+def bytes_of(folder):
+    return (folder / "adapter.safetensors").read_bytes()
+
+
+# -- what they hold ------------------------------------------------------------------------------------------
+
+
+def test_default_is_pretraining_at_15x_and_questions_at_four_ratios():
+    lm, qa = RECIPES["default"].stages
+    assert (lm.config.objective, lm.config.ratios) == ("lm", (15.0,))
+    assert (qa.config.objective, qa.config.ratios) == ("qa", (2.0, 5.0, 15.0, 51.0))
+    assert len(qa.config.prompts) >= 4 and {n for n in qa.config.prompts if layout_of(byte_tokenizer(), n)}
+    assert any(spec.startswith("cloze:") for spec in qa.data)
+    assert sum(float(spec.rpartition("=")[2]) for spec in qa.data) == pytest.approx(1.0)
+
+
+def test_full_ft_is_trained_on_the_same_questions_in_as_many_steps():
+    (stage,), default = RECIPES["full-ft"].stages, RECIPES["default"].stages[-1]
+    assert stage.data == default.data and RECIPES["full-ft"].lora.whole
+    assert dataclasses.replace(RECIPES["full-ft"].lora, whole=False) == RECIPES["default"].lora
+    free = ("ratios", "ratio_weights", "learning_rate", "prompts", "prompt_share", "recall_weight")
+    a, b = dataclasses.asdict(FULL_FT), dataclasses.asdict(QA)
+    assert {k for k in a if a[k] != b[k]} <= set(free)
+
+
+def test_ablations_differ_from_their_base_in_what_they_name_alone():
+    base = RECIPES["ablation-base"]
+    names = {"no-lm", "causal", "future", "no-anchor-embedding", "random"}
+    assert {r.name for r in ABLATIONS} == {base.name, *(f"ablation-{n}" for n in names)}
+    for recipe in ABLATIONS:
+        assert all(s.config.steps == 300 and s.config.seed == 0 for s in recipe.stages)
+        plain = dataclasses.replace(recipe, name=base.name, about=base.about, options=base.options)
+        if recipe.name == "ablation-no-lm":
+            plain = dataclasses.replace(plain, stages=(base.stages[0], *recipe.stages))
+        if recipe.name == "ablation-future":
+            (lm, qa), config = recipe.stages, recipe.stages[0].config
+            assert (config.future_from, config.future_steps) == (-8.0, 150)
+            lm = dataclasses.replace(lm, config=dataclasses.replace(config, future_from=0.0))
+            plain = dataclasses.replace(plain, stages=(lm, qa))
+        assert plain == base
+    told = [(r.options, r.stages) for r in ABLATIONS]
+    assert all(a != b for i, a in enumerate(told) for b in told[:i])
+
+
+@pytest.mark.parametrize("recipe", ABLATIONS, ids=lambda r: r.name)
+def test_their_options_are_taken_by_the_method(recipe):
+    lora = {"rank": 2, "alpha": 4.0, "targets": ["q_proj"]}
+    card = Card("tiny", "0", recipe.method, (5.0,), lora=lora, options=dict(recipe.options))
+    method = adapter.build(tiny_llama(), byte_tokenizer(), card)
+    chunks = [list(range(5, 60))]
+    (kv,) = method.write(chunks, [5.0])
+    (base,) = adapter.build(tiny_llama(), byte_tokenizer(), dataclasses.replace(card, options={})).write(chunks, [5.0])
+    changed = recipe.name in ("ablation-causal", "ablation-random")
+    assert torch.equal(kv.values, base.values) is not changed
+    assert method.parameters()["anchor_embedding"].requires_grad is (recipe.name != "ablation-no-anchor-embedding")
+
+
+def test_scaling_shrinks_steps_and_all_that_is_counted_in_them():
+    lm, qa = RECIPES["default"].scaled(0.01).stages
+    assert (lm.config.steps, lm.config.warmup, qa.config.steps) == (40, 1, 30)
+    future = RECIPES["ablation-future"].scaled(0.001).stages[0].config
+    assert (future.steps, future.future_steps) == (1, 1)
+    for bad in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="scale of the steps is"):
+            RECIPES["default"].scaled(bad)
+
+
+def test_regrouping_keeps_the_tokens_of_a_step():
+    for recipe in RECIPES.values():
+        for tokens in (500, 4096, 100_000):
+            for stage, other in zip(recipe.stages, recipe.regrouped(tokens).stages, strict=True):
+                a, b = stage.config, other.config
+                assert 0 <= b.step_tokens * b.accumulate - a.step_tokens * a.accumulate < b.accumulate
+                assert b.accumulate == 1 or b.step_tokens <= 1.5 * tokens
+                assert dataclasses.replace(b, step_tokens=a.step_tokens, accumulate=a.accumulate) == a
+
+
+def test_a_pattern_shares_its_weight_among_its_files(data_folder):
+    recipe = Recipe("r", "", (dataclasses.replace(RECIPES["tiny"].stages[0], data=("lm/train-*.jsonl.gz=3",)),))
+    ((first, second),) = recipe.files(data_folder)
+    assert first == f"{data_folder}/lm/train-00.jsonl.gz=1.5" and second.endswith("lm/train-01.jsonl.gz=1.5")
+
+
+def test_missing_files_are_named_with_their_folder_before_anything_is_made(data_folder, made_by, tmp_path):
+    (data_folder / "qa/squad.train.jsonl.gz").unlink()
+    with pytest.raises(ConfigError, match=rf"tiny needs qa/squad\.train\.jsonl\.gz, .* {data_folder}; give"):
+        made_by(RECIPES["tiny"], data_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=r"needs lm/train-\*.*missing too: qa/squad"):
+        RECIPES["default"].files(tmp_path)
+
+
+def test_an_unknown_recipe_is_said_with_those_there_are():
+    with pytest.raises(ConfigError, match="unknown recipe 'defualt'; use default, full-ft, tiny, ablation-base"):
+        find_recipe("defualt")
+
+
+# -- following one -------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_that_is_stopped_and_resumed_makes_the_same_bytes(data_folder, made_by, tmp_path, monkeypatch):
+    recipe, seen = RECIPES["tiny"], []
+    whole = made_by(recipe, data_folder, tmp_path / "whole", listen=lambda s, p: seen.append((s.name, p.step)))
+    assert whole.whole and whole.folder == tmp_path / "whole"
+    assert seen == [("lm", 1), ("lm", 2), ("qa", 1), ("qa", 2), ("qa", 3)]
+    assert Card.read(tmp_path / "whole") == whole.card
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "whole/2-qa") != bytes_of(tmp_path / "whole/1-lm")
+    assert [s["objective"] for s in whole.card.training["stages"]] == ["lm", "qa"]
+    assert whole.card.ratios == (2.0, 5.0, 15.0, 51.0)
+
+    out = tmp_path / "broken"
+    for begun in ("1-lm", "1-lm", "2-qa", "2-qa"):
+        stopped = made_by(recipe, data_folder, out, stop=lambda: True)
+        assert not stopped.whole and stopped.folder == out / begun and not (out / "card.json").exists()
+    made_by(recipe, data_folder, out, stop=lambda: True)  # the last step: nothing is left to stop
+    assert bytes_of(out) == bytes_of(tmp_path / "whole")
+
+    monkeypatch.setattr(stages, "run", None)  # finished stages are not even loaded
+    assert made_by(recipe, data_folder, out).whole
+
+
+def test_time_that_runs_out_cuts_stages_short_and_the_last_adapter_is_there(data_folder, made_by, tmp_path):
+    done = made_by(RECIPES["tiny"], data_folder, tmp_path / "out", seconds=0.0)
+    assert done.whole and bytes_of(tmp_path / "out") == bytes_of(tmp_path / "out/2-qa")
+    assert [s["steps_done"] for s in done.card.training["stages"]] == [1, 1]
+    before = bytes_of(tmp_path / "out/1-lm")
+    more = made_by(RECIPES["tiny"], data_folder, tmp_path / "out")
+    assert [s["steps_done"] for s in more.card.training["stages"]] == [1, 3], (
+        "the last stage goes on, the first is built on"
+    )
+    assert bytes_of(tmp_path / "out/1-lm") == before
+
+
+def test_another_recipe_or_scale_is_refused_in_the_same_folder(data_folder, made_by, tmp_path):
+    recipe = RECIPES["tiny"]
+    made_by(recipe, data_folder, tmp_path / "out", stop=lambda: True)
+    with pytest.raises(ConfigError, match=r"holds a run with lm.steps 2, this one has 4; use another"):
+        made_by(recipe.scaled(2.0), data_folder, tmp_path / "out")
+    with pytest.raises(ConfigError, match="recipe 'tiny', this one has 'other'"):
+        made_by(dataclasses.replace(recipe, name="other"), data_folder, tmp_path / "out")
+    (tmp_path / "out/recipe.json").write_text("{")
+    with pytest.raises(ConfigError, match="does not parse"):
+        made_by(recipe, data_folder, tmp_path / "out")
+
+
+def test_the_ablation_of_the_anchor_embedding_trains_everything_else(data_folder, made_by, tmp_path):
+    recipe = dataclasses.replace(RECIPES["tiny"], options=RECIPES["ablation-no-anchor-embedding"].options)
+    made_by(recipe, data_folder, tmp_path / "out")
+    tensors = read_tensors(tmp_path / "out/adapter.safetensors")
+    assert not tensors["anchor_embedding"].any() and any(t.any() for n, t in tensors.items() if "lora_B" in n)
+    assert json.loads((tmp_path / "out/card.json").read_text())["options"] == {"mark_anchors": False}
