@@ -81,7 +81,7 @@ def test_it_runs_as_a_program(readme: Path, folder: Path) -> None:
         [sys.executable, "readme.py"], cwd=folder, env=os.environ, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "Whitfield" in done.stdout
+    assert "Dana" in done.stdout
 
 
 @BOTH
