@@ -24,6 +24,9 @@ from sac_rag.errors import AdapterError, ModelError
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+TILE = 8
+"""CPU kernels sum the last queries of an attention otherwise when their count is no multiple of it."""
+
 Weight = torch.Tensor | Packed
 
 Mix = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -302,8 +305,10 @@ def _attend(
 
 
 def spread(mask: torch.Tensor, repeat: int, dtype: torch.dtype) -> torch.Tensor:
-    """A mask (n, m), True where a query sees a key, as `attend` adds it: (repeat * n, m), 0 or -inf."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf).repeat(repeat, 1)
+    """A mask (n, m), True where a query sees a key, as `attend` adds it: 0 or -inf, (repeat * n, m), and rows that
+    hide nothing up to a multiple of `TILE`."""
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return F.pad(added.repeat(repeat, 1), (0, 0, 0, -(repeat * len(mask)) % TILE))
 
 
 def attend(
@@ -311,17 +316,20 @@ def attend(
 ) -> torch.Tensor:
     """Fused attention of one sequence: q (n, heads, d), k and v (kv_heads, m, d) -> (n, heads * d).
 
-    mask: of `spread`; without it a query sees all keys, or with `causal` (n = m) those up to itself.
+    mask: of `spread`; without it a query sees all keys, or with `causal` (n <= m) those up to its own place.
     """
     n, heads, dim = q.shape
     groups, repeat = k.shape[0], heads // k.shape[0]
     if causal:
+        q = F.pad(q, (0, 0, 0, 0, 0, k.shape[1] - n))
         k, v = k.repeat_interleave(repeat, dim=0), v.repeat_interleave(repeat, dim=0)
         out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], is_causal=True)
-        return out[0].transpose(0, 1).reshape(n, -1)
+        return out[0, :, :n].transpose(0, 1).reshape(n, -1)
     # The query heads that share a key head become more of its queries: a long memory is not copied.
     q = q.view(n, groups, repeat, dim).permute(1, 2, 0, 3).reshape(groups, repeat * n, dim)
-    out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)
+    if mask is not None:
+        q = F.pad(q, (0, 0, 0, len(mask) - repeat * n))
+    out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0, :, : repeat * n]
     return out.view(groups, repeat, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
 
 

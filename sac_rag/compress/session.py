@@ -18,7 +18,8 @@ Part: TypeAlias = Memory | Sequence[int]
 
 BLOCK = 64
 """Attention sees whole blocks of slots, those without content masked: kernels then sum a row in the same order
-whatever stands beside it, and an answer does not depend on what is answered at the same time."""
+whatever stands beside it, and an answer depends neither on what is answered at the same time nor on how much of its
+prompt was read before."""
 
 
 class Session:
@@ -33,6 +34,7 @@ class Session:
     def __init__(self, backbone: Backbone, prompts: Sequence[Sequence[Part]], *, use_lora: bool = False) -> None:
         self._backbone, self._use_lora = backbone, use_lora
         layers, groups, dim = backbone.kv_shape
+        self._repeat = backbone.config.num_attention_heads // groups
         rows = len(prompts)
         self._keys = torch.empty(layers, rows, groups, 0, dim, dtype=backbone.dtype, device=backbone.device)
         self._values = torch.empty_like(self._keys)
@@ -94,20 +96,21 @@ class Session:
         at = torch.tensor(self._open([1] * self.rows), device=device)
         each = torch.arange(self.rows, device=device)
         width = _blocks(max(self._filled))
-        mask = (torch.arange(width, device=device) <= at[:, None])[:, None, None]
+        seen = torch.arange(width, device=device) <= at[:, None]
+        mask = torch.stack([spread(row, self._repeat, self._keys.dtype) for row in seen.split(1)])[:, None]
 
         def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             keys, values = self._keys[layer], self._values[layer]
             keys[each, :, at], values[each, :, at] = k, v
             rows, heads, dim = q.shape
             # The query heads that share a key head are its query rows: nothing is repeated.
-            q = q.view(rows, keys.shape[1], -1, dim)
+            q = F.pad(q.view(rows, keys.shape[1], -1, dim), (0, 0, 0, mask.shape[2] - self._repeat))
             pieces = [(q, keys[:, :, :width], values[:, :, :width], mask)]
             if device.type == "cpu":
                 # Row by row: which thread takes a row moves its last bits, and the time is that of the weights.
                 pieces = list(zip(*(t.split(1) for t in pieces[0]), strict=True))
             out = [F.scaled_dot_product_attention(a, b, c, attn_mask=seen) for a, b, c, seen in pieces]
-            return torch.cat(out).reshape(rows, heads * dim)
+            return torch.cat(out)[:, :, : self._repeat].reshape(rows, heads * dim)
 
         positions = torch.tensor(self._next)
         self._next = [n + 1 for n in self._next]
@@ -164,13 +167,11 @@ class Session:
 
     def _seen(self, places: torch.Tensor, end: int) -> _Seen:
         """What the tokens at these slots of a row, filled up to `end`, attend."""
-        if places.numel() == end:
-            return _Seen(slice(0, end), end, None)
         width = _blocks(end)
+        if places.numel() == end:
+            return _Seen(slice(0, end), width, None)
         seen = torch.arange(width, device=places.device) <= places[:, None]
-        config = self._backbone.config
-        repeat = config.num_attention_heads // config.num_key_value_heads
-        return _Seen(_slots(places), width, spread(seen, repeat, self._keys.dtype))
+        return _Seen(_slots(places), width, spread(seen, self._repeat, self._keys.dtype))
 
 
 def _blocks(slots: int) -> int:

@@ -158,3 +158,19 @@ def test_a_row_computes_the_same_bits_in_any_company():
         for s, turn in zip(alone, turns, strict=True):
             s.read([turn])
     assert torch.equal(together.logits, torch.cat([s.logits for s in alone]))
+
+
+@pytest.mark.parametrize("cuts", [(1,), (63,), (64, 65), (100,), (7, 90, 139)], ids=str)
+def test_a_prompt_has_the_same_bits_however_it_was_read(cuts):
+    """In one piece, in several, or its last tokens one by one: what was kept of it does not move an answer (bf16)."""
+    b = Backbone(tiny_llama(hidden_size=192, num_attention_heads=3, num_key_value_heads=1).bfloat16(), byte_tokenizer())
+    prompt = text(140, 1)
+    with torch.inference_mode():
+        whole = Session(b, [[prompt]])
+        parts = Session(b, [[prompt[: cuts[0]]]])
+        for start, end in zip(cuts, (*cuts[1:], 140), strict=True):
+            parts.read([[prompt[start:end]]])
+        steps = Session(b, [[prompt[: cuts[0]]]])
+        for token in prompt[cuts[0] :]:
+            steps.step(torch.tensor([token]))
+    assert torch.equal(parts.logits, whole.logits) and torch.equal(steps.logits, whole.logits)
