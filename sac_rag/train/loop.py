@@ -23,7 +23,7 @@ from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train import checkpoint
 from sac_rag.train.config import TrainConfig, future_at, rate_at
 from sac_rag.train.data import Mixture
-from sac_rag.train.objectives import Batch, Shares, continuation_batch, loss_of, question_batch
+from sac_rag.train.objectives import Batch, Shares, continuation_batch, loss_of, question_batch, quoting_batch
 from sac_rag.train.teacher import Teacher
 from sac_rag.train.team import Team
 
@@ -42,7 +42,7 @@ class Progress:
     recall: float
     learning_rate: float
     examples: int
-    """Questions (qa) or texts (lm) seen in all."""
+    """Questions (qa) or texts (ae, lm) seen in all."""
     per_second: float
     """Of these."""
     tokens: int = 0
@@ -218,10 +218,12 @@ def _draw(
         c = mixture.draw(int(limit))
         contexts.append(c)
         pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
-        tokens += len(c.ids) + sum(pairs)
+        tokens += len(c.ids) + (len(c.ids) if config.objective == "ae" else sum(pairs))
     ratios = rng.choices(config.ratios, config.ratio_weights, k=len(contexts))
     if config.objective == "lm":
         return continuation_batch(contexts, ratios, method)
+    if config.objective == "ae":
+        return quoting_batch(contexts, ratios, method, rng)
     return question_batch(contexts, ratios, method, shares, rng)
 
 

@@ -21,6 +21,10 @@ from sac_rag.train.data import TokenisedContext
 if TYPE_CHECKING:
     from sac_rag.train.teacher import Teacher
 
+CUE = 8
+"""Tokens that are quoted for the recall objective to go on from."""
+QUOTE = 48
+"""Tokens of one reading of autoencoding."""
 MARGIN = 256
 """Positions left for prefix, separators and an answer behind the passages of one memory."""
 
@@ -120,11 +124,9 @@ def question_batch(
             rows = [Row([*(head := ask(q)), *backbone.tokens(NO_ANSWER), *end], len(head)) for q, _ in pairs[:1]]
         batch.examples += len(rows)
         if shares.recall_weight and i in front and len(c.ids) > shares.recall_tokens + 16:
-            cue = 8
-            start = rng.randrange(len(c.ids) - shares.recall_tokens - cue)
-            piece = list(c.ids[start : start + cue + shares.recall_tokens])
-            head = ask(piece[:cue])
-            rows.append(Row([*head, *piece[cue:]], len(head), shares.recall_weight, recall=True))
+            start = rng.randrange(len(c.ids) - shares.recall_tokens - CUE)
+            piece = c.ids[start : start + CUE + shares.recall_tokens]
+            rows.append(_quote(ask, piece)._replace(weight=shares.recall_weight, recall=True))
         front = _fitting(front, i, contexts, backbone.context_length - max((len(r.ids) for r in rows), default=0))
         if method.reads_with_lora:
             text = joined([contexts[j].ids for j in front], backbone.template(layout.separator))
@@ -132,6 +134,12 @@ def question_batch(
         else:
             batch.add(method.pieces(c.ids), ratio, front, rows)
     return batch
+
+
+def _quote(ask: Callable[[Sequence[int]], list[int]], piece: Sequence[int]) -> Row:
+    """The start of a piece of the context in a question's place, the rest to be said."""
+    head = ask(piece[:CUE])
+    return Row([*head, *piece[CUE:]], len(head))
 
 
 def asking(backbone: Backbone, layout: PromptLayout, *, own: bool = True) -> Callable[[Sequence[int]], list[int]]:
@@ -176,6 +184,25 @@ def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[fl
     for i, (c, ratio) in enumerate(zip(contexts, ratios, strict=True)):
         half = len(c.ids) // 2
         batch.add(method.pieces(c.ids[:half]), ratio, [i], [Row(list(c.ids[half:]), 1)])
+        batch.layouts.append(None)
+        batch.examples += 1
+    return batch
+
+
+def quoting_batch(
+    contexts: Sequence[TokenisedContext], ratios: Sequence[float], method: Method, rng: random.Random
+) -> Batch:
+    """Autoencoding (ICAE, section 2.1), from anywhere in the text: each piece of it is asked for by its first tokens.
+
+    Nearly every token is scored, and all must come from the memory.
+    """
+    batch = Batch()
+    ask = asking(method.backbone, method.layout)
+    for i, (c, ratio) in enumerate(zip(contexts, ratios, strict=True)):
+        step = CUE + QUOTE
+        starts = range(rng.randrange(min(step, max(1, len(c.ids) - 2 * CUE))), len(c.ids) - 2 * CUE + 1, step)
+        rows = [_quote(ask, c.ids[at : at + step]) for at in starts]
+        batch.add(method.pieces(c.ids), ratio, [i], rows)
         batch.layouts.append(None)
         batch.examples += 1
     return batch

@@ -199,6 +199,15 @@ READ = (
     "qa/boolq.train.jsonl.gz=0.03",
 )
 
+SHORT_AE = TrainConfig(
+    objective="ae",
+    steps=300,
+    step_tokens=1000,
+    accumulate=1,
+    ratios=(5.0, 15.0),
+    ratio_weights=(0.5, 0.5),
+    warmup=20,
+)
 SHORT_LM = dataclasses.replace(LM, steps=300, step_tokens=1020, accumulate=1, warmup=20)
 SHORT_QA = TrainConfig(
     steps=300,
@@ -220,10 +229,16 @@ SHORT_QUESTIONS = (
 
 
 def _ablation(
-    name: str, about: str, *, lm: bool = False, options: Mapping[str, Any] | None = None, **changes: Any
+    name: str,
+    about: str,
+    *,
+    before: TrainConfig | None = None,
+    options: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Recipe:
-    """300 updates of finetuning, all alike but for what is named. changes: of the finetuning."""
-    stages = [Stage("lm", ("lm/train-00.jsonl.gz",), SHORT_LM)] if lm else []
+    """300 updates of finetuning, all alike but for what is named. before: pretraining; changes: of the
+    finetuning."""
+    stages = [Stage(before.objective, ("lm/train-00.jsonl.gz",), before)] if before else []
     stages.append(Stage("qa", SHORT_QUESTIONS, dataclasses.replace(SHORT_QA, **changes)))
     return Recipe(
         f"ablation-{name}",
@@ -267,7 +282,8 @@ _ALL = (
         ),
     ),
     _ablation("base", "the method as it is, for the others to be compared with"),
-    _ablation("lm", "the same after pretraining on text", lm=True),
+    _ablation("lm", "the same after pretraining on text", before=SHORT_LM),
+    _ablation("ae", "the same after autoencoding text", before=SHORT_AE),
     _ablation("causal", "an encoder that sees no later tokens", options={"causal": True}),
     _ablation(
         "future",

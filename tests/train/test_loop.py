@@ -21,7 +21,17 @@ from sac_rag.records import NO_ANSWER
 from sac_rag.train.config import TrainConfig, future_at, rate_at
 from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import train
-from sac_rag.train.objectives import Row, Shares, continuation_batch, loss_of, question_batch
+from sac_rag.train.objectives import (
+    CUE,
+    QUOTE,
+    Row,
+    Shares,
+    asking,
+    continuation_batch,
+    loss_of,
+    question_batch,
+    quoting_batch,
+)
 from tests.conftest import by_transformers, byte_tokenizer, tiny_llama
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,))
@@ -58,7 +68,7 @@ def weights(method):
     return {n: p.detach().clone() for n, p in method.parameters().items()}
 
 
-@pytest.mark.parametrize("objective", ["qa", "lm"])
+@pytest.mark.parametrize("objective", ["qa", "lm", "ae"])
 def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(make_sac, data, tmp_path, objective):
     config = dataclasses.replace(CONFIG, objective=objective)
     whole, broken = make_sac(), None
@@ -177,6 +187,22 @@ def test_continuation_scores_the_second_half_behind_the_first(make_sac):
     assert batch.chunks == [list(range(10))] and batch.readings == [[Row(list(range(10, 20)), 1)]]
 
 
+@pytest.mark.parametrize("length", [17, 40, 200])
+def test_autoencoding_asks_for_every_piece_by_its_first_tokens(make_sac, length):
+    method, ids = make_sac(), [3 + i % 250 for i in range(length)]
+    for seed in range(5):
+        batch = quoting_batch([TokenisedContext(ids, ())], [5.0], method, random.Random(seed))
+        (rows,) = batch.readings
+        ask = asking(method.backbone, method.layout)
+        at = next(n for n in range(length) if rows[0].ids[: rows[0].first] == ask(ids[n : n + CUE]))
+        said = [(row.ids[: row.first], row.ids[row.first :]) for row in rows]
+        assert said[0] == (ask(ids[at : at + CUE]), ids[at + CUE : at + CUE + QUOTE])
+        assert [b for _, answer in said for b in answer] == [
+            t for n, t in enumerate(ids[at : at + len(said) * (CUE + QUOTE)]) if n % (CUE + QUOTE) >= CUE
+        ]
+        assert at < CUE + QUOTE and length - at - len(said) * (CUE + QUOTE) < 2 * CUE, "nothing much is left out"
+
+
 def test_full_ft_equals_reading_the_whole_text_with_lora():
     spec = LoraSpec(4, 8.0, LORA_TARGETS, whole=True)
     b = Backbone(tiny_llama(), byte_tokenizer(), spec)
@@ -212,7 +238,7 @@ def test_rates_warm_up_hold_and_decay():
 
 
 BAD = [
-    {"objective": "ae"},
+    {"objective": "mlm"},
     {"steps": 0},
     {"ratios": (0.5,), "ratio_weights": (1,)},
     {"future_from": 2.0},

@@ -53,13 +53,13 @@ def test_full_ft_is_the_same_shape_reading_the_whole_text():
 
 def test_ablations_differ_from_their_base_in_what_they_name_alone():
     base = RECIPES["ablation-base"]
-    names = {"lm", "causal", "future", "no-anchor-embedding", "random"}
+    names = {"lm", "ae", "causal", "future", "no-anchor-embedding", "random"}
     assert {r.name for r in ABLATIONS} == {base.name, *(f"ablation-{n}" for n in names)}
     for recipe in ABLATIONS:
         assert all(s.config.steps == 300 and s.config.seed == 0 for s in recipe.stages)
         plain = dataclasses.replace(recipe, name=base.name, about=base.about, options=base.options)
-        if recipe.name == "ablation-lm":
-            assert recipe.stages[0].config.objective == "lm"
+        if recipe.name in ("ablation-lm", "ablation-ae"):
+            assert recipe.stages[0].config.objective == recipe.name[-2:]
             plain = dataclasses.replace(plain, stages=recipe.stages[1:])
         if recipe.name == "ablation-future":
             (qa,) = recipe.stages
