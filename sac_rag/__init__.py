@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sac_rag.answer.conversation import Conversation
     from sac_rag.answer.stream import Stream
     from sac_rag.config import AskConfig, IndexConfig
     from sac_rag.errors import SacError
@@ -19,6 +20,7 @@ _HOMES = {
     "SacRag": "pipeline",
     "IndexReport": "indexing",
     "Skip": "indexing",
+    "Conversation": "answer.conversation",
     "Stream": "answer.stream",
     "AskConfig": "config",
     "IndexConfig": "config",
@@ -34,6 +36,7 @@ _HOMES = {
 __all__ = [
     "Answer",
     "AskConfig",
+    "Conversation",
     "Document",
     "Hit",
     "IndexConfig",

@@ -29,6 +29,8 @@ from sac_rag.text.walk import walk
 GROUP_BYTES = 48_000
 """Source bytes that are read, compressed and committed together. Groups depend on the files alone, never on what is
 stored already, so an interrupted run resumed gives the bytes of an undisturbed one."""
+EMBEDDED_TOGETHER = 256
+"""Passages embedded between two reports of progress; as with groups, it has a say in the last bits of a vector."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class IndexReport:
     """Source tokens of those."""
     seconds: float = 0.0
     skipped: list[Skip] = field(default_factory=list)
+    step: str = ""
+    """What is being done: "finding files", "reading", "compressing", "embedding" or "storing"."""
+    ahead: float = 0.0
+    """Files of the group under way, by the share of its passages that is compressed."""
 
 
 Listen = Callable[[IndexReport], None]
@@ -91,6 +97,10 @@ class Indexer:
     def __init__(self, library: Library, engine: Engine, embedder: Embedder, config: IndexConfig) -> None:
         self.library, self.engine, self.embedder, self.config = library, engine, embedder, config
         self.report = IndexReport()
+        self._began = time.monotonic()
+        self._listen: Listen | None = None
+        self._group = 0
+        """Files of the group under way."""
 
     def add(
         self,
@@ -102,31 +112,36 @@ class Indexer:
     ) -> IndexReport:
         """See `SacRag.add`."""
         given = [paths] if isinstance(paths, str | Path) else list(paths)
-        began, report = time.monotonic(), self.report
+        report, self._listen = self.report, listen
 
         def skip(path: str, reason: str) -> None:
             if strict:
                 raise DocumentError(path, reason)
             report.skipped.append(Skip(path, reason))
 
-        files = list(walk(given, on_skip=skip))
-        report.files = len(files)
+        self._tell("finding files")
+        files = []
+        for path in walk(given, on_skip=skip):
+            files.append(path)
+            report.files += 1
+            self._tell("finding files")
         with ParserProcess() as parser:
             for group in _groups(files):
                 documents = []
                 for path in group:
+                    self._tell("reading")
                     try:
                         documents.append(read(path, parser=parser))
                     except DocumentError as error:
                         skip(error.path, error.reason)
+                self._group = len(group)
                 self._store(documents)
                 report.done += len(group)
-                report.seconds = time.monotonic() - began
-                if listen:
-                    listen(report)
+                report.ahead = 0.0
+                self._tell("reading")
         if sync:
             self._sync(given, {f.as_posix() for f in files})
-        report.seconds = time.monotonic() - began
+        report.seconds = time.monotonic() - self._began
         return report
 
     def put(
@@ -142,6 +157,11 @@ class Indexer:
         report.files = report.done = len(documents)
         self._store(list(documents), ready)
         return report
+
+    def _tell(self, step: str) -> None:
+        self.report.step, self.report.seconds = step, time.monotonic() - self._began
+        if self._listen:
+            self._listen(self.report)
 
     def _checked(
         self, documents: Sequence[Document], vectors: Mapping[str, Any], embedder: str | None
@@ -181,8 +201,17 @@ class Indexer:
         if not todo:
             return
         new = [p for *_, fresh in todo for p in fresh]
-        texts = [p.text for p in new]
-        memories = dict(zip((p.id for p in new), self.engine.compress(texts, self.config.ratio), strict=True))
+        earlier = report.passages
+
+        def compressed(count: int) -> None:
+            report.tokens += sum(p.tokens for p in new[report.passages - earlier : count])
+            report.passages = earlier + count
+            report.ahead = self._group * count / len(new)
+            self._tell("compressing")
+
+        self._tell("compressing")
+        made = self.engine.compress([p.text for p in new], self.config.ratio, compressed)
+        memories = dict(zip((p.id for p in new), made, strict=True))
         # A document that is one passage has the vector of its passage; parts of a longer one have their own.
         vectors = {
             p.id: vector
@@ -191,9 +220,13 @@ class Indexer:
             for p in fresh
         }
         left = [p for p in new if p.id not in vectors]
-        with self.engine.busy():
-            rows = self.embedder.encode([_embedded(p) for p in left])
-        vectors |= zip((p.id for p in left), rows, strict=True)
+        for start in range(0, len(left), EMBEDDED_TOGETHER):
+            self._tell("embedding")
+            some = left[start : start + EMBEDDED_TOGETHER]
+            with self.engine.busy():
+                rows = self.embedder.encode([_embedded(p) for p in some])
+            vectors |= zip((p.id for p in some), rows, strict=True)
+        self._tell("storing")
         with self.library.transaction() as tx:
             for document, digest, passages, fresh in todo:
                 mine = {p.id for p in fresh}
@@ -204,8 +237,6 @@ class Indexer:
                     {i: vectors[i] for i in mine},
                     content_hash=digest,
                 )
-        report.passages += len(new)
-        report.tokens += sum(p.tokens for p in new)
 
     def _digest(self, document: Document) -> str:
         parts = [document.text, document.headings, document.meta, self.config.passage_tokens, self.config.overlap]

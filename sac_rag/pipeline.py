@@ -15,6 +15,7 @@ from sac_rag.answer import gate
 from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_of
 from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt
 from sac_rag.answer.confidence import Thresholds
+from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.passing import Passing
 from sac_rag.answer.prompt import Prompt
@@ -104,7 +105,7 @@ class SacRag:
             config = own
         config = config or IndexConfig()
         engine = Engine.shared(config.model, config.method, config.adapter, device=device, dtype=dtype)
-        embedder = Embedder(config.embedder)
+        embedder = Embedder.shared(config.embedder)
         wanted = engine.fingerprint(config, embedder)
         if create and not exists:
             opened = Library.create(library, wanted, codec=config.codec, dim=embedder.dim, exist_ok=True)
@@ -225,15 +226,17 @@ class SacRag:
         where: Mapping[str, Any] | None = None,
         hits: Sequence[Hit] | None = None,
         text: bool = False,
+        conversation: Conversation | None = None,
         **settings: Any,
     ) -> Answer:
         """Answer a question from the library.
 
         settings: fields of AskConfig, in place of `ask`. where: metadata filter. hits: answer from these passages
         instead of searching. text: read the passages as plain text whatever the fidelity is, for comparison.
+        conversation: answer as its next turn; what earlier ones read stays in the model's cache.
         Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration.
         """
-        stream = self.stream(question, ask, where=where, hits=hits, text=text, **settings)
+        stream = self.stream(question, ask, where=where, hits=hits, text=text, conversation=conversation, **settings)
         for _ in stream:
             pass
         return stream.answer
@@ -246,6 +249,7 @@ class SacRag:
         where: Mapping[str, Any] | None = None,
         hits: Sequence[Hit] | None = None,
         text: bool = False,
+        conversation: Conversation | None = None,
         **settings: Any,
     ) -> Stream:
         """As `ask`, piece by piece: iterate over the text; `.answer` is whole after the last piece.
@@ -269,9 +273,9 @@ class SacRag:
             return list(hits) if hits is not None else self.retrieve(question, own, where=where)
 
         def lay(found: Sequence[Hit], text: bool) -> Assembled:
-            return self.assemble(found, question, own, text=text)
+            return self.assemble(found, question, own, text=text, conversation=conversation)
 
-        return Stream(self.engine, Way(find, lay, own, thresholds))
+        return Stream(self.engine, Way(find, lay, own, thresholds, conversation))
 
     def _thresholds(self) -> Thresholds:
         """As the card says now: it may have been calibrated since the engine was loaded."""
@@ -288,15 +292,16 @@ class SacRag:
 
     def cite(self, text: str, *, where: Mapping[str, Any] | None = None) -> Content:
         """Text cut at the tags of this library, for a `Message`. where: only passages that fit this metadata filter."""
-        return tuple(self._tagger.split(text, lambda i: i in self._passing or self.library.holds(i, where)))
+        return tuple(self._tagger.split(text, lambda i: self._passing.fits(i, where) or self.library.holds(i, where)))
 
-    def remember(self, texts: Sequence[str]) -> list[str]:
+    def remember(self, texts: Sequence[str], *, meta: Mapping[str, Any] | None = None) -> list[str]:
         """Compress passages that are in no library and return their ids, for `tag`; held in memory, not stored.
 
-        Texts of more than 510 tokens are compressed as consecutive sub-contexts under one id. The longest unused are
-        forgotten beyond `PASSING_BYTES`; their tags then stay text.
+        meta: flat metadata for the filter of `cite`; without it they fit none. Texts of more than 510 tokens are
+        compressed as consecutive sub-contexts under one id. The longest unused are forgotten beyond `PASSING_BYTES`;
+        their tags then stay text.
         """
-        return self._passing.compress(texts, self.engine, self.config.ratio)
+        return self._passing.compress(texts, self.engine, self.config.ratio, meta)
 
     def converse(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Generation:
         """The assistant's next message, token by token. A conversation's next turn goes on from what was read.
@@ -310,9 +315,8 @@ class SacRag:
         if not self._gated:
             gate.check(self.engine, self.library)
             self._gated = True
-        shelf = Shelf(self.library.secret.hex(), self.extents, self._load)
         with self.engine.busy(), torch.inference_mode():
-            prompt = chat_prompt(self.engine.method, messages, shelf)
+            prompt = chat_prompt(self.engine.method, messages, self._shelf())
         room = self.engine.method.backbone.context_length - (sampling or Sampling()).max_new_tokens
         position = prompt.extent(len(prompt.units()))[1]
         if position > room:
@@ -326,20 +330,36 @@ class SacRag:
         """(anchors, source tokens) of passages, stored or remembered; the latter are the positions they take up."""
         return [self._passing.extent(i) or self.library.extents([i])[0] for i in ids]
 
+    def _shelf(self) -> Shelf:
+        return Shelf(self.library.secret.hex(), self.extents, self._load)
+
     def _load(self, ids: Sequence[str]) -> list[AnchorKV]:
         stored = [i for i in ids if i not in self._passing]
         loaded = dict(zip(stored, self.library.load(stored), strict=True)) if stored else {}
         return [m for i in ids for m in ([loaded[i]] if i in loaded else self._passing.get(i))]
 
-    def assemble(self, hits: Sequence[Hit], question: str, ask: AskConfig, *, text: bool = False) -> Assembled:
+    def assemble(
+        self,
+        hits: Sequence[Hit],
+        question: str,
+        ask: AskConfig,
+        *,
+        text: bool = False,
+        conversation: Conversation | None = None,
+    ) -> Assembled:
         """The prompt of a question over these hits, as `ask.fidelity` says ("auto" begins with memory) or as text."""
         method, reserve = self.engine.method, ask.max_new_tokens
-        if text or ask.fidelity == "text":
-            return text_prompt(method, hits, question, reserve=reserve)
         texts = 0
-        if ask.fidelity == "mixed":
+        if text or ask.fidelity == "text":
+            texts = len(hits)
+        elif ask.fidelity == "mixed":
             most = {"passages": ask.text_passages, "tokens": ask.text_tokens}
             texts = texts_of(method, hits, **most, score=ask.text_score)
+        if conversation is not None:
+            shelf, placing = self._shelf(), ask.placing
+            return conversation.assembled(method, hits, texts, question, shelf, placing=placing, reserve=reserve)
+        if text or ask.fidelity == "text":
+            return text_prompt(method, hits, question, reserve=reserve)
         memories = self.library.load([h.passage.id for h in hits[texts:]])
         return mixed_prompt(method, hits, texts, memories, question, placing=ask.placing, reserve=reserve)
 

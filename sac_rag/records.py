@@ -61,7 +61,7 @@ class Usage:
     source_tokens: int
     """Document tokens that the anchors stand for, or that were read as text, in the answer that is given."""
     prompt_tokens: int
-    """Tokens the decoder read in this call, memory not counted."""
+    """Tokens of the prompt, memory not counted; of a conversation, those of earlier turns are in the cache already."""
     completion_tokens: int
 
 

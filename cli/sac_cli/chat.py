@@ -1,4 +1,4 @@
-"""`sac chat`: questions to a library, one after the other."""
+"""`sac chat`: a conversation with a library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sac_rag.errors import SacError
 if TYPE_CHECKING:
     from sac_rag.records import Answer
 
-HELP = "/sources shows where the last answer is from, /text switches plain text on and off, /quit ends"
+HELP = "/new starts afresh, /sources shows where the answer is from, /text turns plain text on and off, /quit ends"
 READING = {
     "memory": "compressed memory",
     "mixed": "text and compressed memory",
@@ -40,23 +40,31 @@ def chat(
     dtype: Dtype = "auto",
     **values: Any,
 ) -> None:
-    """Ask a library question after question.
+    """Talk with a library, question after question.
 
-    Each question stands for itself in this version: earlier ones are not remembered.
+    Earlier questions, answers and passages are before the model, and are not read again; each question is searched for
+    by its own words. When the model's context is full, the oldest turns go.
+
+    /new starts afresh; /sources shows where the last answer is from; /text switches between plain text and memory;
+    /quit or the end of input ends.
     """
+    from sac_rag.answer.conversation import Conversation
     from sac_rag.config import AskConfig
 
     settings, conditions = AskConfig(**fields.given(SETTINGS, values)), where_of(where or ())
-    text = False
+    text, conversation = False, Conversation()
     last: Answer | None = None
     with opened(library, device=device, dtype=dtype) as rag:
-        console.hint(f"each question stands for itself; {HELP}")
+        console.hint(HELP)
         while (line := _read()) is not None:
             match line.strip():
                 case "":
                     continue
                 case "/quit" | "/exit":
                     return
+                case "/new":
+                    conversation.clear()
+                    console.hint("what was said so far is forgotten")
                 case "/sources":
                     if last:
                         answers.show_sources(last)
@@ -69,7 +77,8 @@ def chat(
                     console.hint(HELP)
                 case question:
                     try:
-                        last = answers.speak(rag.stream(question, settings, where=conditions, text=text))
+                        stream = rag.stream(question, settings, where=conditions, text=text, conversation=conversation)
+                        last = answers.speak(stream)
                     except SacError as error:
                         console.error(str(error))
 

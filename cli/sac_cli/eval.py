@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +28,8 @@ RETRIEVED = "Retrieved track"
     sac eval squad.dev.jsonl.gz --reader memory --ratio 5,15
     sac eval squad.dev.jsonl.gz nq.dev.jsonl.gz --reader closed,text,memory --limit 500 --json
     sac eval dev.jsonl --reader memory --adapter runs/mine
-    sac eval --sets in-domain --data qa --reader memory,full-ft --full-ft-adapter runs/full --results scores
+    sac eval dev.jsonl --adapter runs/mine --adapter causal=runs/ablation-causal --ratio 5
+    sac eval --sets in-domain,out-of-domain --data qa --reader memory,full-ft --full-ft-adapter runs/full --results kept
     sac eval a.jsonl b.jsonl --track retrieved --pool --reader memory,text -k 5 --passage-tokens 128
     """,
 )
@@ -36,16 +38,24 @@ def eval_(
         list[str] | None, typer.Argument(help="Questions with contexts: .jsonl, SQuAD .json, or .gz.", metavar="[FILE]")
     ] = None,
     sets: Annotated[
-        str | None, typer.Option(help="A named group in place of files: in-domain or out-of-domain.")
+        list[str] | None,
+        typer.Option(help="Named groups in place of files: in-domain, out-of-domain; repeat or separate with commas."),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of that group's files.", metavar="DIR")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of the groups' files.", metavar="DIR")] = None,
     reader: Annotated[
         list[str],
         typer.Option(help="closed (gold), text, memory, mixed (retrieved) or full-ft; repeat or separate with commas."),
     ] = ["memory"],  # noqa: B006  read, never changed
     model: Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")] = DEFAULT_MODEL,
     method: Annotated[str, typer.Option(help="Compression method of the memory reader.")] = "sac",
-    adapter: Annotated[str, typer.Option(help='Its adapter: a folder, or "default".')] = "default",
+    adapter: Annotated[
+        list[str],
+        typer.Option(
+            help='Its adapter: a folder, or "default". Several are compared with the first (gold): repeat or separate '
+            "with commas, named after their folders unless a name stands in front.",
+            metavar="[NAME=]DIR",
+        ),
+    ] = ["default"],  # noqa: B006  read, never changed
     full_ft_adapter: Annotated[str, typer.Option(help="Adapter of the full-ft reader.")] = "default",
     ratio: Annotated[list[str], typer.Option(help="Source tokens per anchor; repeat or separate with commas.")] = ["5"],  # noqa: B006  read, never changed
     prompt: Annotated[
@@ -57,6 +67,15 @@ def eval_(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 32,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that score runs side by side (gold), on one thread each and each with a model in its own "
+            "memory; if left out, as many as cores and memory allow on a CPU, one on a GPU.",
+            rich_help_panel="Computing",
+        ),
+    ] = None,
     results: Annotated[
         str | None, typer.Option(help="Keep each finished run there; those found are not run again.", metavar="DIR")
     ] = None,
@@ -80,8 +99,9 @@ def eval_(
 ) -> None:
     """Score readers on files of questions: no context, plain text, compressed memory, finetuned text.
 
-    Scores come with 95 % intervals (bootstrap over questions). Several files are followed by their average, "macro".
-    With full-ft among the readers each F1 is also given as a share of it.
+    Scores come with 95 % intervals (bootstrap over questions). Several files are followed by their average, "macro",
+    and each of several groups by its own. With full-ft among the readers each F1 is also given as a share of it, and
+    of several adapters each one's difference to the first, with the interval of the paired difference.
     """
     ratios, readers = numbers(ratio, "--ratio"), split_commas(reader)
     if track not in ("gold", "retrieved"):
@@ -90,7 +110,13 @@ def eval_(
         raise ConfigError("--pool is for --track retrieved; gold contexts are not searched")
     if prompt and track == "retrieved":
         raise ConfigError("--prompt is for --track gold; retrieved passages are read in the adapter's own layout")
-    paths = _paths(files or [], sets, data)
+    adapters = _adapters(adapter)
+    if len(adapters) > 1 and track == "retrieved":
+        raise ConfigError(f"{len(adapters)} adapters are for --track gold; a library is made with one")
+    if workers not in (None, 1) and track == "retrieved":
+        raise ConfigError(f"--workers {workers} is for --track gold; the retrieved track is scored in one process")
+    paths = _paths(files or [], split_commas(sets or []), data)
+    alone = next(iter(adapters.values()))
     with console.working("loading"):
         from sac_rag.evaluate.harness import evaluate
         from sac_rag.evaluate.prompts import ANSWER_TOKENS
@@ -105,7 +131,7 @@ def eval_(
     with scoring_bar() as listen:
         if track == "retrieved":
             config = IndexConfig(
-                model=model, embedder=embedder, method=method, adapter=adapter, passage_tokens=passage_tokens
+                model=model, embedder=embedder, method=method, adapter=alone, passage_tokens=passage_tokens
             )
             ask = AskConfig(k=k, max_new_tokens=ANSWER_TOKENS)
             runs = evaluate_retrieved(
@@ -113,39 +139,62 @@ def eval_(
             )
         else:
             prompts = split_commas(prompt) if prompt else (None,)
-            runs = evaluate(paths, model=model, method=method, adapter=adapter, prompts=prompts, listen=listen, **same)
+            runs = evaluate(
+                paths, model=model, method=method, adapter=adapters, prompts=prompts, workers=workers, listen=listen,
+                **same,
+            )  # fmt: skip
     if stored and stored.taken:
         console.notice(f"{stored.taken} runs were taken from {results} as they were stored")
     _notices(runs, pool)
     rows = [dataclasses.asdict(run) for run in runs]
     if not as_json:
-        _show(rows)
+        _show(rows, next(iter(adapters)))
         return
-    adapters = {} if set(readers) == {"full-ft"} and track == "gold" else {method: adapter}
+    used = {} if set(readers) == {"full-ft"} and track == "gold" else {method: alone}
+    if len(adapters) > 1:
+        used = adapters
+    methods = dict.fromkeys(used, method)
     if "full-ft" in readers:
-        adapters["full-ft"] = full_ft_adapter
-    console.emit({"runs": rows, "versions": versions(), "fingerprints": fingerprints(model, adapters)})
+        used = {**used, "full-ft": full_ft_adapter}
+    console.emit({"runs": rows, "versions": versions(), "fingerprints": fingerprints(model, used, methods)})
 
 
-def _paths(files: list[str], sets: str | None, data: str | None) -> list[str]:
-    """The files to score, given or by the name of their group."""
-    if sets is None:
+def _adapters(given: Sequence[str]) -> dict[str, str]:
+    """Adapters by name: that in front of the folder, or the folder's own."""
+    found: dict[str, str] = {}
+    for value in (part for text in given for part in text.split(",") if part):
+        name, named, folder = value.partition("=")
+        if not named or Path(value).is_dir():
+            name, folder = Path(value).resolve().name, value
+        if not name or not folder:
+            raise ConfigError(f"--adapter is {value!r}; write NAME=FOLDER, or a folder alone")
+        if name in found:
+            raise ConfigError(f"two adapters are called {name!r}: {found[name]} and {folder}; name one by NAME=FOLDER")
+        found[name] = folder
+    if not found:
+        raise ConfigError("--adapter names no adapter; give a folder")
+    return found
+
+
+def _paths(files: list[str], sets: list[str], data: str | None) -> list[str] | dict[str, list[str]]:
+    """The files to score, given or in groups by their names."""
+    if not sets:
         if not files or data is not None:
             raise ConfigError("give question files, or a group of them by --sets NAME --data FOLDER")
         return files
     if files or data is None:
-        raise ConfigError(f"--sets {sets} takes its files from --data FOLDER, and no others")
+        raise ConfigError(f"--sets {','.join(sets)} takes its files from --data FOLDER, and no others")
     from sac_rag.evaluate.tasks import files_of
 
-    return files_of(sets, data)
+    return {name: files_of(name, data) for name in sets}
 
 
 def _notices(runs: Sequence[Run], pool: bool) -> None:
-    from sac_rag.evaluate.tasks import MACRO
+    from sac_rag.evaluate.tasks import is_macro
 
-    for run in runs:
-        if run.cut and run.set != MACRO:
-            console.notice(f"{run.set}, {run.reader}: {run.cut} did not fit the model's context and were cut")
+    for name, reader, cut in dict.fromkeys((run.set, run.reader, run.cut) for run in runs):
+        if cut and not is_macro(name):
+            console.notice(f"{name}, {reader}: {cut} did not fit the model's context and were cut")
     if pool:
         from sac_rag.evaluate.retrieved import POOL_PASSAGES
 
@@ -156,26 +205,40 @@ def _notices(runs: Sequence[Run], pool: bool) -> None:
             )
 
 
-def _show(runs: list[dict[str, Any]]) -> None:
+def _show(runs: list[dict[str, Any]], first: str) -> None:
+    """The table; `first` is what the first adapter is called."""
     more: list[str] = [name for name in ("passage_tokens", "k", "passages", "recall") if name in runs[0]]
     if any(r["prompt"] for r in runs):
         more.insert(0, "prompt")
     kept = ["of full-ft"] if any(r["retention"] is not None for r in runs) else []
+    several = ["adapter"] if any(r["adapter"] for r in runs) else []
+    compared = [f"F1 to {first}"] if several else []
+    who = ("set", "reader", "method", *several, "ratio", "n")
+    scores = ("F1", "EM", "ROUGE-1", "EM raw", "seconds", *more, "F1 95 %", *compared, *kept)
     console.table(
-        ("set", "reader", "method", "ratio", "n", "F1", "EM", "ROUGE-1", "EM raw", "seconds", *more, "F1 95 %", *kept),
+        (*who, *scores),
         [
             (
-                *(r["set"], r["reader"], r["method"], None if r["ratio"] is None else f"{r['ratio']:g}", r["n"]),
+                *(r["set"], r["reader"], r["method"], *(r[name] for name in several)),
+                *(None if r["ratio"] is None else f"{r['ratio']:g}", r["n"]),
                 *(_percent(r[name]) for name in ("f1", "em", "rouge1", "em_raw")),
                 f"{r['seconds']:.1f}",
                 *(f"{100 * r[name]:.1f}" if name == "recall" else r[name] for name in more),
                 f"{_percent(r['f1_low'])}-{_percent(r['f1_high'])}",
+                *(_difference(r) for _ in compared),
                 *(r["retention"] and _percent(r["retention"]) for _ in kept),
             )
             for r in runs
         ],
-        numbers=("ratio", "n", "F1", "EM", "ROUGE-1", "EM raw", "seconds", *more, "F1 95 %", *kept),
+        numbers=("ratio", "n", *scores),
     )
+
+
+def _difference(run: Mapping[str, Any]) -> str | None:
+    if run["difference"] is None:
+        return None
+    value, low, high = (f"{100 * run[name]:+.2f}" for name in ("difference", "difference_low", "difference_high"))
+    return f"{value} ({low} to {high})"
 
 
 def _percent(share: float) -> str:
@@ -184,7 +247,7 @@ def _percent(share: float) -> str:
 
 @contextlib.contextmanager
 def scoring_bar() -> Iterator[Callable[[str, str, int, int], None] | None]:
-    """A bar a reader and set, for people only."""
+    """A bar for each run under way and one for all of them, for people only."""
     if not console.shows_progress():
         yield None
         return
@@ -197,6 +260,6 @@ def scoring_bar() -> Iterator[Callable[[str, str, int, int], None] | None]:
         def listen(name: str, reader: str, done: int, total: int) -> None:
             if (name, reader) not in tasks:
                 tasks[name, reader] = bar.add_task(f"{name} {reader}", total=total)
-            bar.update(tasks[name, reader], completed=done)
+            bar.update(tasks[name, reader], completed=done, visible=done < total)
 
         yield listen

@@ -50,18 +50,27 @@ def _bar() -> Iterator[Listen]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("compressing"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("files  {task.fields[passages]:,} passages  {task.fields[speed]:,.0f} tokens/s"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console.err(), transient=True) as bar:
-        task = bar.add_task("", total=None, passages=0, speed=0.0)
+        task = bar.add_task("finding files", total=None, passages=0, speed=0.0)
 
         def listen(report: IndexReport) -> None:
             speed = report.tokens / report.seconds if report.seconds else 0.0
-            bar.update(task, total=report.files, completed=report.done, passages=report.passages, speed=speed)
+            # While files are being found their number is no total: a bar without one pulses.
+            total = None if report.step == "finding files" else report.files
+            bar.update(
+                task,
+                description=report.step,
+                total=total,
+                completed=report.done + report.ahead,
+                passages=report.passages,
+                speed=speed,
+            )
 
         yield listen
 

@@ -28,7 +28,7 @@ def info(library: LibraryFolder = DEFAULT_LIBRARY, as_json: Json = False) -> Non
         content["bytes_per_source_token"] = stats.bytes_per_source_token
         console.emit({**content, "fingerprint": fingerprint})
         return
-    sizes = ("kv_bytes", "dead_bytes", "catalog_bytes", "faiss_bytes", "total_bytes")
+    sizes = ("kv_bytes", "dead_bytes", "catalog_bytes", "faiss_bytes", "lexical_bytes", "total_bytes")
     counts = ("generation", "codec", "documents", "passages", "anchors", "source_tokens")
     console.pairs(
         [

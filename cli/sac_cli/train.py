@@ -14,6 +14,7 @@ from sac_cli import console, fields, interrupts
 from sac_cli.options import Device, Dtype
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError
+from sac_rag.train import launch
 
 if TYPE_CHECKING:
     from sac_rag.compress.adapter import Card
@@ -45,8 +46,8 @@ def train(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="Files of text or questions, with a share if wanted; cloze:PATH asks questions made out of its texts. "
-            "One folder with --recipe.",
+            help="Files of text or questions, with a share if wanted; cloze:PATH asks questions made out of its texts, "
+            "quote:PATH for the texts themselves. One folder with --recipe.",
             metavar="PATH[=WEIGHT]",
         ),
     ],
@@ -69,7 +70,8 @@ def train(
         str | None,
         typer.Option(
             help="All stages of a known training, over one folder of data: default, full-ft, tiny, ablation-base, "
-            "ablation-no-lm, ablation-causal, ablation-future, ablation-no-anchor-embedding or ablation-random.",
+            "ablation-lm, ablation-quote, ablation-causal, ablation-future, ablation-no-anchor-embedding or "
+            "ablation-random.",
             rich_help_panel=RECIPE,
         ),
     ] = None,
@@ -84,6 +86,15 @@ def train(
         list[str] | None, typer.Option(help="Keyword of the method, such as selector=random.", metavar="KEY=VALUE")
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence line of the adapter's card.")] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes of one thread each that share out the micro-batches of a step; one a physical core on a "
+            "CPU if there are so many micro-batches, one on a GPU.",
+            show_default=False,
+            rich_help_panel="Computing",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON at the end.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -93,18 +104,19 @@ def train(
 
     Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm reads their text alone. cloze: in front
     of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a number or
-    a phrase that was taken out of it.
+    a phrase that was taken out of it. quote: asks for the text itself, piece by piece: the fastest way to a memory that
+    holds names and numbers.
 
     --recipe trains all stages of a known training in folders 1-… and 2-… of the output, which gets the last adapter;
     the data are then one folder with lm/ and qa/ in it.
 
-    The same command resumes a stopped run exactly. Ctrl-C saves a checkpoint and ends, a second one kills. Losses of
-    every step go to metrics.jsonl in the output folder.
+    The same command resumes a stopped run exactly, also with another number of --processes. Ctrl-C saves a checkpoint
+    and ends, a second one kills. Losses of every step go to metrics.jsonl in the output folder.
     """
     if recipe is not None:
         fixed = {"method": method, "from": start_from, "teacher": teacher, "option": option, **values}
         _refuse(recipe, data, [name for name, value in fixed.items() if value is not None])
-        _follow(recipe, data[0], output, steps_scale, micro_tokens, as_json, base, licence, device, dtype)
+        _follow(recipe, data[0], output, steps_scale, micro_tokens, as_json, base, licence, device, dtype, processes)
         return
     if steps_scale is not None or micro_tokens is not None:
         raise ConfigError("--steps-scale and --micro-tokens are for --recipe; use --steps and --step-tokens")
@@ -115,14 +127,18 @@ def train(
         from sac_rag.compress.layout import PromptLayout
         from sac_rag.train.config import TrainConfig
         from sac_rag.train.run import run
-    config = TrainConfig(**fields.given(TRAINING, values))
+
+        config = TrainConfig(**fields.given(TRAINING, values))
+        count = launch.processes_for(processes, config.accumulate, device)
     with interrupts.after_step() as asked, _bar() as show:
 
         def listen(progress: Progress) -> None:
             asked.begun, asked.step = True, progress.step
             show(progress)
 
-        card = run(
+        card = launch.together(
+            run,
+            count,
             data,
             output,
             config,
@@ -144,7 +160,9 @@ def train(
 
 
 def _show(card: Card, output: str, as_json: bool, stopped_at: str | None) -> None:
-    """The card, or its last stage in short; ends with code 130 where training was stopped."""
+    """The card, or its last stage in short, said once for all processes; code 130 where training was stopped."""
+    if not launch.leads():
+        return
     if as_json:
         console.emit(dataclasses.asdict(card))
     elif stopped_at is None:
@@ -176,14 +194,18 @@ def _follow(
     licence: str | None,
     device: str,
     dtype: str,
+    processes: int | None,
 ) -> None:
     with console.working("loading"):
         from sac_rag.train.recipes import find_recipe
         from sac_rag.train.stages import follow
-    recipe = find_recipe(name)
-    console.notice(f"recipe {name}: {recipe.about}")
-    recipe = recipe if scale is None else recipe.scaled(scale)
-    recipe = recipe if micro_tokens is None else recipe.regrouped(micro_tokens)
+
+        recipe = find_recipe(name)
+        recipe = recipe if scale is None else recipe.scaled(scale)
+        recipe = recipe if micro_tokens is None else recipe.regrouped(micro_tokens)
+        count = launch.processes_for(processes, min(s.config.accumulate for s in recipe.stages), device)
+    if launch.leads():
+        console.notice(f"recipe {name}: {recipe.about}")
     at = ""
     with interrupts.after_step() as asked, _bar() as show:
 
@@ -193,7 +215,9 @@ def _follow(
             at = f"{progress.step} of {progress.steps} of stage {stage.name}"
             show(progress)
 
-        done = follow(
+        done = launch.together(
+            follow,
+            count,
             recipe,
             data,
             output,
@@ -222,7 +246,7 @@ def _options(given: list[str] | tuple[()]) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[Progress], None]]:
-    if not console.shows_progress():
+    if not console.shows_progress() or not launch.leads():
         yield lambda progress: None
         return
     from rich import progress as bars

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
+
+import torch
 
 from sac_rag.answer.reader import Reader
 from sac_rag.answer.service import Service
@@ -59,12 +61,19 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
     ) -> Engine:
-        """The engine of these settings, loaded at the first call of the process."""
-        key = (model, method, adapter, device, dtype)
+        """The engine of these settings, loaded at the first call of the process; "auto" is the device that it means."""
+        key = cls._key(model, method, adapter, device, dtype)
         with cls._lock:
             if key not in cls._shared:
                 cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype)
             return cls._shared[key]
+
+    @staticmethod
+    def _key(model: str, method: str, adapter: str, device: str, dtype: str) -> tuple[str, ...]:
+        where = choose_device(device)
+        if where.type == "cuda" and where.index is None:
+            where = torch.device("cuda", torch.cuda.current_device())
+        return model, method, adapter, str(where), str(choose_dtype(dtype, where))
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -72,11 +81,11 @@ class Engine:
         with self._busy:
             yield
 
-    def compress(self, texts: Sequence[str], ratio: float) -> list[AnchorKV]:
-        """Memories of passages, on the CPU."""
+    def compress(self, texts: Sequence[str], ratio: float, done: Callable[[int], None] | None = None) -> list[AnchorKV]:
+        """Memories of passages, on the CPU. done: called with the number compressed, now and then."""
         with self.busy():
             backbone = self.method.backbone
-            found = self.method.compress([backbone.tokens(t) for t in texts], ratio)
+            found = self.method.compress([backbone.tokens(t) for t in texts], ratio, done=done)
             return [m.to(device="cpu") for m in found]
 
     @cached_property

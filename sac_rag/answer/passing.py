@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from sac_rag.answer.engine import Engine
 from sac_rag.compress.anchor_kv import AnchorKV
@@ -15,21 +18,46 @@ PASSING_BYTES = 1 << 30
 """Bytes of keys and values held; beyond, the longest unused go."""
 
 
+@dataclass(frozen=True)
+class _Held:
+    memories: list[AnchorKV]
+    meta: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(m.nbytes for m in self.memories)
+
+
 class Passing:
     """passage id -> memories of its consecutive sub-contexts. Safe to share between threads."""
 
     def __init__(self, limit: int = PASSING_BYTES) -> None:
         self.limit = limit
-        self._held: OrderedDict[str, list[AnchorKV]] = OrderedDict()
+        self._held: OrderedDict[str, _Held] = OrderedDict()
         self._lock = threading.Lock()
 
     def __contains__(self, passage_id: object) -> bool:
         with self._lock:
             return passage_id in self._held
 
-    def compress(self, texts: Sequence[str], engine: Engine, ratio: float) -> list[str]:
-        """Ids of the texts, which are compressed unless they are held already. Blank texts raise ValueError."""
-        ids = [hashlib.sha256(b"passing\0" + t.encode("utf-8", "surrogatepass")).hexdigest()[:32] for t in texts]
+    def fits(self, passage_id: str, where: Mapping[str, Any] | None) -> bool:
+        """Whether a passage is held and its metadata fits a filter, which is as in `Library.search`."""
+        with self._lock:
+            held = self._held.get(passage_id)
+        if held is None:
+            return False
+        tests = [(k, v if isinstance(v, list | tuple | set | frozenset) else (v,)) for k, v in (where or {}).items()]
+        return all(held.meta.get(k) in wanted for k, wanted in tests)
+
+    def compress(
+        self, texts: Sequence[str], engine: Engine, ratio: float, meta: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """Ids of the texts, which are compressed unless they are held already. Blank texts raise ValueError.
+
+        One text under two `meta` has two ids: who may read one need not be allowed to read the other.
+        """
+        about = json.dumps(meta, sort_keys=True).encode() + b"\0" if meta else b""
+        ids = [_digest(about + t.encode("utf-8", "surrogatepass")) for t in texts]
         with self._lock:
             todo = {i: t for i, t in zip(ids, texts, strict=True) if i not in self._held}
             for i in ids:
@@ -43,26 +71,32 @@ class Passing:
                 flat = iter(engine.method.compress([c for cs in chunks for c in cs], ratio))
                 made = [[next(flat).to(device="cpu") for _ in cs] for cs in chunks]
             with self._lock:
-                self._held.update(zip(todo, made, strict=True))
+                self._held.update({i: _Held(m, dict(meta or {})) for i, m in zip(todo, made, strict=True)})
                 kept = set(ids)
-                total = sum(m.nbytes for ms in self._held.values() for m in ms)
+                total = sum(held.nbytes for held in self._held.values())
                 for i in list(self._held):
                     if total <= self.limit or i in kept:
                         break
-                    total -= sum(m.nbytes for m in self._held.pop(i))
+                    total -= self._held.pop(i).nbytes
         return ids
 
     def get(self, passage_id: str) -> list[AnchorKV]:
         """KeyError when it is not held (any more)."""
         with self._lock:
             self._held.move_to_end(passage_id)
-            return self._held[passage_id]
+            return self._held[passage_id].memories
 
     def extent(self, passage_id: str) -> tuple[int, int] | None:
         """(anchors, source tokens), or None."""
         with self._lock:
             held = self._held.get(passage_id)
-        return None if held is None else (sum(m.anchors for m in held), sum(m.source_len for m in held))
+        if held is None:
+            return None
+        return sum(m.anchors for m in held.memories), sum(m.source_len for m in held.memories)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(b"passing\0" + content).hexdigest()[:32]
 
 
 def _cut(ids: Sequence[int]) -> list[Sequence[int]]:

@@ -10,6 +10,7 @@ import torch
 
 from sac_rag.answer.assemble import Assembled
 from sac_rag.answer.confidence import Thresholds
+from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling, TextStream
 from sac_rag.config import AskConfig
@@ -21,13 +22,14 @@ class Way:
     """How one question is answered.
 
     find: the hits. lay: hits -> prompt, as `ask.fidelity` says or, when True, as text. thresholds: needed for
-    fidelity "auto" and for abstaining.
+    fidelity "auto" and for abstaining. conversation: where the answer is kept for the next question.
     """
 
     find: Callable[[], Sequence[Hit]]
     lay: Callable[[Sequence[Hit], bool], Assembled]
     ask: AskConfig
     thresholds: Thresholds | None = None
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class Stream(Iterator[str]):
             abstained=withheld is not None,
             withheld=withheld,
         )
+        if way.conversation is not None:
+            way.conversation.add(text)
 
 
 def _attempt(
@@ -119,7 +123,7 @@ def _attempt(
     loaded_s = time.perf_counter() - began
     sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
     stream, pieces, first = TextStream(engine.method.backbone), [], None
-    generation = engine.service.submit(assembled.prompt, sampling)
+    generation = engine.service.submit(assembled.prompt, sampling, keep=way.conversation is not None)
     for token in generation:
         first = first or time.perf_counter()
         if piece := stream.push(token):

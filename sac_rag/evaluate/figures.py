@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sac_rag.evaluate.plots import Level, Line, chart
-from sac_rag.evaluate.tasks import MACRO
+from sac_rag.evaluate.tasks import is_macro
 
 Row = Mapping[str, Any]
 AGAINST = {
@@ -20,9 +20,10 @@ def figures(stem: str, tables: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """File name -> SVG, for every figure that the tables of a record hold; none when nothing can be compared."""
     found = {}
     for name, rows in tables.items():
-        for column, (kind, label) in AGAINST.items():
-            if svg := _scores(_one_set(rows), column, label):
-                found[f"{stem}.{name}.{kind}.svg"] = svg
+        for part, drawn in _sets(rows).items():
+            for column, (kind, label) in AGAINST.items():
+                if svg := _scores(drawn, column, label):
+                    found[f"{stem}.{name}.{part}{kind}.svg"] = svg
         if svg := _losses(rows):
             found[f"{stem}.{name}.loss.svg"] = svg
     return found
@@ -33,19 +34,23 @@ def is_training(rows: Sequence[Row]) -> bool:
     return bool(rows) and all("loss" in r and "examples" in r for r in rows)
 
 
-def _one_set(rows: Sequence[Row]) -> list[Row]:
-    """The rows to draw: the averages over sets, or those of the only set there is."""
+def _sets(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows to draw, by what tells their file's name apart: averages over sets, or those of the only set."""
     scores = [r for r in rows if "f1" in r and "reader" in r]
-    names = {r.get("set") for r in scores}
-    return [r for r in scores if r.get("set") == MACRO] if MACRO in names else scores if len(names) == 1 else []
+    names = list(dict.fromkeys(str(r.get("set")) for r in scores))
+    drawn = [n for n in names if is_macro(n)] or (names if len(names) == 1 else [])
+    return {
+        f"{name.replace(' ', '-')}." if len(drawn) > 1 else "": [r for r in scores if str(r.get("set")) == name]
+        for name in drawn
+    }
 
 
 def _scores(rows: Sequence[Row], column: str, label: str) -> str | None:
-    """F1 in percent of each reader and method, against a column that only compressed memory has."""
+    """F1 in percent of each method, or adapter if there are several, against a column that only memory has."""
     series: dict[str, list[Row]] = {}
     for row in rows:
         if row.get(column) and row["reader"] == "memory":
-            series.setdefault(f"{row['reader']} ({row.get('method')})", []).append(row)
+            series.setdefault(row.get("adapter") or f"{row['reader']} ({row.get('method')})", []).append(row)
     if len({r[column] for found in series.values() for r in found}) < 2:
         return None
     lines = []

@@ -10,8 +10,10 @@ from xml.sax.saxutils import escape
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 56, 150, 40, 52
 """Margins in pixels; the right one holds the legend."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito (2008): told apart by colour-blind readers."""
+NAME, LETTER = 21, 7
+"""Letters of a name that the legend has room for, and the pixels by which each one more widens the chart."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Okabe and Ito (2008), with grey for their yellow: told apart by colour-blind readers, and on white."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ def chart(
     x_ticks = (xs if len(xs) <= 8 else _decades(xs[0], xs[-1])) if log_x else _ticks(xs[0], xs[-1])
     place_x, place_y = _scales(xs[0], xs[-1], y_ticks[-1], log_x)
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    items: list[Line | Level] = [*lines, *levels]
+    width = WIDTH + LETTER * max(0, max(len(item.name) for item in items) - NAME)
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" viewBox="0 0 {width} {HEIGHT}" '
         f'role="img" font-family="sans-serif" font-size="12" fill="#222">',
         f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        f'<rect width="{width}" height="{HEIGHT}" fill="#fff"/>',
         _text(LEFT, 20, title, size=14),
         _text((LEFT + right) / 2, HEIGHT - 12, x_label + (" (logarithmic)" if log_x else ""), "middle"),
         f'<g transform="rotate(-90)">{_text(-(TOP + bottom) / 2, 14, y_label, "middle")}</g>',
@@ -60,7 +64,6 @@ def chart(
         out.append(_text(place_x(x), bottom + 18, _short(x), "middle"))
     out.append(_segment(LEFT, bottom, right, bottom, "#222"))
     legend = TOP + 4
-    items: list[Line | Level] = [*lines, *levels]
     for index, item in enumerate(items):
         colour = COLOURS[index % len(COLOURS)]
         if isinstance(item, Level):

@@ -26,7 +26,7 @@ BATCH_TOKENS = 32_768
 
 @dataclass
 class Asked:
-    """Prompts with their questions, in order. cut: contexts that were cut to fit the model's context.
+    """Prompts with their questions, in order. cut: contexts that were cut to the positions the model has.
 
     stored_bytes, source_tokens: of the compressed contexts, as a library would store them.
     """
@@ -47,9 +47,10 @@ def prompts_of(
 ) -> Asked:
     """Prompts of all questions of some contexts; each context is encoded once.
 
-    `memory` compresses long contexts as consecutive sub-contexts; `text` and `full-ft` cut them at the end to what
-    the model reads beside question and answer. layout: another prompt than the adapter's own. Raises ConfigError when
-    a question alone is too long.
+    `memory` compresses long contexts as consecutive sub-contexts. All readers cut a context at the end to what the
+    model reads beside question and answer: compressed or not, its tokens keep their positions (SAC, section 3.3), and
+    the model knows none beyond its length. layout: another prompt than the adapter's own. Raises ConfigError when a
+    question alone is too long.
     """
     backbone, asked = method.backbone, Asked()
 
@@ -61,7 +62,6 @@ def prompts_of(
     ids: list[list[int]] = [[] for _ in contexts]
     if reader != "closed":
         ids = [backbone.tokens(text) for text, _ in contexts]
-    if reader in ("text", "full-ft"):
         rooms = [_room(method, len(prefix), max(map(len, tail))) for tail in tails]
         asked.cut = sum(len(i) > room for i, room in zip(ids, rooms, strict=True))
         ids = [i[:room] for i, room in zip(ids, rooms, strict=True)]

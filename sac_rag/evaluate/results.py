@@ -68,13 +68,14 @@ def versions() -> dict[str, str]:
     return {"sac_rag": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
 
 
-def fingerprints(model: str, adapters: Mapping[str, str]) -> dict[str, Any]:
-    """SHA-256 (hex) of base weights, tokenizer, and the adapter of each method."""
-    origins = [Origin.of(model, method, adapter) for method, adapter in adapters.items()]
+def fingerprints(model: str, adapters: Mapping[str, str], methods: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """SHA-256 (hex) of base weights, tokenizer, and each adapter; one that `methods` leaves out is called after its."""
+    origins = {name: Origin.of(model, (methods or {}).get(name, name), at) for name, at in adapters.items()}
+    any_of_them = next(iter(origins.values()))
     return {
-        "model_sha256": origins[0].model_sha256,
-        "tokenizer_sha256": origins[0].tokenizer_sha256,
-        "adapter_sha256": {o.method: o.adapter_sha256 for o in origins},
+        "model_sha256": any_of_them.model_sha256,
+        "tokenizer_sha256": any_of_them.tokenizer_sha256,
+        "adapter_sha256": {name: origin.adapter_sha256 for name, origin in origins.items()},
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,12 +17,12 @@ from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling
 from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.evaluate.cost import measured
-from sac_rag.evaluate.harness import Listen, check_readers, with_macro
+from sac_rag.evaluate.harness import Listen, check_readers
 from sac_rag.evaluate.metrics import contains
 from sac_rag.evaluate.prompts import ANSWER_TOKENS, answers_of
 from sac_rag.evaluate.results import Origin, Results, file_sha256
-from sac_rag.evaluate.runs import Prediction, Run, Scored, summary, with_retention
-from sac_rag.evaluate.tasks import Task, check_names, load_task, set_name
+from sac_rag.evaluate.runs import Prediction, Run, Scored, summary, with_macro, with_retention
+from sac_rag.evaluate.tasks import Task, check_names, grouped, load_task, set_name
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.loading import choose_device, choose_dtype
 from sac_rag.pipeline import SacRag
@@ -63,7 +63,7 @@ class _Reading:
 
 
 def evaluate_retrieved(
-    files: Sequence[str],
+    files: Sequence[str] | Mapping[str, Sequence[str]],
     *,
     config: IndexConfig | None = None,
     ask: AskConfig | None = None,
@@ -85,17 +85,19 @@ def evaluate_retrieved(
     All readers get the same passages: as memory, the best as text and the others as memory (mixed), as text, or as
     text read by Full-FT; what `ask` says of fidelity and of abstaining does not count. A library a file and ratio
     (None: that of `config`); with `pool` one a ratio, of all files. text and full-ft read the same at every ratio, so
-    once. batch, results and the row "macro" as in `evaluate`. Raises ConfigError for a reader that cannot retrieve.
+    once. Groups of files, batch, results and rows "macro" as in `evaluate`. Raises ConfigError for a reader that
+    cannot retrieve.
     """
     config, ask = config or IndexConfig(), ask or AskConfig(max_new_tokens=ANSWER_TOKENS)
     check_readers(readers, READERS)
-    check_names(files)
+    paths, parts = grouped(files)
+    check_names(paths)
     ratios = [float(r) for r in ratios or (config.ratio,)]
-    tasks = [load_task(f, limit=limit, seed=seed, first=contexts) for f in files]
+    tasks = [load_task(f, limit=limit, seed=seed, first=contexts) for f in paths]
     number = str(choose_dtype(dtype, choose_device(device)))
-    hashes = [file_sha256(f) if results else "" for f in files]
+    hashes = [file_sha256(f) if results else "" for f in paths]
     found_by = Embedder(config.embedder).fingerprint if results else ""
-    together = [list(range(len(files)))] if pool else [[i] for i in range(len(files))]
+    together = [list(range(len(paths)))] if pool else [[i] for i in range(len(paths))]
     done: dict[tuple[str, float | None], dict[int, Scored[RetrievedRun]]] = {}
 
     def settings_of(reader: str, ratio: float | None, index: int, group: Sequence[int]) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def evaluate_retrieved(
             if not missing:
                 continue
             own_config = dataclasses.replace(config, ratio=ratio)
-            with _library([files[i] for i in group], contexts, own_config, device, dtype, listen) as rag:
+            with _library([paths[i] for i in group], contexts, own_config, device, dtype, listen) as rag:
                 found: dict[int, list[list[Hit]]] = {}
                 for i, reader, settings in missing:
                     if i not in found:
@@ -141,10 +143,11 @@ def evaluate_retrieved(
     runs: list[RetrievedRun] = []
     for reader in readers:
         for own_ratio in ratios if reader in STORED else (None,):
-            rows = [done[reader, own_ratio][i] for i in range(len(files))]
-            sizes = [s.run.passages for s in rows]
-            recall = fmean(s.run.recall for s in rows)
-            runs += with_macro(rows, recall=recall, passages=sizes[0] if pool else sum(sizes))
+            for name, part in parts.items():
+                rows = [done[reader, own_ratio][i] for i in range(len(paths))[part]]
+                sizes = [s.run.passages for s in rows]
+                recall = fmean(s.run.recall for s in rows)
+                runs += with_macro(rows, name, recall=recall, passages=sizes[0] if pool else sum(sizes))
     return with_retention(runs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from statistics import fmean
 from typing import Any, Generic, TypeVar
 
@@ -51,6 +52,13 @@ class Run:
     """Name of the prompt that was sent (`sac_rag.compress.templates`); None is the adapter's own layout."""
     retention: float | None = None
     """F1 over that of the full-ft reader on the same set; None unless that was run beside it."""
+    adapter: str | None = None
+    """What the adapter is called among several of one table; None when there is one."""
+    difference: float | None = None
+    """F1 less that of the first adapter; None for it, and unless there are several."""
+    difference_low: float | None = None
+    """Ends of its 95 % interval: paired bootstrap over the same questions."""
+    difference_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,11 @@ class Scored(Generic[RunT]):
     run: RunT
     predictions: tuple[Prediction, ...]
 
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """Means of (f1, em) over bootstrap samples of the questions, (RESAMPLES, 2)."""
+        return resampled([(p.f1, p.em) for p in self.predictions], self.run.set)
+
 
 def resampled(values: Any, name: str) -> np.ndarray:
     """Means of bootstrap samples, (RESAMPLES, columns), of `values` (questions, columns).
@@ -95,14 +108,16 @@ def resampled(values: Any, name: str) -> np.ndarray:
     return np.stack([table[random.integers(len(table), size=len(table))].mean(0) for _ in range(RESAMPLES)])
 
 
-def _ends(means: np.ndarray) -> dict[str, Any]:
-    """Percentile interval of resampled (f1, em) means."""
+def _interval(means: np.ndarray) -> tuple[list[float], list[float]]:
+    """Percentile interval of each column of resampled means: the lower ends, the upper ends."""
     low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0).tolist()
+    return low, high
+
+
+def _ends(means: np.ndarray) -> dict[str, Any]:
+    """The fields that hold the interval of resampled (f1, em) means."""
+    low, high = _interval(means)
     return {"f1_low": low[0], "f1_high": high[0], "em_low": low[1], "em_high": high[1]}
-
-
-def _resampled(scored: Scored[Any]) -> np.ndarray:
-    return resampled([(p.f1, p.em) for p in scored.predictions], scored.run.set)
 
 
 def summary(predictions: Sequence[Prediction], name: str, seconds: float) -> dict[str, Any]:
@@ -117,7 +132,7 @@ def summary(predictions: Sequence[Prediction], name: str, seconds: float) -> dic
     }
 
 
-def macro(scored: Sequence[Scored[RunT]], **changes: Any) -> RunT:
+def macro(scored: Sequence[Scored[RunT]], name: str = MACRO, **changes: Any) -> RunT:
     """The mean of the sets' means, each set counting alike; its interval is bootstrapped within the sets."""
     runs = [s.run for s in scored]
     n, seconds = sum(r.n for r in runs), sum(r.seconds for r in runs)
@@ -126,7 +141,7 @@ def macro(scored: Sequence[Scored[RunT]], **changes: Any) -> RunT:
     means: dict[str, Any] = {m: fmean(getattr(r, m) for r in runs) for m in METRICS}
     return replace(
         runs[0],
-        set=MACRO,
+        set=name,
         n=n,
         seconds=seconds,
         examples_per_s=n / seconds,
@@ -134,9 +149,36 @@ def macro(scored: Sequence[Scored[RunT]], **changes: Any) -> RunT:
         cut=sum(r.cut for r in runs),
         bytes_per_source_token=fmean(stored) if stored else None,
         **means,
-        **_ends(np.mean([_resampled(s) for s in scored], axis=0)),
+        **_ends(np.mean([s.resampled for s in scored], axis=0)),
         **changes,
     )
+
+
+def with_macro(
+    rows: Sequence[Scored[RunT]],
+    name: str = MACRO,
+    first: Sequence[Scored[RunT]] | None = None,
+    **changes: Any,
+) -> list[RunT]:
+    """The runs of several sets, and their average when there is more than one. first: what to compare with."""
+    runs = [s.run for s in rows]
+    together = [macro(rows, name, **changes)] if len(rows) > 1 else []
+    if first:
+        runs = [replace(s.run, **difference([s], [f])) for s, f in zip(rows, first, strict=True)]
+        together = [replace(r, **difference(rows, first)) for r in together]
+    return [*runs, *together]
+
+
+def difference(scored: Sequence[Scored[Any]], first: Sequence[Scored[Any]]) -> dict[str, Any]:
+    """F1 less that of others on the same sets, which count alike, with the interval of the paired difference.
+
+    Both are resampled alike, set by set, so that what they share cancels out.
+    """
+    pairs = list(zip(scored, first, strict=True))
+    means = np.mean([s.resampled - f.resampled for s, f in pairs], axis=0)
+    low, high = _interval(means)
+    found = fmean(s.run.f1 - f.run.f1 for s, f in pairs)
+    return {"difference": found, "difference_low": low[0], "difference_high": high[0]}
 
 
 def with_retention(runs: Sequence[RunT]) -> list[RunT]:

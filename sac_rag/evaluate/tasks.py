@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ OUT_OF_DOMAIN = (
 )
 """Test files of kinds that no adapter is trained on."""
 MACRO = "macro"
-"""Set name of the row that averages over sets."""
+"""Set name of the row that averages over sets; of several groups each has its own, "macro NAME"."""
 SETS = {"in-domain": IN_DOMAIN, "out-of-domain": OUT_OF_DOMAIN}
 
 GROUP_CHARACTERS = 100_000
@@ -72,12 +72,28 @@ def set_name(path: str | Path) -> str:
     return Path(path).name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
+def grouped(files: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[list[str], dict[str, slice]]:
+    """All files, and which of them each row averages over, by its name: one list of files, or named groups of them."""
+    groups = files if isinstance(files, Mapping) else {"": files}
+    paths: list[str] = []
+    rows = {}
+    for name, own in groups.items():
+        rows[MACRO if len(groups) == 1 else f"{MACRO} {name}"] = slice(len(paths), len(paths) + len(own))
+        paths += own
+    return paths, rows
+
+
+def is_macro(name: str) -> bool:
+    """Whether a set's name is that of a row that averages over sets."""
+    return name == MACRO or name.startswith(f"{MACRO} ")
+
+
 def check_names(files: Sequence[str | Path]) -> None:
     """Raises ConfigError when there is no file, or when two rows would have one name."""
     if not files:
         raise ConfigError("no files to score; give at least one")
     names = [set_name(f) for f in files]
-    if twice := [n for n in names if names.count(n) > 1 or n == MACRO]:
+    if twice := [n for n in names if names.count(n) > 1 or is_macro(n)]:
         raise ConfigError(f"a second set is called {twice[0]!r}; rename the file, rows are told apart by these names")
 
 

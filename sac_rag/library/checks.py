@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from sac_rag.errors import LibraryError
 from sac_rag.library import folder as files
+from sac_rag.library import lexical_file
 from sac_rag.library.catalog import Catalog, chunks
 from sac_rag.library.view import View, read_faiss, stored_vectors
 
@@ -14,14 +16,15 @@ from sac_rag.library.view import View, read_faiss, stored_vectors
 def problems(folder: Path, deep: bool) -> list[str]:
     """What is wrong with the newest generation on disk, one line each; empty when all is well.
 
-    Shallow: every catalog row, SQLite's structures, counts, FAISS against stored vectors, sizes and ranges of
-    segments. Deep: also every stored memory, by checksum and decoded, and every segment header.
+    Shallow: every catalog row, SQLite's structures, counts, FAISS against stored vectors, the hash of a kept lexical
+    index, sizes and ranges of segments. Deep: also every stored memory, by checksum and decoded, and every segment
+    header.
     """
     try:
         with Catalog.read(folder) as disk:
             disk.check_whole()
             view = View.load(disk, folder)
-            found = [*_vectors(disk, view), *_ranges(view)]
+            found = [*_vectors(disk, view), *_lexical(disk, view), *_ranges(view)]
     except LibraryError as e:
         return [str(e)]
     return [*found, *(_memories(view) if deep else ())]
@@ -46,6 +49,15 @@ def _vectors(disk: Catalog, view: View) -> Iterator[str]:
         yield f"{disk.where}: the FAISS file and the catalog have different keys"
     elif not np.array_equal(index.rows(keys), stored.rows(keys)):
         yield f"{disk.where}: the FAISS file and the catalog have different vectors"
+
+
+def _lexical(disk: Catalog, view: View) -> Iterator[str]:
+    number = view.head.faiss
+    if number is None or not os.path.lexists(view.folder / files.lexical_name(number)):
+        return
+    if lexical_file.read(view.folder, view.head) is None:
+        name = files.lexical_name(number)
+        yield f"{disk.where}: {name} is damaged; searches rebuild it in memory, gc writes it again"
 
 
 def _ranges(view: View) -> Iterator[str]:

@@ -23,7 +23,7 @@ NEW_CATALOG = "catalog.sqlite.new"
 LOCK = "writer.lock"
 SPOOL_PREFIX = "spool-"
 
-_DATA = re.compile(r"(?:seg-[0-9]{1,15}\.safetensors|faiss-[0-9]{1,15}\.idx)(?:\.tmp)?|spool-\w+", re.ASCII)
+_DATA = re.compile(r"(?:seg-[0-9]{1,15}\.safetensors|(?:faiss|lexical)-[0-9]{1,15}\.idx)(?:\.tmp)?|spool-\w+", re.ASCII)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SQLITE_IOERR_WRITE = 778
 
@@ -34,6 +34,10 @@ def segment_name(number: int) -> str:
 
 def faiss_name(generation: int) -> str:
     return f"faiss-{int(generation)}.idx"
+
+
+def lexical_name(generation: int) -> str:
+    return f"lexical-{int(generation)}.idx"
 
 
 def open_read(folder: Path, name: str) -> tuple[int, int]:
@@ -161,6 +165,10 @@ class WriterLock:
             os.pwrite(self._fd, str(os.getpid()).encode(), 0)
         except OSError:
             pass  # a full disk: the lock holds, only the courtesy is lost
+
+    @property
+    def held(self) -> bool:
+        return self._fd >= 0
 
     def release(self) -> None:
         if self._fd >= 0:

@@ -1,4 +1,4 @@
-"""Lexical search: BM25 (Lucene's variant) over passage texts, built in memory for one generation.
+"""Lexical search: BM25 (Lucene's variant) over passage texts, for one generation.
 
 Tokens are case-folded words without English stop words, stemmed when PyStemmer is installed; each ideograph or kana
 is a word. Built with sorted vocabulary, so scores do not depend on hash seeds.
@@ -22,30 +22,64 @@ def words(texts: Iterable[str]) -> list[list[str]]:
 
     stop = frozenset(STOPWORDS_EN)
     split = [[w for w in _WORD.findall(text.casefold()) if w not in stop] for text in texts]
-    try:
-        import Stemmer
-    except ImportError:
+    stemmer = _stemmer()
+    if stemmer is None:
         return split
     unique = sorted({w for text in split for w in text})
-    # A stemmer of one's own: they keep a cache and are not safe to share between threads.
-    stem = dict(zip(unique, Stemmer.Stemmer("english").stemWords(unique), strict=True))
+    stem = dict(zip(unique, stemmer.stemWords(unique), strict=True))
     return [[stem[w] for w in text] for text in split]
 
 
+def rules() -> str:
+    """What the terms of a text depend on besides the text; indexes made by other rules do not fit a question's."""
+    return "words-1 english" if _stemmer() else "words-1"
+
+
+def _stemmer() -> Any:
+    """None where PyStemmer is not installed. One's own: they keep a cache and are not safe to share between threads."""
+    try:
+        import Stemmer
+    except ImportError:
+        return None
+    return Stemmer.Stemmer("english")
+
+
 class LexicalIndex:
-    """BM25 over (row key, text) pairs."""
+    """BM25 over passages: `build` it from (row key, text) pairs, or `parse` what `serialize` gave."""
 
-    def __init__(self, keys: Sequence[int], texts: Iterable[str]) -> None:
-        import bm25s
+    def __init__(self, keys: np.ndarray, vocabulary: Sequence[str], bm25: Any) -> None:
+        self._keys, self._bm25 = keys, bm25
+        self._vocabulary = {w: i for i, w in enumerate(vocabulary)}
 
-        self._keys = np.asarray(keys, np.int64)
+    @classmethod
+    def build(cls, keys: Sequence[int], texts: Iterable[str]) -> LexicalIndex:
         split = words(texts)
-        self._vocabulary = {w: i for i, w in enumerate(sorted({w for text in split for w in text}))}
-        self._bm25: Any = None
-        if self._vocabulary:
-            self._bm25 = bm25s.BM25(method="lucene", backend="numpy", csc_backend="numpy")
-            ids = [[self._vocabulary[w] for w in text] for text in split]
-            self._bm25.index((ids, dict(self._vocabulary)), show_progress=False)
+        vocabulary = sorted({w for text in split for w in text})
+        bm25 = _bm25()
+        if vocabulary:
+            number = {w: i for i, w in enumerate(vocabulary)}
+            ids = [[number[w] for w in text] for text in split]
+            bm25.index((ids, number), create_empty_token=False, show_progress=False)
+        return cls(np.asarray(keys, np.int64), vocabulary, bm25)
+
+    @classmethod
+    def parse(cls, data: bytes) -> LexicalIndex:
+        """From bytes whose hash the caller has checked."""
+        from safetensors.numpy import load
+
+        arrays = load(data)
+        keys, text = arrays.pop("keys"), arrays.pop("vocabulary").tobytes().decode()
+        bm25 = _bm25()
+        bm25.scores = {**arrays, "num_docs": len(keys)}
+        return cls(keys, text.split("\n") if text else [], bm25)
+
+    def serialize(self) -> bytes:
+        from safetensors.numpy import save
+
+        text = "\n".join(self._vocabulary).encode()  # a term holds no white space
+        arrays = {k: v for k, v in self._bm25.scores.items() if k != "num_docs"} if self._vocabulary else {}
+        data: bytes = save({**arrays, "keys": self._keys, "vocabulary": np.frombuffer(text, np.uint8)})
+        return data
 
     def search(self, text: str, k: int | None, allowed: Collection[int] | None = None) -> list[tuple[int, float]]:
         """(key, BM25 score > 0) of the best k (None: all) and of whatever ties with the k-th, unordered."""
@@ -61,3 +95,11 @@ class LexicalIndex:
             kth = np.partition(scores, len(scores) - k)[len(scores) - k]
             keys, scores = keys[scores >= kth], scores[scores >= kth]
         return list(zip(keys.tolist(), scores.astype(float).tolist(), strict=True))
+
+
+def _bm25() -> Any:
+    import bm25s
+
+    bm25 = bm25s.BM25(method="lucene", backend="numpy", csc_backend="numpy")
+    bm25.nonoccurrence_array = None  # this variant has none; set where an index is parsed instead of built, too
+    return bm25

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sac_rag.errors import LibraryError, LibraryMismatch
 from sac_rag.library import folder as files
+from sac_rag.library import lexical_file
 from sac_rag.library.catalog import Catalog, Head, StoredDocument
 from sac_rag.library.compact import GcReport, compact
 from sac_rag.library.opening import compare, load, make, migrate
@@ -105,10 +108,23 @@ class Library:
         return cls(folder, view, lock, segment_bytes)
 
     def close(self) -> None:
-        """Release the writer's lock and the catalog. Tensors that were loaded stay valid."""
-        self._view.catalog.close()
-        if self._lock:
-            self._lock.release()
+        """Release the writer's lock and the catalog. Tensors that were loaded stay valid.
+
+        A writer keeps the lexical index of a large library first, unless an exception is under way.
+        """
+        try:
+            if self._lock and self._lock.held and sys.exc_info()[0] is None:
+                self._keep_lexical()
+        finally:
+            self._view.catalog.close()
+            if self._lock:
+                self._lock.release()
+
+    def _keep_lexical(self) -> None:
+        """Without it the next process builds it, so that a full disk or a damaged row is no reason to fail."""
+        with contextlib.suppress(LibraryError, OSError, sqlite3.Error), self._still() as view:
+            if lexical_file.is_kept(view.head) and lexical_file.read(view.folder, view.head) is None:
+                lexical_file.write(view.folder, view.head, view.lexical())
 
     def __enter__(self) -> Self:
         return self
@@ -294,4 +310,5 @@ class Library:
 
 def _names(view: View) -> set[str]:
     names = {files.segment_name(number) for number in view.segments}
-    return names if view.head.faiss is None else names | {files.faiss_name(view.head.faiss)}
+    number = view.head.faiss
+    return names if number is None else names | {files.faiss_name(number), files.lexical_name(number)}

@@ -55,6 +55,8 @@ class Stats:
     """Stored memories of deleted passages, until gc."""
     catalog_bytes: int
     faiss_bytes: int
+    lexical_bytes: int
+    """The kept lexical index; small libraries have none."""
     total_bytes: int
     """All files."""
     segments: tuple[SegmentUse, ...]
@@ -66,13 +68,15 @@ class Stats:
 
 
 def measure(view: View) -> Stats:
-    """Counts of a view; catalog and FAISS file as they are on disk now."""
+    """Counts of a view; catalog and search indexes as they are on disk now."""
     segments = tuple(usage(view.catalog))
     anchors, tokens = view.catalog.rows("SELECT coalesce(sum(anchors), 0), coalesce(sum(source_len), 0) FROM memories")[
         0
     ]
     catalog = _size(view.folder / files.CATALOG)
-    faiss = 0 if view.head.faiss is None else _size(view.folder / files.faiss_name(view.head.faiss))
+    number = view.head.faiss
+    faiss = 0 if number is None else _size(view.folder / files.faiss_name(number))
+    lexical = 0 if number is None else _size(view.folder / files.lexical_name(number))
     return Stats(
         generation=view.head.generation,
         codec=view.head.codec,
@@ -84,7 +88,8 @@ def measure(view: View) -> Stats:
         dead_bytes=sum(use.dead for use in segments),
         catalog_bytes=catalog,
         faiss_bytes=faiss,
-        total_bytes=catalog + faiss + sum(use.size for use in segments),
+        lexical_bytes=lexical,
+        total_bytes=catalog + faiss + lexical + sum(use.size for use in segments),
         segments=segments,
     )
 

@@ -14,6 +14,7 @@ import xxhash
 
 from sac_rag.errors import LibraryCorrupt, LibraryError, MemoryInvalid
 from sac_rag.library import folder as files
+from sac_rag.library import lexical_file
 from sac_rag.library.catalog import Catalog, Head
 from sac_rag.library.segments import Segment
 from sac_rag.records import Hit
@@ -81,7 +82,9 @@ class View:
         """The next generation on the same live catalog; `vectors` None: the dense index did not change."""
         with self._lock:
             if vectors is None:
-                return View(self.folder, head, self.catalog, segments, faiss=self._faiss, vectors=self._vectors)
+                view = View(self.folder, head, self.catalog, segments, faiss=self._faiss, vectors=self._vectors)
+                view._lexical = self._lexical
+                return view
             return View(self.folder, head, self.catalog, segments, vectors=vectors)
 
     def vectors(self) -> VectorIndex:
@@ -98,13 +101,15 @@ class View:
             return self._vectors
 
     def lexical(self) -> LexicalIndex:
-        """The BM25 index, over all passages."""
+        """The BM25 index, over all passages: as it was kept, or built."""
         from sac_rag.library.lexical import LexicalIndex
 
         with self._lock:
+            if self._lexical is None and lexical_file.is_kept(self.head):
+                self._lexical = lexical_file.read(self.folder, self.head)
             if self._lexical is None:
                 rows = self.catalog.rows("SELECT key, text FROM passages ORDER BY key")
-                self._lexical = LexicalIndex([key for key, _ in rows], (text for _, text in rows))
+                self._lexical = LexicalIndex.build([key for key, _ in rows], (text for _, text in rows))
             return self._lexical
 
     def codec(self) -> Codec:

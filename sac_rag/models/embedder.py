@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,8 +41,19 @@ class Embedder:
     """A sentence-embedding model. Weights are loaded by the first `encode`, in fp32.
 
     `name` is a pinned name, a folder or a hub id of a sentence-transformers model; `device` a torch device, by default
-    CUDA if there is one, else the CPU. Raises ModelError when the model cannot be had or used.
+    CUDA if there is one, else the CPU. Raises ModelError when the model cannot be had or used. Safe to share between
+    threads; `Embedder.shared` gives all libraries of a process one.
     """
+
+    _shared: ClassVar[dict[tuple[str, str], Embedder]] = {}
+    _sharing = threading.Lock()
+
+    @classmethod
+    def shared(cls, name: str = DEFAULT_EMBEDDER) -> Embedder:
+        """The embedder of this name, loaded once a process; anew when its files have changed."""
+        made = cls(name)
+        with cls._sharing:
+            return cls._shared.setdefault((str(made.path), made.fingerprint), made)
 
     def __init__(
         self,
@@ -59,6 +71,7 @@ class Embedder:
         self._max_tokens = 0
         self._forward: Callable[[Any, Any], Any] | None = None
         self._around: tuple[list[int], list[int]] = ([], [])
+        self._busy = threading.Lock()
 
     @property
     def dim(self) -> int:
@@ -91,8 +104,13 @@ class Embedder:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         if not texts:
             return np.zeros((0, self.dim), np.float32)
+        prompt = next((p for n in PROMPTS[kind] if (p := self._plan.prompts.get(n))), "")
+        with self._busy:
+            return self._encode(texts, batch_size, prompt)
+
+    def _encode(self, texts: Sequence[str], batch_size: int, prompt: str) -> np.ndarray:
         self._load()
-        windows, owners = self._windows(texts, next((p for n in PROMPTS[kind] if (p := self._plan.prompts.get(n))), ""))
+        windows, owners = self._windows(texts, prompt)
         vectors = np.empty((len(windows), self.dim), np.float32)
         # Neighbours of like length waste little padding; a stable order gives equal batches for equal inputs.
         order = sorted(range(len(windows)), key=lambda index: len(windows[index]))

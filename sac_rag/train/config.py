@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sac_rag.errors import ConfigError
+from sac_rag.train.data import kind_of
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One stage of training: "lm" (pretraining on plain text) or "qa" (finetuning on questions)."""
+    """One stage of training: pretraining on plain text ("lm") or finetuning on questions ("qa")."""
 
     objective: str = "qa"
-    """"lm" (continue a text) or "qa" (answer questions: of the file, or cloze ones made out of any text)."""
+    """"lm" (continue a text) or "qa" (answer questions: of the file, or made out of any text)."""
     steps: int = 1000
     """Optimiser steps of this stage."""
     step_tokens: int = 800
@@ -43,6 +45,8 @@ class TrainConfig:
     """Limit at the first step; it grows linearly to `max_context` over the first half: short passages first."""
     recall_weight: float = 0.25
     """Loss weight of continuing a quoted piece of the context from memory; falls to a fifth over the stage."""
+    quote_weight: float = 0.3
+    """Loss weight of a token of a text to be quoted (quote:PATH); a token of an answer has 1."""
     distractor_share: float = 0.5
     """Share of contexts whose memory also holds others of the micro-batch, shuffled."""
     distractors_from: float = 0.5
@@ -104,14 +108,22 @@ def future_at(step: int, c: TrainConfig) -> float | None:
 
 
 def sources_of(specs: Sequence[str]) -> list[tuple[str, float]]:
-    """Parse `PATH` or `PATH=WEIGHT` arguments; a `cloze:` in front stays with the path."""
+    """Parse `PATH` or `PATH=WEIGHT` arguments; a `cloze:` or `quote:` in front stays with the path.
+
+    What follows the last "=" is a weight when it is a number, else it belongs to the path. Raises ConfigError where
+    it is neither: the path in front of it exists, the whole does not.
+    """
     found = []
     for spec in specs:
         path, given, weight = spec.rpartition("=")
         try:
             found.append((path, float(weight)) if given else (spec, 1.0))
         except ValueError:
-            raise ConfigError(
-                f"data weight {weight!r} in {spec!r} is not a number; write PATH or PATH=WEIGHT"
-            ) from None
+            if _exists(path) and not _exists(spec):
+                raise ConfigError(f"weight {weight!r} in {spec!r} is not a number; write PATH or PATH=WEIGHT") from None
+            found.append((spec, 1.0))
     return found
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(kind_of(path)[1])

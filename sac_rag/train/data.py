@@ -1,6 +1,7 @@
 """Training data: MRQA-style lines, SQuAD JSON, summaries and plain text become token ids in a resumable random order.
 
-Questions come with the file, or are made out of its texts (`cloze:` in front of its path).
+Questions come with the file, or are made out of its texts (`cloze:` in front of its path), or the texts themselves are
+to be said again (`quote:`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ Encode = Callable[[str], list[int]]
 
 CLOZE = "cloze:"
 """In front of a data file's path: ask questions made out of its texts (`sac_rag.train.cloze`), not those it has."""
+QUOTE = "quote:"
+"""In front of a data file's path: its texts are to be quoted from memory, piece by piece."""
 
 CLOZES = 5
 """Cloze questions of one text."""
@@ -132,19 +135,28 @@ class TokenisedContext:
 
     ids: Sequence[int]
     pairs: tuple[tuple[list[int], list[int]], ...]
+    quoted: bool = False
+    """Whether the text itself is asked for, in pieces."""
+
+
+def kind_of(spec: str) -> tuple[str, str]:
+    """`cloze:` or `quote:` or "" in front of a path, and the path."""
+    for kind in (CLOZE, QUOTE):
+        if spec.startswith(kind):
+            return kind, spec.removeprefix(kind)
+    return "", spec
 
 
 class Source:
     """A data file in an endless, seeded, resumable order; tokenised when drawn.
 
-    With `cloze`, whatever questions the file has are left aside for ones made out of its texts, new in each epoch.
+    kind: CLOZE or QUOTE leave whatever questions the file has aside: new ones are made out of its texts in each epoch,
+    or windows of its texts are to be quoted.
     """
 
-    def __init__(
-        self, path: str | Path, encode: Encode, *, weight: float = 1.0, seed: int = 0, cloze: bool = False
-    ) -> None:
-        self.name = (CLOZE if cloze else "") + Path(path).name
-        self.weight, self.seed, self.cloze, self._encode = weight, seed, cloze, encode
+    def __init__(self, path: str | Path, encode: Encode, *, weight: float = 1.0, seed: int = 0, kind: str = "") -> None:
+        self.name = kind + Path(path).name
+        self.weight, self.seed, self.kind, self._encode = weight, seed, kind, encode
         self._rows = [c for c in read_contexts(path) if c.text.strip()]
         if not self._rows:
             raise TrainingError(f"{path} holds no contexts")
@@ -158,7 +170,12 @@ class Source:
         its questions; a question-answering source skips longer ones instead."""
         for _ in range(10 * len(self._rows)):
             row = self._next()
-            if self.cloze:
+            if self.kind == QUOTE:
+                ids = self._encode(_window(row.text, max_tokens, self.drawn))[: self._length(max_tokens)]
+                if len(ids) >= 32:
+                    return TokenisedContext(ids, (), quoted=True)
+                continue
+            if self.kind == CLOZE:
                 made = self._made(row.text, max_tokens)
                 if made.pairs:
                     return made
@@ -172,11 +189,15 @@ class Source:
             self._lengths[id(row)] = len(ids)
             if not row.questions and len(ids) >= 32:
                 return TokenisedContext(ids[:max_tokens], ())
-        if self.cloze:
+        if self.kind == CLOZE:
             raise TrainingError(
                 f"{self.name}: no questions can be made of its texts; cloze questions need English prose"
             )
         raise TrainingError(f"{self.name}: no context of at most {max_tokens} tokens; raise --max-context")
+
+    def _length(self, most: int) -> int:
+        """Of a text to be quoted: short ones and long ones."""
+        return random.Random(f"{self.seed}/{self.name}/length/{self.drawn}").randint(min(64, most), most)
 
     def _made(self, text: str, max_tokens: int) -> TokenisedContext:
         rng = random.Random(f"{self.seed}/{self.name}/cloze/{self.drawn}")

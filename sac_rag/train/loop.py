@@ -23,7 +23,7 @@ from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train import checkpoint
 from sac_rag.train.config import TrainConfig, future_at, rate_at
 from sac_rag.train.data import Mixture
-from sac_rag.train.objectives import Batch, Shares, continuation_batch, loss_of, question_batch, quoting_batch
+from sac_rag.train.objectives import Batch, Shares, continuation_batch, loss_of, question_batch
 from sac_rag.train.teacher import Teacher
 from sac_rag.train.team import Team
 
@@ -42,7 +42,7 @@ class Progress:
     recall: float
     learning_rate: float
     examples: int
-    """Questions (qa) or texts (ae, lm) seen in all."""
+    """Questions and texts to be quoted (qa), or texts (lm), seen in all."""
     per_second: float
     """Of these."""
     tokens: int = 0
@@ -208,6 +208,7 @@ def _draw(
     limit = config.first_context + (config.max_context - config.first_context) * min(1.0, 2 * done)
     shares = Shares(
         recall_weight=config.recall_weight * (1 - 0.8 * done),
+        quote_weight=config.quote_weight,
         distractor_share=config.distractor_share if done >= config.distractors_from else 0.0,
         layouts=layouts,
         layout_share=config.prompt_share,
@@ -218,12 +219,10 @@ def _draw(
         c = mixture.draw(int(limit))
         contexts.append(c)
         pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
-        tokens += len(c.ids) + (len(c.ids) if config.objective == "ae" else sum(pairs))
+        tokens += len(c.ids) * (1 + c.quoted) + sum(pairs)
     ratios = rng.choices(config.ratios, config.ratio_weights, k=len(contexts))
     if config.objective == "lm":
         return continuation_batch(contexts, ratios, method)
-    if config.objective == "ae":
-        return quoting_batch(contexts, ratios, method, rng)
     return question_batch(contexts, ratios, method, shares, rng)
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CUE = 8
 """Tokens that are quoted for the recall objective to go on from."""
-QUOTE = 48
-"""Tokens of one reading of autoencoding."""
+QUOTED = 48
+"""Tokens that are said of each piece of a text to be quoted."""
 MARGIN = 256
 """Positions left for prefix, separators and an answer behind the passages of one memory."""
 
@@ -58,7 +58,7 @@ class Batch:
     layouts: list[PromptLayout | None] = field(default_factory=list)
     """Per context: the layout that it is read in; None is the method's own."""
     examples: int = 0
-    """Questions (qa) or texts (lm)."""
+    """Questions and texts to be quoted (qa), or texts (lm)."""
 
     @property
     def tokens(self) -> int:
@@ -86,6 +86,8 @@ class Shares:
     """At most this many questions of a context share its encoder pass."""
     recall_weight: float = 0.25
     """Loss weight of a token of the recall objective; 0 leaves it out."""
+    quote_weight: float = 0.3
+    """Loss weight of a token of a text to be quoted."""
     recall_tokens: int = 24
     """Tokens to continue from memory in one recall reading."""
     distractor_share: float = 0.0
@@ -106,7 +108,8 @@ def question_batch(
     """Questions of each context behind its memory; loss on answer and end only (SAC, section 4.1).
 
     A recall reading per context quotes a few tokens of it and scores their continuation: many more scored
-    tokens for the price of one question, all of which must come from the memory. A method that reads with its own
+    tokens for the price of one question, all of which must come from the memory. A text to be quoted is asked for
+    piece by piece: autoencoding (ICAE, section 2.1), but from anywhere in the text. A method that reads with its own
     weights (Full-FT) gets several passages as one text.
     """
     backbone = method.backbone
@@ -118,12 +121,15 @@ def question_batch(
         batch.layouts.append(other)
         front = _front(i, len(contexts), shares, rng)
         pairs = rng.sample(c.pairs, min(shares.questions, len(c.pairs)))
-        if i in front:
+        if c.quoted:
+            front, rows = [i], [r._replace(weight=shares.quote_weight, recall=True) for r in _quotes(ask, c.ids, rng)]
+            batch.examples += 1
+        elif i in front:
             rows = [Row([*(head := ask(q)), *a, *end], len(head), pair=(q, a)) for q, a in pairs]
         else:
             rows = [Row([*(head := ask(q)), *backbone.tokens(NO_ANSWER), *end], len(head)) for q, _ in pairs[:1]]
-        batch.examples += len(rows)
-        if shares.recall_weight and i in front and len(c.ids) > shares.recall_tokens + 16:
+        batch.examples += 0 if c.quoted else len(rows)
+        if shares.recall_weight and not c.quoted and i in front and len(c.ids) > shares.recall_tokens + 16:
             start = rng.randrange(len(c.ids) - shares.recall_tokens - CUE)
             piece = c.ids[start : start + CUE + shares.recall_tokens]
             rows.append(_quote(ask, piece)._replace(weight=shares.recall_weight, recall=True))
@@ -140,6 +146,12 @@ def _quote(ask: Callable[[Sequence[int]], list[int]], piece: Sequence[int]) -> R
     """The start of a piece of the context in a question's place, the rest to be said."""
     head = ask(piece[:CUE])
     return Row([*head, *piece[CUE:]], len(head))
+
+
+def _quotes(ask: Callable[[Sequence[int]], list[int]], ids: Sequence[int], rng: random.Random) -> list[Row]:
+    """Nearly all of a text, in pieces that begin anywhere."""
+    step, last = CUE + QUOTED, len(ids) - 2 * CUE
+    return [_quote(ask, ids[at : at + step]) for at in range(rng.randrange(max(1, min(step, last))), last + 1, step)]
 
 
 def asking(backbone: Backbone, layout: PromptLayout, *, own: bool = True) -> Callable[[Sequence[int]], list[int]]:
@@ -184,25 +196,6 @@ def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[fl
     for i, (c, ratio) in enumerate(zip(contexts, ratios, strict=True)):
         half = len(c.ids) // 2
         batch.add(method.pieces(c.ids[:half]), ratio, [i], [Row(list(c.ids[half:]), 1)])
-        batch.layouts.append(None)
-        batch.examples += 1
-    return batch
-
-
-def quoting_batch(
-    contexts: Sequence[TokenisedContext], ratios: Sequence[float], method: Method, rng: random.Random
-) -> Batch:
-    """Autoencoding (ICAE, section 2.1), from anywhere in the text: each piece of it is asked for by its first tokens.
-
-    Nearly every token is scored, and all must come from the memory.
-    """
-    batch = Batch()
-    ask = asking(method.backbone, method.layout)
-    for i, (c, ratio) in enumerate(zip(contexts, ratios, strict=True)):
-        step = CUE + QUOTE
-        starts = range(rng.randrange(min(step, max(1, len(c.ids) - 2 * CUE))), len(c.ids) - 2 * CUE + 1, step)
-        rows = [_quote(ask, c.ids[at : at + step]) for at in starts]
-        batch.add(method.pieces(c.ids), ratio, [i], rows)
         batch.layouts.append(None)
         batch.examples += 1
     return batch

@@ -15,7 +15,7 @@ from typing import Any
 from sac_rag.compress.backbone import LoraSpec
 from sac_rag.errors import ConfigError
 from sac_rag.train.config import TrainConfig, sources_of
-from sac_rag.train.data import CLOZE
+from sac_rag.train.data import kind_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Stage:
 
     name: str
     data: tuple[str, ...]
-    """PATH=WEIGHT or cloze:PATH=WEIGHT, relative to the data folder."""
+    """PATH=WEIGHT, cloze:PATH=WEIGHT or quote:PATH=WEIGHT, relative to the data folder."""
     config: TrainConfig
 
     @property
@@ -37,8 +37,7 @@ class Stage:
         found: list[str] = []
         missing: list[str] = []
         for spec, weight in sources_of(self.data):
-            kind = CLOZE if spec.startswith(CLOZE) else ""
-            pattern = spec.removeprefix(CLOZE)
+            kind, pattern = kind_of(spec)
             paths = sorted(folder.glob(pattern))
             found += [f"{kind}{path}={weight / len(paths)!r}" for path in paths]
             missing += [] if paths else [pattern]
@@ -199,15 +198,6 @@ READ = (
     "qa/boolq.train.jsonl.gz=0.03",
 )
 
-SHORT_AE = TrainConfig(
-    objective="ae",
-    steps=300,
-    step_tokens=1000,
-    accumulate=1,
-    ratios=(5.0, 15.0),
-    ratio_weights=(0.5, 0.5),
-    warmup=20,
-)
 SHORT_LM = dataclasses.replace(LM, steps=300, step_tokens=1020, accumulate=1, warmup=20)
 SHORT_QA = TrainConfig(
     steps=300,
@@ -233,13 +223,15 @@ def _ablation(
     about: str,
     *,
     before: TrainConfig | None = None,
+    quoted: float = 0.0,
     options: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Recipe:
-    """300 updates of finetuning, all alike but for what is named. before: pretraining; changes: of the
-    finetuning."""
-    stages = [Stage(before.objective, ("lm/train-00.jsonl.gz",), before)] if before else []
-    stages.append(Stage("qa", SHORT_QUESTIONS, dataclasses.replace(SHORT_QA, **changes)))
+    """300 updates of finetuning, all alike but for what is named. before: pretraining; quoted: weight of
+    texts to be quoted, where all questions weigh 1; changes: of the finetuning."""
+    stages = [Stage("lm", ("lm/train-00.jsonl.gz",), before)] if before else []
+    data = (*SHORT_QUESTIONS, f"quote:lm/train-00.jsonl.gz={quoted:g}") if quoted else SHORT_QUESTIONS
+    stages.append(Stage("qa", data, dataclasses.replace(SHORT_QA, **changes)))
     return Recipe(
         f"ablation-{name}",
         f"Ablation: {about}. 300 small updates a stage, 25 minutes on a CPU core.",
@@ -283,7 +275,7 @@ _ALL = (
     ),
     _ablation("base", "the method as it is, for the others to be compared with"),
     _ablation("lm", "the same after pretraining on text", before=SHORT_LM),
-    _ablation("ae", "the same after autoencoding text", before=SHORT_AE),
+    _ablation("quote", "half of the passages are to be quoted in place of questions", quoted=1.0),
     _ablation("causal", "an encoder that sees no later tokens", options={"causal": True}),
     _ablation(
         "future",

@@ -20,7 +20,7 @@ from sac_rag.models.adapters import find_adapter
 from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
 from sac_rag.train.config import TrainConfig, sources_of
-from sac_rag.train.data import CLOZE, Encode, Mixture, Source
+from sac_rag.train.data import Encode, Mixture, Source, kind_of
 from sac_rag.train.loop import Progress, train
 from sac_rag.train.teacher import Teacher
 
@@ -45,7 +45,8 @@ def run(
 ) -> Card:
     """Train an adapter on `data` (PATH or PATH=WEIGHT) into the folder `output`; a run that was stopped goes on.
 
-    `cloze:PATH` asks questions made out of the file's texts in place of those it has. teacher: folder of a Full-FT
+    `cloze:PATH` asks questions made out of the file's texts in place of those it has, `quote:PATH` for the texts
+    themselves. teacher: folder of a Full-FT
     adapter of the same base and layout, for `config.distil_weight`.
     What is None comes from the adapter `start_from`, whose tensors are then the first ones, or else is a default: the
     pinned base, method "sac", LoraSpec() and the "qa" prompt in the model's chat template. Raises ConfigError when
@@ -96,7 +97,7 @@ def run(
 
 def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
     """Data that can be told apart in a checkpoint, with weights one can draw by."""
-    names = [(CLOZE if path.startswith(CLOZE) else "") + Path(path).name for path, _ in specs]
+    names = [kind + Path(path).name for kind, path in (kind_of(path) for path, _ in specs)]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise ConfigError(f"two data files are named {twice!r}; checkpoints tell files by their name: rename one")
     for path, weight in specs:
@@ -108,8 +109,8 @@ def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
 def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, seed: int) -> Mixture:
     sources = []
     for path, weight in specs:
-        cloze = path.startswith(CLOZE)
-        sources.append(Source(path.removeprefix(CLOZE), encode, weight=weight, seed=seed, cloze=cloze))
+        kind, path = kind_of(path)
+        sources.append(Source(path, encode, weight=weight, seed=seed, kind=kind))
     return Mixture(sources, seed=seed)
 
 

@@ -1,4 +1,4 @@
-"""Data parallelism for training: the processes that `torchrun` or `accelerate launch` started, or just this one."""
+"""Data parallelism for training: the processes that `train/launch.py` or `torchrun` started, or just this one."""
 
 from __future__ import annotations
 

@@ -78,6 +78,18 @@ def test_more_requests_than_rows_wait_their_turn(setting):
     assert [list(g) for g in generations] == want
 
 
+def test_requests_at_once_are_one_batch_up_to_the_limit(setting, monkeypatch):
+    *_, service = setting
+    rows, advance = [], service._decoding.advance
+    monkeypatch.setattr(service._decoding, "advance", lambda: rows.append(len(service._decoding.rows)) or advance())
+    with service._busy():  # nothing is computed before all are there
+        six = Sampling(max_new_tokens=6, min_new_tokens=6)
+        generations = [service.submit(Prompt((text(5, i),)), six) for i in range(8)]
+    assert [len(list(g)) for g in generations] == [6] * 8
+    assert max(rows) == service.max_rows == 4
+    assert len(rows) < 8 * 5 / 2  # one by one, every answer would take five passes behind its first token
+
+
 def test_a_failed_prompt_fails_alone(setting):
     method, kvs, reader, service = setting
 

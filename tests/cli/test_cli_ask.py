@@ -112,14 +112,29 @@ def test_bad_settings_are_usage_errors(sac: Sac, library: str, flags: tuple[str,
     assert "Traceback" not in result.err and result.err.count("\n") == 1
 
 
-def test_chat(sac: Sac, library: str) -> None:
-    lines = "/sources\nWhere is the key?\n/sources\n/text\nWho approves trips?\n/what\n/quit\nnever\n"
+def test_chat_is_a_conversation(sac: Sac, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sac_rag.answer.conversation import Conversation
+
+    turns: list[int] = []
+    assembled = Conversation.assembled
+
+    def listening(self: Conversation, *args: Any, **settings: Any) -> Any:
+        turns.append(len(self))
+        return assembled(self, *args, **settings)
+
+    monkeypatch.setattr(Conversation, "assembled", listening)
+    lines = (
+        "/sources\nWhere is the key?\n/sources\n/text\nWho approves trips?\n/what\n"
+        "/new\nWhere is the key?\n/quit\nnever\n"
+    )
     result = sac("chat", stdin=lines, SAC_K="3", **SHORT)
     assert result.code == 0, result.err
-    assert "stands for itself" in result.err and "no answer yet" in result.err
+    assert turns == [0, 1, 0]
+    assert "/new starts afresh" in result.err and "no answer yet" in result.err and "is forgotten" in result.err
     assert "answering from plain text" in result.err
     assert result.out.count("docs/") >= 2 and "never" not in result.out
     assert sac("chat", stdin="", **SHORT).code == 0  # the end of input ends it
+    assert all(word in sac("chat", "--help", COLUMNS="200").out for word in ("/new", "/sources", "/text", "/quit"))
 
 
 def test_documents_cannot_steer_a_terminal(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,13 @@ def full_ft(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def flags(toys: Toys, full_ft: Path) -> tuple[str, ...]:
     used: dict[str, Any] = {"model": toys.base, "adapter": toys.adapter, "full-ft-adapter": full_ft}
-    return (*(f"--{k}={v}" for k, v in used.items()), "--dtype=float32", "--device=cpu", f"--embedder={toys.embedder}")
+    return (
+        *(f"--{k}={v}" for k, v in used.items()),
+        "--dtype=float32",
+        "--device=cpu",
+        f"--embedder={toys.embedder}",
+        "--workers=1",
+    )
 
 
 def test_json_holds_runs_versions_and_fingerprints(sac: Sac, flags: tuple[str, ...]) -> None:
@@ -108,6 +115,107 @@ def test_the_retrieved_track_takes_all_readers_and_pools(sac: Sac, flags: tuple[
     assert "easier than in use" in done.err
 
 
+def test_groups_of_sets_have_an_average_each(sac: Sac, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {"in-domain": ("lamps.jsonl", "keys.jsonl"), "out-of-domain": ("boats.jsonl", "wells.jsonl")}
+    monkeypatch.setattr("sac_rag.evaluate.tasks.SETS", sets)
+    for files in sets.values():
+        for file in files:
+            write(file.removesuffix(".jsonl"))
+    command = ("eval", "--data", ".", "--reader", "memory,full-ft", "--results", "kept", "--json", *flags)
+    done = sac(*command, "--sets", "in-domain,out-of-domain")
+    assert done.code == 0, done.err
+    names = ["lamps", "keys", "macro in-domain", "boats", "wells", "macro out-of-domain"]
+    assert [r["set"] for r in done.json["runs"]] == names * 2
+    assert [r["n"] for r in done.json["runs"][:6]] == [4, 4, 8] * 2
+    repeated = sac(*command, "--sets", "in-domain", "--sets", "out-of-domain")
+    assert repeated.json["runs"] == done.json["runs"]
+    alone = sac(*command, "--sets", "out-of-domain").json["runs"]
+    assert [r["set"] for r in alone] == ["boats", "wells", "macro"] * 2
+    assert [{**r, "set": ""} for r in alone] == [{**r, "set": ""} for r in done.json["runs"] if r["set"] in names[3:]]
+
+
+@pytest.fixture
+def changed(toys: Toys) -> Path:
+    """./changed: the adapter with another anchor embedding."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(toys.adapter, "changed"))
+    tensors = load_file(folder / "adapter.safetensors")
+    save_file({name: t + 0.3 for name, t in tensors.items()}, folder / "adapter.safetensors")
+    return folder
+
+
+def test_adapters_are_compared_with_the_first(sac: Sac, toys: Toys, flags: tuple[str, ...], changed: Path) -> None:
+    flags = tuple(f for f in flags if not f.startswith("--adapter"))
+    files = (write("lamps"), write("keys"))
+    named = ("--adapter", f"whole={toys.adapter}", "--adapter", str(changed))
+    command = ("eval", *files, "--reader", "text,memory", "--ratio", "5,15", "--results", "kept", *flags)
+    done = sac(*command, *named, "--json")
+    assert done.code == 0, done.err
+    runs = done.json["runs"]
+    rows = [(None, None)] + [(a, r) for a in ("whole", "changed") for r in (5.0, 15.0)]
+    assert [(r["adapter"], r["ratio"]) for r in runs] == [row for row in rows for _ in range(3)]
+    for r in runs:
+        compared = r["adapter"] == "changed"
+        assert all((r[f"difference{end}"] is not None) == compared for end in ("", "_low", "_high"))
+    for a, b in zip(runs[3:9], runs[9:], strict=True):
+        assert b["difference"] == pytest.approx(b["f1"] - a["f1"]) and a["set"] == b["set"]
+        assert b["difference_low"] <= b["difference"] <= b["difference_high"]
+    assert set(done.json["fingerprints"]["adapter_sha256"]) == {"whole", "changed"}
+    shown = sac(*command, f"--adapter=whole={toys.adapter},{changed}").out.splitlines()
+    cells = [line.split("\t") for line in shown]
+    assert [c[3] for c in cells] == ["" if a is None else a for a, _ in rows for _ in range(3)]
+    assert all(bool(c[-1]) == (c[3] == "changed") for c in cells)
+    assert cells[-1][-1].startswith(f"{100 * runs[-1]['difference']:+.2f} (") and " to " in cells[-1][-1]
+    alone = sac(*command, "--adapter", f"whole={toys.adapter}", "--json").json
+    assert {r["adapter"] for r in alone["runs"]} == {None} and set(alone["fingerprints"]["adapter_sha256"]) == {"sac"}
+
+
+def test_adapters_need_names_of_their_own(sac: Sac, toys: Toys, changed: Path) -> None:
+    twice = Path(shutil.copytree(changed, "other/changed"))
+    file = write("lamps")
+    for args, word in (
+        ((f"--adapter={changed},{twice}",), "two adapters are called 'changed'"),
+        (("--adapter", "=x"), "NAME=FOLDER"),
+        (("--adapter", ","), "no adapter"),
+        ((f"--adapter=a={changed},b={changed}", "--track", "retrieved"), "2 adapters"),
+        ((f"--adapter=a={changed},b={changed}", "--reader", "text"), "2 adapters"),
+        (("--workers", "2", "--track", "retrieved"), "--workers 2"),
+    ):
+        done = sac("eval", file, *args)
+        assert done.code == 2 and word in done.err and done.err.count("\n") == 1
+
+
+def test_workers_print_what_one_process_prints(sac: Sac, flags: tuple[str, ...]) -> None:
+    command = ("eval", write("lamps"), write("keys"), "--json", *flags)
+    side, here = sac(*command, "--workers", "2"), sac(*command)
+    assert side.code == 0 and side.err == ""
+    kept = set(side.json["runs"][0]) - {"seconds", "examples_per_s", "peak_mib"}
+    assert [{k: r[k] for k in kept} for r in side.json["runs"]] == [{k: r[k] for k in kept} for r in here.json["runs"]]
+
+
+def test_bars_are_for_runs_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from rich.console import Console
+
+    from sac_cli import console
+    from sac_cli.eval import scoring_bar
+
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "shows_progress", lambda: True)
+    monkeypatch.setattr(console, "err", lambda: Console(file=shown, force_terminal=True, width=100))
+    with scoring_bar() as listen:
+        assert listen is not None
+        listen("lamps", "sac 5x", 4, 4)
+        listen("keys", "sac 5x", 1, 4)
+        listen("all", "2 runs", 5, 8)
+    frames = shown.getvalue().split("\r")
+    assert "lamps sac 5x" in frames[1]
+    assert [line.split()[-2] for line in frames[-2].splitlines()[:2]] == ["1/4", "5/8"]
+    assert "keys sac 5x" in frames[-2] and "all 2 runs" in frames[-2] and "lamps" not in frames[-2]
+
+
 def test_named_sets_need_their_folder_and_name_what_is_missing(sac: Sac) -> None:
     Path("qa").mkdir()
     Path("qa/squad.dev.jsonl.gz").touch()
@@ -115,7 +223,7 @@ def test_named_sets_need_their_folder_and_name_what_is_missing(sac: Sac) -> None
     assert done.code == 2 and done.out == "" and done.err.count("\n") == 1
     assert "nq.test.jsonl.gz of in-domain" in done.err and "qa/nq.test.jsonl.gz" in done.err
     for args in (
-        ("--sets", "in-domain"), ("--sets", "nowhere", "--data", "qa"), ("--data", "qa"), (),
+        ("--sets", "in-domain"), ("--sets", "in-domain,nowhere", "--data", "qa"), ("--data", "qa"), (),
         ("x.jsonl", "--sets", "in-domain", "--data", "qa"), ("x.jsonl", "--pool"),
     ):  # fmt: skip
         done = sac("eval", *args)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -39,6 +41,26 @@ def test_index_for_people_and_pipes(sac: Sac, toys: Toys, documents: Path) -> No
     assert "skipped docs/empty.txt: " in result.err
     quiet = sac("index", "docs", "-q")
     assert "unchanged\t2\n" in quiet.out and quiet.err == ""
+
+
+def test_the_bar_moves_within_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from sac_cli import console, indexing
+    from sac_rag.indexing import IndexReport
+
+    def last_frame(report: IndexReport) -> str:
+        drawn = io.StringIO()
+        monkeypatch.setattr(console, "shows_progress", lambda: True)
+        monkeypatch.setattr(console, "err", lambda: Console(file=drawn, force_terminal=True, width=200))
+        with indexing._bar() as show:
+            show(report)
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.getvalue())
+
+    assert "finding files" in (found := last_frame(IndexReport(files=7, step="finding files"))) and "0/?" in found
+    report = IndexReport(files=2, step="compressing", ahead=1.2, passages=30, tokens=500, seconds=2.0)
+    frame = last_frame(report)
+    assert all(text in frame for text in ("compressing", "1/2 files", "30 passages", "250 tokens/s"))
 
 
 def test_paths_that_name_nothing(sac: Sac, library: str) -> None:
@@ -149,10 +171,12 @@ def test_ctrl_c_that_a_library_swallowed_is_not_lost(
         whole(self, *args)  # type: ignore[arg-type]
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(indexing.Indexer, "_store", swallowing)
-    result = sac("index", "docs", **toys.environment)
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing.Indexer, "_store", swallowing)
+        result = sac("index", "docs", **toys.environment)
     assert result.code == 130 and "what is committed stays" in result.err
     assert signal.getsignal(signal.SIGINT) is before
+    assert sac("index", "docs", **toys.environment).code == 0
     assert len(sac("ls", "--json").json["documents"]) == 2
 
 

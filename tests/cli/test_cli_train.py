@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from cli_toys import Sac, Toys
 
-SMALL = ("--step-tokens", "300", "--max-context", "128", "--first-context", "96", "--warmup", "1", "--dtype", "float32")
+SIZES = ("--step-tokens", "300", "--max-context", "128", "--first-context", "96", "--warmup", "1", "--dtype", "float32")
+SMALL = (*SIZES, "--processes", "1")
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_train_makes_an_adapter_that_index_takes(sac: Sac, toys: Toys, data: str
     assert warm.code == 0, warm.err
     assert warm.json["lora"] == card["lora"] and warm.json["ratios"] == [4.0, 9.0]
     assert [stage["steps"] for stage in warm.json["training"]["stages"]] == [2, 1]
-    other = sac("train", data, "-o", "runs/c", "--from", "runs/a", "--lora-rank", "3")
+    other = sac("train", data, "-o", "runs/c", "--from", "runs/a", "--lora-rank", "3", "--processes", "1")
     assert other.code == 2 and "lora" in other.err and not Path("runs/c").exists()
 
 
@@ -74,6 +75,57 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert stage["steps_done"] == 3
     steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
+
+
+def test_processes_train_what_one_does_and_stop_and_resume_as_one(
+    sac: Sac, toys: Toys, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from sac_cli import train
+    from sac_rag.compress.adapter import read_tensors
+
+    args = ("train", data, "--base", str(toys.base), "--steps", "3", "--lora-rank", "2", *SIZES)
+    pressed: list[int] = []
+
+    @contextmanager
+    def interrupting() -> Iterator[Callable[[Any], None]]:
+        yield lambda progress: pressed.append(progress.step) or os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_bar", interrupting)
+        stopped = sac(*args, "--steps", "300", "-o", "two", "--processes", "2")
+    assert stopped.code == 130 and stopped.out == "" and stopped.err.count("error:") == 1
+    assert 1 <= len(pressed) < 3, "a second Ctrl-C would have killed the run"
+
+    one = sac(*args, "-o", "one", "--processes", "1", "--json")
+    both = sac(*args, "-o", "both", "--processes", "2", "--json")
+    assert (one.code, both.code) == (0, 0), one.err + both.err
+    assert both.json["training"]["stages"][0]["steps_done"] == 3
+    lines = [json.loads(line) for line in Path("both/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    a, b = (read_tensors(Path(n) / "adapter.safetensors") for n in ("one", "both"))
+    for name, tensor in a.items():
+        torch.testing.assert_close(tensor, b[name], atol=2e-3, rtol=2e-2)
+
+    again = sac(*args, "--steps", "4", "-o", "both", "--processes", "1", "--json")
+    assert again.code == 0 and again.json["training"]["stages"][-1]["steps_done"] == 4
+    damaged = Path("damaged.jsonl")
+    damaged.write_text("{")
+    failed = sac("train", str(damaged), "-o", "none", "--base", str(toys.base), *SIZES, "--processes", "2")
+    assert failed.code == 1 and failed.err.count("error:") == 1 and "damaged.jsonl" in failed.err
+
+
+def test_only_the_leader_of_a_team_speaks(sac: Sac, toys: Toys, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sac_rag.train.team import Team
+
+    monkeypatch.setattr(Team, "join", lambda device: Team())
+    for rank, out in (("0", True), ("1", False)):
+        args = ("train", data, "-o", f"run{rank}", "--base", str(toys.base), "--steps", "1", "--lora-rank", "2")
+        done = sac(*args, *SIZES, WORLD_SIZE="2", RANK=rank)
+        assert done.code == 0 and ("steps done" in done.out) is out and bool(done.out) is out, done.err
+    other = sac("train", data, "-o", "none", *SIZES, "--processes", "3", WORLD_SIZE="2", RANK="0")
+    assert other.code == 2 and "2 were started already" in other.err
 
 
 def test_ctrl_c_before_the_first_step_ends_at_once() -> None:
@@ -152,7 +204,17 @@ def test_a_recipe_trains_all_stages_and_says_what_it_is(sac: Sac, toys: Toys, fo
     assert done.json == json.loads(Path("out/card.json").read_text()) and done.json["licence"] == "CC0"
     assert "recipe tiny: A rehearsal" in done.err
     other = sac(*args, "--json")
-    assert other.code == 2 and "use another output folder" in other.err
+    assert other.code == 2 and "use another output folder" in other.err and other.err.count("error:") == 1
+
+
+def test_a_recipe_is_followed_by_several_processes(sac: Sac, toys: Toys, folder: str) -> None:
+    args = ("--base", str(toys.base), "--dtype", "float32", "--steps-scale", "0.4", "--json")
+    done = sac("train", "--recipe", "tiny", folder, "-o", "out", *args, "--processes", "2")
+    assert done.code == 0, done.err
+    assert [(s["steps_done"], s["accumulate"]) for s in done.json["training"]["stages"]] == [(1, 2), (1, 2)]
+    assert done.json == json.loads(Path("out/card.json").read_text()) and done.err.count("recipe tiny") == 1
+    many = sac("train", "--recipe", "tiny", folder, "-o", "many", *args, "--processes", "3")
+    assert many.code == 2 and "a step has 2 micro-batches" in many.err and not Path("many").exists()
 
 
 @pytest.mark.parametrize(

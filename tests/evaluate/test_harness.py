@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
+
 import pytest
 import torch
 
@@ -104,7 +107,7 @@ def test_decoding_batches_are_bounded_in_rows_and_slots(monkeypatch):
     assert len(found) == 5
 
 
-def test_a_context_beyond_the_model_is_cut_for_text_and_compressed_in_pieces_for_memory(write_set, tiny):
+def test_a_context_beyond_the_model_is_cut_for_every_reader_and_compressed_in_pieces_for_memory(write_set, tiny):
     path = write_set("long", contexts=2, questions=2, repeat=40)
     task = load_task(path)
     engine, full = engine_of(tiny), engine_of(tiny, "full-ft")
@@ -117,13 +120,20 @@ def test_a_context_beyond_the_model_is_cut_for_text_and_compressed_in_pieces_for
     asked = prompts_of(full.method, task.contexts, "full-ft", None)
     assert asked.cut == 2 and max(p.tokens + p.slots for p in asked.prompts) == limit - ANSWER_TOKENS
     asked = prompts_of(engine.method, task.contexts, "memory", 5.0)
-    assert asked.cut == 0 and asked.source_tokens == sum(lengths)
     prefix = engine.method.prefix.source_len
-    pieces = [[min(510, n - at) for at in range(0, n, 510)] for n in lengths]
+    ends = [p.parts[0].next_position + p.tokens + ANSWER_TOKENS for p in asked.prompts]
+    assert asked.cut == 2 and max(ends) == limit and min(ends) > limit - 10
+    kept = [limit - ANSWER_TOKENS - prefix - max(p.tokens for p in ps) for ps in (asked.prompts[:2], asked.prompts[2:])]
+    assert asked.source_tokens == sum(kept)
+    pieces = [[min(510, n - at) for at in range(0, n, 510)] for n in kept]
     wanted = [prefix + sum(max(1, round(p / 5)) for p in ps) for ps in pieces for _ in range(2)]
     assert [p.slots for p in asked.prompts] == pytest.approx(wanted, abs=len(pieces[0]))
+    short = load_task(write_set("short", contexts=2, questions=2, repeat=10))
+    whole = [engine.method.backbone.tokens(text) for text, _ in short.contexts]
+    asked = prompts_of(engine.method, short.contexts, "memory", 5.0)
+    assert asked.cut == 0 and asked.source_tokens / 2 > 510 and asked.source_tokens == sum(map(len, whole))
     runs = evaluate([path], readers=("text", "full-ft", "memory", "closed"), batch=2, **tiny)
-    assert [r.cut for r in runs] == [2, 2, 0, 0]
+    assert [r.cut for r in runs] == [2, 2, 2, 0]
 
 
 def test_full_ft_memory_reads_like_the_text_with_lora(write_set, tiny):
@@ -143,6 +153,50 @@ def test_a_question_that_leaves_no_room_is_an_error(tiny):
     contexts = [("A context.", (Question("", "why " * 600, ("a",)),))]
     with pytest.raises(ConfigError, match="2048"):
         prompts_of(engine_of(tiny).method, contexts, "text", None)
+
+
+def test_groups_and_adapters_in_one_table(write_set, tiny, tiny_adapter, tmp_path, monkeypatch):
+    gain = {"whole": 0.0, "other": 0.25}
+    now = []
+    monkeypatch.setattr("sac_rag.evaluate.runs.score", lambda *_: Score(0.5 + now[0], 0.0, 0.5, 0.0))
+    whole = harness.score_task
+
+    def scoring(*args, label, **kwargs):
+        now[:] = [gain.get(label.rpartition(" ")[2], 0.25)]
+        return whole(*args, label=label, **kwargs)
+
+    monkeypatch.setattr(harness, "score_task", scoring)
+    other = shutil.copytree(tiny_adapter, tmp_path / "other")
+    files = {"in": [write_set("lamps"), write_set("keys", contexts=5, questions=1)], "out": [write_set("boats")]}
+    readers, adapters = ("text", "memory", "full-ft"), {"whole": str(tiny_adapter), "other": str(other)}
+    runs = evaluate(files, readers=readers, ratios=(5, 15), **{**tiny, "adapter": adapters})
+    rows = [("text", None, None)]
+    rows += [("memory", a, r) for a in adapters for r in (5.0, 15.0)] + [("full-ft", None, None)]
+    sets = ("lamps", "keys", "macro in", "boats")  # one set alone is no average
+    assert [(r.reader, r.adapter, r.ratio, r.set) for r in runs] == [(*row, s) for row in rows for s in sets]
+    ends = ("difference", "difference_low", "difference_high")
+    for r in runs:
+        assert [getattr(r, e) for e in ends] == ([0.25] * 3 if r.adapter == "other" else [None] * 3)
+        assert r.retention == (pytest.approx(2 / 3) if r.adapter == "whole" else 1.0)
+    for wrong in ({}, adapters):
+        with pytest.raises(ConfigError, match="adapter"):
+            evaluate(files, readers=("text",), **{**tiny, "adapter": wrong})
+
+
+def test_of_many_adapters_one_is_held_at_a_time(write_set, tiny, tiny_adapter, tmp_path, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+    whole = harness.Engine.__init__
+
+    def loading(self, *args, **kwargs):
+        alive.add(self)
+        most.append(len(alive))
+        whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(harness.Engine, "__init__", loading)
+    names = ("a", "b", "c")
+    adapters = {name: str(shutil.copytree(tiny_adapter, tmp_path / name)) for name in names}
+    runs = evaluate([write_set("lamps")], ratios=(5, 15), **{**tiny, "adapter": adapters})
+    assert [r.adapter for r in runs] == [n for n in names for _ in range(2)] and most == [1, 1, 1]
 
 
 def test_unknown_readers_are_named(write_set, tiny):

@@ -107,6 +107,29 @@ def test_of_several_sets_their_average_is_drawn():
     assert "F1 on macro" in svg and svg.count("<polyline") == 1
 
 
+def test_each_group_of_sets_and_each_adapter_is_drawn():
+    rows = [
+        {**row("memory", r, f1), "set": s, "adapter": a}
+        for s, f1 in (("a", 0.2), ("macro in-domain", 0.3), ("macro out-of-domain", 0.4))
+        for a in ("whole", "without anchor embedding")
+        for r in (5.0, 15.0)
+    ]
+    found = figures("x", {"runs": rows})
+    assert set(found) == {f"x.runs.macro-{name}.f1-by-ratio.svg" for name in ("in-domain", "out-of-domain")}
+    root = xml.fromstring(found["x.runs.macro-in-domain.f1-by-ratio.svg"])
+    assert {"F1 on macro in-domain", "whole", "without anchor embedding"} <= set(texts(root))
+    assert len(points(root)) == 2
+    alone = [r for r in rows if r["set"] == "macro in-domain"]
+    assert set(figures("x", {"runs": alone})) == {"x.runs.f1-by-ratio.svg"}
+
+
+def test_long_names_have_room():
+    def width(name):
+        return int(xml.fromstring(chart("t", "x", "y", [Line(name, ((1.0, 1.0), (2.0, 2.0)))])).get("width"))
+
+    assert width("x" * 21) == WIDTH and width("x" * 31) == WIDTH + 70
+
+
 def test_what_cannot_be_compared_has_no_figure():
     assert figures("x", {"runs": [row("memory", 5.0), row("text")], "latency": [{"ratio": 5.0}, {"ratio": 15.0}]}) == {}
     assert figures("x", {"training": [{"loss": 1.0, "examples": 3}]}) == {}

@@ -46,6 +46,17 @@ def test_intervals_stand_in_the_cell_and_empty_columns_are_left_out(tmp_path):
     assert "| a | 50.0 (40.0 to 60.0) | 25.0 (20.0 to 30.0) | 90.0 | 12 |" in page
 
 
+def test_differences_stand_with_their_interval_beside_their_adapter(tmp_path):
+    first = {"set": "macro in-domain", "adapter": "whole", "f1": 0.5, "difference": None}
+    ends = {"difference_low": None, "difference_high": None}
+    other = {**first, "adapter": "causal", "f1": 0.47, "difference": -0.03}
+    rows = [{**first, **ends}, {**other, "difference_low": -0.05, "difference_high": 0.01}]
+    record(tmp_path, "x", "T", "c", "", {"runs": rows})
+    page = render(tmp_path)
+    assert "| set | adapter | f1 | difference |" in page and "| macro in-domain | whole | 50.0 |  |" in page
+    assert "| macro in-domain | causal | 47.0 | -3.0 (-5.0 to 1.0) |" in page
+
+
 def test_figures_are_written_beside_the_record_and_linked(tmp_path, capsys):
     folder = tmp_path / "results"
     rows = [{"set": "a", "reader": "memory", "method": "sac", "ratio": r, "f1": 1 / r} for r in (5.0, 15.0)]

@@ -105,6 +105,15 @@ def test_files_are_pooled_when_told_to(write_set, tiny_config, full, monkeypatch
     assert all(r.n == n for r, n in zip(pooled, (6, 4, 10), strict=True))
 
 
+def test_groups_have_an_average_each(write_set, tiny_config, full, monkeypatch):
+    made = libraries(monkeypatch)
+    files = {"in": [write_set("lamps", contexts=3), write_set("keys", contexts=1)], "out": [write_set("boats")]}
+    runs = evaluate_retrieved(files, config=tiny_config, ask=ASK, readers=("text",), pool=True, limit=1, **full)
+    assert [r.set for r in runs] == ["lamps", "keys", "macro in", "boats"] and [n for _, n in made] == [7] * 3
+    assert runs[2].n == 2 and runs[2].recall == (runs[0].recall + runs[1].recall) / 2
+    assert len({r.passages for r in runs}) == 1
+
+
 def test_text_is_read_once_for_all_ratios_and_finished_runs_are_taken(
     write_set, tiny_config, full, tmp_path, monkeypatch
 ):

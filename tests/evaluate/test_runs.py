@@ -9,7 +9,17 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from sac_rag.evaluate.runs import Prediction, Run, Scored, macro, resampled, summary, with_retention
+from sac_rag.evaluate.runs import (
+    Prediction,
+    Run,
+    Scored,
+    difference,
+    macro,
+    resampled,
+    summary,
+    with_macro,
+    with_retention,
+)
 
 
 def predictions(f1s):
@@ -78,6 +88,33 @@ def test_retention_is_the_share_of_full_ft_on_the_same_set():
     kept = [r.retention for r in with_retention(runs)]
     assert kept[0] == pytest.approx(0.5) and kept[2] == 1.0 and [kept[1], *kept[3:]] == [None] * 3
     assert dataclasses.replace(with_retention(runs)[0], retention=None) == runs[0]
+
+
+def test_the_difference_is_paired_so_that_what_is_shared_cancels_out():
+    base = np.random.default_rng(1).random(300) * 0.8
+    gains = np.random.default_rng(2).normal(0.03, 0.02, 300)
+    first, other = scored("a", list(base)), scored("a", list(base + gains))
+    found = difference([other], [first])
+    spread = 1.96 * gains.std() / math.sqrt(300)
+    assert found["difference"] == pytest.approx(gains.mean())
+    assert found["difference_low"] == pytest.approx(gains.mean() - spread, abs=3e-4)
+    assert found["difference_high"] == pytest.approx(gains.mean() + spread, abs=3e-4)
+    assert found["difference_low"] > 0 and other.run.f1_low < first.run.f1_high  # told apart only in pairs
+    turned = difference([first], [other])
+    assert turned["difference_low"] == pytest.approx(-found["difference_high"])
+    assert set(difference([first], [first]).values()) == {0.0}
+
+
+def test_differences_of_several_sets_count_each_set_alike():
+    first = [scored("a", [0.0] * 10), scored("b", [0.5] * 200)]
+    other = [scored("a", [1.0, 0.0] * 5), scored("b", [0.4] * 200)]
+    a, b, both = with_macro(other, "macro in-domain", first)
+    assert (a.set, b.set, both.set) == ("a", "b", "macro in-domain")
+    assert [r.difference for r in (a, b, both)] == pytest.approx([0.5, -0.1, 0.2])
+    assert b.difference_low == b.difference_high == pytest.approx(-0.1)
+    assert both.difference_high - both.difference_low == pytest.approx((a.difference_high - a.difference_low) / 2)
+    assert both.f1 == macro(other).f1
+    assert [r.difference for r in with_macro(other)] == [None] * 3 and len(with_macro(other[:1], "x", first[:1])) == 1
 
 
 def test_means_are_those_of_the_predictions():

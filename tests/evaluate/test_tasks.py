@@ -9,7 +9,18 @@ import sys
 import pytest
 
 from sac_rag.errors import ConfigError
-from sac_rag.evaluate.tasks import IN_DOMAIN, OUT_OF_DOMAIN, SETS, Task, check_names, files_of, groups, load_task
+from sac_rag.evaluate.tasks import (
+    IN_DOMAIN,
+    OUT_OF_DOMAIN,
+    SETS,
+    Task,
+    check_names,
+    files_of,
+    grouped,
+    groups,
+    is_macro,
+    load_task,
+)
 from sac_rag.train.data import Question
 
 
@@ -35,9 +46,17 @@ def test_files_of_a_group_are_found_or_named(tmp_path):
 
 def test_rows_need_names_of_their_own():
     check_names(["a/x.jsonl", "a/y.jsonl.gz"])
-    for files in (["a/x.jsonl", "b/x.jsonl.gz"], ["macro.jsonl"], []):
+    for files in (["a/x.jsonl", "b/x.jsonl.gz"], ["macro.jsonl"], ["macro b.jsonl"], []):
         with pytest.raises(ConfigError):
             check_names(files)
+
+
+def test_each_group_has_an_average_of_its_own():
+    assert grouped(["x", "y"]) == (["x", "y"], {"macro": slice(0, 2)})
+    assert grouped({"in": ["x", "y"]}) == grouped(["x", "y"])
+    paths, rows = grouped({"in": ["x", "y"], "out": ["z"]})
+    assert {name: paths[part] for name, part in rows.items()} == {"macro in": ["x", "y"], "macro out": ["z"]}
+    assert all(map(is_macro, ("macro", *rows))) and not any(map(is_macro, ("macros", "x", "")))
 
 
 def test_a_limit_draws_the_same_questions_every_time(write_set):

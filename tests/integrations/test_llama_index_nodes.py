@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.chat_engine import ContextChatEngine
 from llama_index.core.ingestion import IngestionPipeline
-from llama_index.core.llms import MockLLM
+from llama_index.core.llms import ChatMessage, ChatResponse, MockLLM
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -22,6 +23,7 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import BaseSynthesizer, get_response_synthesizer
 from llama_index.core.schema import Document, MetadataMode, NodeWithScore, TextNode, TransformComponent
 from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     FilterOperator,
@@ -178,11 +180,45 @@ def test_a_passage_that_the_model_may_not_read_is_sent_as_text(
     is_all_text(rag, theirs.text())
 
 
+class Scripted(Recording):
+    """Another model, in an agent: it calls the tool and then answers."""
+
+    async def astream_chat(self, messages: Any, **kwargs: Any) -> Any:
+        self.seen.append("\n".join(m.content or "" for m in messages))
+        said = "Thought: I know it.\nAnswer: 363 miles"
+        if len(self.seen) == 1:
+            said = 'Thought: I look it up.\nAction: search\nAction Input: {"input": "canal"}'
+
+        async def gen() -> Any:
+            yield ChatResponse(message=ChatMessage(role="assistant", content=said), delta=said)
+
+        return gen()
+
+
+async def test_an_agent_of_another_model_reads_the_text(rag: SacRag) -> None:
+    tool = RetrieverTool.from_defaults(SacRetriever(rag, k=3, tags=True), name="search", description="Searches.")
+    model = Scripted()
+    agent = ReActAgent(tools=[tool], llm=model)
+    assert "363 miles" in str(await agent.run(QUESTION))
+    is_all_text(rag, model.seen[-1])
+    # Nobody knows who reads what a tool says by itself; and afterwards nodes are what they were.
+    for output in (tool.call("canal"), await tool.acall("canal")):
+        is_all_text(rag, output.content)
+    assert tagged(rag)[0].node.get_content(MetadataMode.LLM).startswith("[[sac:1:")
+    mine = SacLLM(rag)
+    with_mine = Scripted()
+    mine_agent = ReActAgent(tools=[tool], llm=mine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SacLLM, "astream_chat", lambda self, messages, **k: with_mine.astream_chat(messages, **k))
+        await mine_agent.run(QUESTION)
+    assert rag.tag(rag.library.passage_ids("canal.md")[0]) in with_mine.seen[-1]
+
+
 class Shortest(BaseNodePostprocessor):
     """A reranker by text."""
 
     def _postprocess_nodes(self, nodes: list[NodeWithScore], query_bundle: Any = None) -> list[NodeWithScore]:
-        for mode in REAL:
+        for mode in MetadataMode:
             assert all(n.node.text in n.node.get_content(mode) for n in nodes)  # type: ignore[attr-defined]
         return sorted(nodes, key=lambda n: len(n.get_content()))
 
@@ -192,6 +228,19 @@ def test_rerankers_see_the_text(rag: SacRag) -> None:
     ranked = Shortest().postprocess_nodes(found)
     assert [n.get_content() for n in ranked] == sorted(TEXTS.values(), key=len)
     assert all("[[sac:1:" in n.node.get_content(MetadataMode.LLM) for n in ranked)
+
+
+def test_a_memory_of_another_tenant_is_no_memory(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remembered(meta: dict[str, str] | None) -> NodeWithScore:
+        node = NodeWithScore(node=TextNode(text="The code of the safe is 4711."))
+        return SacNodePostprocessor(rag, meta=meta).postprocess_nodes([node])[0]
+
+    nobodys, theirs, mine = remembered(None), remembered({"tenant": "b"}), remembered({"tenant": "a"})
+    seen, llm = Seen(rag, monkeypatch), SacLLM(rag, max_tokens=1, where={"tenant": "a"})
+    llm.complete("".join(n.node.get_content(MetadataMode.LLM) for n in (nobodys, theirs, mine)))
+    assert [rag.tag(i) for i in seen.ids()] == [mine.node.get_content(MetadataMode.LLM)]
+    get_response_synthesizer(llm=llm).synthesize("Which code?", [theirs])
+    assert seen.ids() == [] and "4711" in seen.text() and "[[sac" not in seen.text()
 
 
 def test_any_retrievers_nodes_get_a_memory_once(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +323,8 @@ async def test_a_pipeline_compresses_on_its_way(rag: SacRag, monkeypatch: pytest
     otter = TextNode(text="An otter swims.")
     assert list(await passing.acall([otter])) == [otter]
     assert rag.library.head.generation == before
-    # What a cached run would skip is done again once the library has changed.
+    # What a cached run would skip is done again once the library has changed; who reads the settings cannot sign tags.
+    assert rag.library.head.library not in json.dumps(passing.to_dict())
     cached = IngestionPipeline(transformations=[SacCompressor(rag)])
     for _ in range(2):
         cached.run(nodes=nodes[:1])

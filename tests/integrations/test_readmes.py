@@ -96,6 +96,14 @@ def test_it_shows_every_public_name(readme: Path) -> None:
 
 
 @BOTH
+def test_it_lists_every_example(readme: Path) -> None:
+    folder = ROOT / "examples" / {"langchain-sac": "langchain", "llama-index-sac": "llama_index"}[readme.parent.name]
+    rows = [line for line in readme.read_text("utf-8").splitlines() if line.startswith("| [")]
+    shown = re.findall(r"/(\w+\.py)\)", "\n".join(rows))
+    assert sorted(shown) == sorted(p.name for p in folder.glob("*.py"))
+
+
+@BOTH
 def test_links_lead_somewhere(readme: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", readme.read_text("utf-8")):
         assert target.startswith("https://") or (readme.parent / target).exists(), f"{target} is not there"

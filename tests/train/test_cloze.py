@@ -10,7 +10,7 @@ import pytest
 
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train.cloze import cloze_questions
-from sac_rag.train.data import CLOZES, Mixture, Source
+from sac_rag.train.data import CLOZE, CLOZES, Mixture, Source
 from sac_rag.train.run import _checked
 
 TEXT = (
@@ -118,7 +118,7 @@ def drawn(mixture, count):
 
 def test_a_cloze_source_resumes_exactly_and_asks_anew_each_epoch(texts):
     def mixture():
-        return Mixture([Source(texts, encode, seed=3, cloze=True)], seed=3)
+        return Mixture([Source(texts, encode, seed=3, kind=CLOZE)], seed=3)
 
     whole = drawn(mixture(), 9)
     for text, pairs in whole:
@@ -133,13 +133,13 @@ def test_a_cloze_source_resumes_exactly_and_asks_anew_each_epoch(texts):
 
 
 def test_a_long_text_is_cut_at_a_sentence(texts):
-    source = Source(texts, encode, cloze=True)
+    source = Source(texts, encode, kind=CLOZE)
     for _ in range(6):
         assert source.draw(200).ids[-1:] in ([ord(" ")], [ord(".")])
 
 
 def test_checkpoints_tell_a_file_from_the_questions_made_of_it(texts):
-    made, own = Source(texts, encode, cloze=True), Source(texts, encode)
+    made, own = Source(texts, encode, kind=CLOZE), Source(texts, encode)
     assert (made.name, own.name) == ("cloze:texts.jsonl", "texts.jsonl")
     with pytest.raises(TrainingError, match="cloze:texts"):
         Mixture([own]).restore(Mixture([made]).state())
@@ -153,7 +153,7 @@ def test_texts_that_no_question_can_be_made_of_are_said_to_be_so(tmp_path):
     path = tmp_path / "numbers.txt"
     path.write_text("1 2 3\n" * 40)
     with pytest.raises(TrainingError, match=r"cloze:numbers\.txt: no questions"):
-        Source(path, encode, cloze=True).draw(200)
+        Source(path, encode, kind=CLOZE).draw(200)
 
 
 def test_a_window_of_a_text_without_blanks_is_no_longer_than_others(tmp_path):

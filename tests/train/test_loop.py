@@ -23,14 +23,13 @@ from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import train
 from sac_rag.train.objectives import (
     CUE,
-    QUOTE,
+    QUOTED,
     Row,
     Shares,
     asking,
     continuation_batch,
     loss_of,
     question_batch,
-    quoting_batch,
 )
 from tests.conftest import by_transformers, byte_tokenizer, tiny_llama
 
@@ -68,7 +67,7 @@ def weights(method):
     return {n: p.detach().clone() for n, p in method.parameters().items()}
 
 
-@pytest.mark.parametrize("objective", ["qa", "lm", "ae"])
+@pytest.mark.parametrize("objective", ["qa", "lm"])
 def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(make_sac, data, tmp_path, objective):
     config = dataclasses.replace(CONFIG, objective=objective)
     whole, broken = make_sac(), None
@@ -188,19 +187,21 @@ def test_continuation_scores_the_second_half_behind_the_first(make_sac):
 
 
 @pytest.mark.parametrize("length", [17, 40, 200])
-def test_autoencoding_asks_for_every_piece_by_its_first_tokens(make_sac, length):
-    method, ids = make_sac(), [3 + i % 250 for i in range(length)]
+def test_a_text_to_be_quoted_is_asked_for_piece_by_piece_by_their_first_tokens(make_sac, length):
+    method, ids, step = make_sac(), [3 + i % 250 for i in range(length)], CUE + QUOTED
+    ask = asking(method.backbone, method.layout)
+    shares = Shares(quote_weight=0.125, distractor_share=1.0)
     for seed in range(5):
-        batch = quoting_batch([TokenisedContext(ids, ())], [5.0], method, random.Random(seed))
-        (rows,) = batch.readings
-        ask = asking(method.backbone, method.layout)
+        contexts = [TokenisedContext(ids, (), quoted=True), *some_contexts(method.backbone, 2)]
+        batch = question_batch(contexts, [5.0] * 3, method, shares, random.Random(seed))
+        rows = batch.readings[0]
         at = next(n for n in range(length) if rows[0].ids[: rows[0].first] == ask(ids[n : n + CUE]))
-        said = [(row.ids[: row.first], row.ids[row.first :]) for row in rows]
-        assert said[0] == (ask(ids[at : at + CUE]), ids[at + CUE : at + CUE + QUOTE])
-        assert [b for _, answer in said for b in answer] == [
-            t for n, t in enumerate(ids[at : at + len(said) * (CUE + QUOTE)]) if n % (CUE + QUOTE) >= CUE
+        assert [t for row in rows for t in row.ids[row.first :]] == [
+            t for n, t in enumerate(ids[at : at + len(rows) * step]) if n % step >= CUE
         ]
-        assert at < CUE + QUOTE and length - at - len(said) * (CUE + QUOTE) < 2 * CUE, "nothing much is left out"
+        assert at < step and length - at - len(rows) * step < 2 * CUE, "nothing much is left out"
+        assert all((row.weight, row.recall, row.pair) == (0.125, True, None) for row in rows)
+        assert batch.front[0] == [0] and len(batch.front[1]) > 1, "quoted from a memory of its own"
 
 
 def test_full_ft_equals_reading_the_whole_text_with_lora():

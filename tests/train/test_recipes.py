@@ -53,14 +53,19 @@ def test_full_ft_is_the_same_shape_reading_the_whole_text():
 
 def test_ablations_differ_from_their_base_in_what_they_name_alone():
     base = RECIPES["ablation-base"]
-    names = {"lm", "ae", "causal", "future", "no-anchor-embedding", "random"}
+    names = {"lm", "quote", "causal", "future", "no-anchor-embedding", "random"}
     assert {r.name for r in ABLATIONS} == {base.name, *(f"ablation-{n}" for n in names)}
     for recipe in ABLATIONS:
         assert all(s.config.steps == 300 and s.config.seed == 0 for s in recipe.stages)
         plain = dataclasses.replace(recipe, name=base.name, about=base.about, options=base.options)
-        if recipe.name in ("ablation-lm", "ablation-ae"):
-            assert recipe.stages[0].config.objective == recipe.name[-2:]
+        if recipe.name == "ablation-lm":
+            assert recipe.stages[0].config.objective == "lm"
             plain = dataclasses.replace(plain, stages=recipe.stages[1:])
+        if recipe.name == "ablation-quote":
+            (qa,), (questions,) = recipe.stages, base.stages
+            *same, quoted = qa.data
+            assert quoted.startswith("quote:lm/") and tuple(same) == questions.data
+            plain = dataclasses.replace(plain, stages=(dataclasses.replace(qa, data=questions.data),))
         if recipe.name == "ablation-future":
             (qa,) = recipe.stages
             assert (qa.config.future_from, qa.config.future_steps) == (-8.0, 150)

@@ -66,7 +66,7 @@ def create_sac_chain(
     chat = llm or ChatSac(**user, where=where, **{"max_tokens": 64, **settings})
     found: Runnable[str, Any] = retriever or SacRetriever(**user, k=k, search_type=search_type, where=where)  # type: ignore[arg-type]
     if retriever is not None and remember:
-        found = found | _remembering(user_of(chat))
+        found = found | _remembering(SacDocumentCompressor(**user_of(chat), meta=_fitting(chat.where)))
     # A lambda that returns a runnable runs it: the prompt is looked up when there is something to ask.
     prompt = RunnableLambda(lambda _: sac_prompt(chat), name="sac_prompt")
     answer = (
@@ -91,9 +91,13 @@ def _question(given: Any) -> dict[str, Any]:
     return {**values, "input": question.strip()}
 
 
-def _remembering(user: dict[str, Any]) -> Runnable[Any, Any]:
-    compressor = SacDocumentCompressor(**user)
+def _fitting(where: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Metadata that fits a filter; None when there is none, or nothing fits."""
+    values = {key: value[:1] if isinstance(value, list | tuple) else [value] for key, value in (where or {}).items()}
+    return {key: value[0] for key, value in values.items()} if values and all(values.values()) else None
 
+
+def _remembering(compressor: SacDocumentCompressor) -> Runnable[Any, Any]:
     async def later(documents: Any) -> Any:
         return await compressor.acompress_documents(documents, "")
 

@@ -53,10 +53,10 @@ class ChatSac(LibraryUser, BaseChatModel):
     streaming: bool = False
     """Make `invoke` report token by token to callbacks."""
     where: dict[str, Any] | None = None
-    """Metadata filter: only passages that fit may be read, whatever a call says. One per tenant keeps tenants apart."""
+    """Metadata filter: only passages that fit may be read, whatever a call says. One per tenant keeps tenants apart.
+    What a SacDocumentCompressor remembers fits by the compressor's `meta`."""
     allowed_ids: list[str] | None = None
-    """Only these passages may be read; None leaves it to `where`. Remembered passages have no metadata: this holds
-    for them too."""
+    """Only these passages may be read; None leaves it to `where`."""
 
     @property
     def _llm_type(self) -> str:

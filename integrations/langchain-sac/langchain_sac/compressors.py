@@ -25,14 +25,17 @@ class SacDocumentCompressor(LibraryUser, BaseDocumentCompressor):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+    meta: dict[str, Any] | None = None
+    """What the memories are known by to the `where` of a ChatSac, {"tenant": "a"} say; without it they fit none."""
+
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """The same documents with sac_id, sac_tag and sac_text_sha. Blank ones stay as they are."""
         rag = self.opened()
-        scope = Scope(rag)
+        scope = Scope(rag, (self.meta,))
         texts = [d.page_content for d in documents if d.page_content.strip() and not _remembered(d, scope)]
-        ids = dict(zip(texts, rag.remember(texts), strict=True)) if texts else {}
+        ids = dict(zip(texts, rag.remember(texts, meta=self.meta), strict=True)) if texts else {}
         return [
             d.model_copy(update={"metadata": {**d.metadata, **_memory(rag, ids, d.page_content)}})
             if d.page_content in ids and not _remembered(d, scope)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
-import pydantic
 from langchain_core.embeddings import Embeddings
 from pydantic import ConfigDict
 
 from langchain_sac.opening import LibraryUser
-
-_LOCK = threading.Lock()
 
 
 class SacEmbeddings(LibraryUser, Embeddings):
@@ -24,7 +18,6 @@ class SacEmbeddings(LibraryUser, Embeddings):
 
     model: str | None = None
     """An embedder by name, folder or hub id, in place of a library."""
-    _embedder: Any = pydantic.PrivateAttr(default=None)
 
     @classmethod
     def _needs_library(cls) -> bool:
@@ -43,8 +36,5 @@ class SacEmbeddings(LibraryUser, Embeddings):
         from sac_rag.config import DEFAULT_EMBEDDER
         from sac_rag.models.embedder import Embedder
 
-        with _LOCK:  # an embedder takes one call at a time
-            if self._embedder is None:
-                self._embedder = Embedder(self.model or DEFAULT_EMBEDDER)
-            found: list[list[float]] = self._embedder.encode(texts, kind=kind).tolist()
+        found: list[list[float]] = Embedder.shared(self.model or DEFAULT_EMBEDDER).encode(texts, kind=kind).tolist()
         return found

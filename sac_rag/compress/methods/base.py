@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -60,12 +60,24 @@ class Method(ABC):
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Everything that training changes, by stable name."""
 
-    def compress(self, chunks: Sequence[Sequence[int]], ratio: float, *, batch_tokens: int = 4096) -> list[AnchorKV]:
-        """Memories of passages, in order, validated. Batches hold at most `batch_tokens` source tokens."""
+    def compress(
+        self,
+        chunks: Sequence[Sequence[int]],
+        ratio: float,
+        *,
+        batch_tokens: int = 4096,
+        done: Callable[[int], None] | None = None,
+    ) -> list[AnchorKV]:
+        """Memories of passages, in order, validated. Batches hold at most `batch_tokens` source tokens.
+
+        done: called after each batch with the number of passages compressed.
+        """
         out: list[AnchorKV] = []
         with torch.inference_mode():
             for batch in _batches(chunks, batch_tokens):
                 out += [m.validate() for m in self.write(batch, [ratio] * len(batch))]
+                if done:
+                    done(len(out))
         return out
 
     def pieces(self, token_ids: Sequence[int]) -> list[Sequence[int]]:

@@ -87,7 +87,7 @@ def chat_config(chat_base: Path, chat_adapter: Path, tiny_embedder: Path) -> Ind
     config = IndexConfig(**{name: str(path.resolve()) for name, path in paths.items()}, passage_tokens=128)
     # "auto" may be bfloat16, where near ties fall as the batch does; here tokens are compared one by one.
     key = (config.model, config.method, config.adapter)
-    Engine._shared[*key, "auto", "auto"] = Engine.shared(*key, dtype="float32")
+    Engine._shared[Engine._key(*key, "auto", "auto")] = Engine.shared(*key, dtype="float32")
     return config
 
 

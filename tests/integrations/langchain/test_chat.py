@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from contextlib import aclosing
+from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumps, loads
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.utils import trim_messages
+from langchain_core.prompts import ChatPromptTemplate
 
 from langchain_sac import ChatSac, SacRetriever
+from langchain_sac.messages import Scope, to_sac
 from sac_rag import SacRag
+from sac_rag.answer.prompt import Recall
 from sac_rag.errors import ConfigError, LibraryNotFound
 
 from .helpers import QUESTION, found, ids, read, tags, usage
@@ -45,6 +51,57 @@ def test_blocks_name_memories_like_tags(rag: SacRag, chat: ChatSac) -> None:
     assert usage(both)[1] == sum(a for a, _ in rag.extents([one, two]))
     wrapped = HumanMessage([{"type": "non_standard", "value": {"type": "sac_kv", "id": one}}])
     assert read(chat, [wrapped]) == [one]
+
+
+def kv(passage_id: str) -> dict[str, str]:
+    return {"type": "sac_kv", "id": passage_id}
+
+
+def test_blocks_stand_anywhere_in_any_turn(rag: SacRag, chat: ChatSac) -> None:
+    documents = found(rag, 3)
+    (a, b, c), (tag_a, tag_b, tag_c) = ids(documents), tags(documents)
+    blocks: list[BaseMessage] = [
+        SystemMessage([kv(c), {"type": "text", "text": "Be brief."}]),
+        HumanMessage([{"type": "text", "text": "First "}, kv(a), " and again ", kv(a), kv(c), "?"]),
+        AIMessage("Yes."),
+        HumanMessage([kv(b)]),
+    ]
+    text: list[BaseMessage] = [
+        SystemMessage(f"{tag_c}Be brief."),
+        HumanMessage(f"First {tag_a} and again {tag_a}{tag_c}?"),
+        AIMessage("Yes."),
+        HumanMessage(tag_b),
+    ]
+    assert read(chat, blocks) == [c, a, a, c, b]
+    prompts = [rag.conversation(to_sac(m, Scope(rag))) for m in (blocks, text)]
+    assert prompts[0].units() == prompts[1].units()
+    assert [p.key[1] for p in prompts[0].parts if isinstance(p, Recall)] == [(c,), (a,), (b,)]
+    one, two = chat.invoke(blocks), chat.invoke(text)
+    assert (one.content, usage(one)) == (two.content, usage(two))
+    assert usage(one)[1] == sum(n for n, _ in rag.extents([a, b, c]))
+
+
+def test_blocks_survive_what_is_done_to_messages(rag: SacRag, chat: ChatSac) -> None:
+    from langgraph.checkpoint.memory import MemorySaver
+    from langgraph.graph import START, MessagesState, StateGraph
+
+    one, two = ids(found(rag))
+    prompt = ChatPromptTemplate.from_messages(
+        [("placeholder", "{history}"), ("human", [kv("{id}"), {"type": "text", "text": "{input}"}])]
+    )
+    messages = prompt.format_messages(history=[HumanMessage([kv(two)]), AIMessage("Yes.")], id=one, input=QUESTION)
+    assert read(chat, messages) == [two, one]
+    assert read(chat, loads(dumps(messages), allowed_objects="messages")) == [two, one]
+    counted = chat.get_num_tokens_from_messages(messages[2:])
+    kept = trim_messages(messages, max_tokens=counted, token_counter=chat, strategy="last", start_on="human")
+    assert read(chat, kept) == [one]
+    graph = StateGraph(MessagesState).add_node("answer", lambda s: {"messages": [chat.invoke(s["messages"])]})
+    app = graph.add_edge(START, "answer").compile(checkpointer=MemorySaver())
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    app.invoke({"messages": messages}, thread)
+    second = app.invoke({"messages": [HumanMessage("And then?")]}, thread)["messages"][-1]
+    assert read(chat, app.get_state(thread).values["messages"]) == [two, one]
+    assert usage(second)[1] == sum(n for n, _ in rag.extents([one, two]))
 
 
 @pytest.mark.parametrize(
@@ -118,14 +175,38 @@ async def test_sixteen_at_once_are_answered_as_alone(rag: SacRag, chat: ChatSac)
     assert [m.content for m in await asyncio.gather(*(chat.ainvoke(p) for p in prompts))] == want
 
 
-async def test_async_calls_leave_the_loop_free(rag: SacRag) -> None:
-    chat = ChatSac(rag=rag, max_tokens=60)
-    task = asyncio.create_task(chat.ainvoke(f"{tags(found(rag))[0]}\n{QUESTION}"))
-    ticks = 0
-    while not task.done():
-        await asyncio.sleep(0.001)
-        ticks += 1
-    assert ticks > (await task).usage_metadata["output_tokens"] / 2
+async def test_a_dropped_call_leaves_the_batch(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    service = rag.engine.service
+    stream = service.stream
+    monkeypatch.setattr(service, "stream", lambda *a, **k: begun.append(stream(*a, **k)) or begun[-1])  # type: ignore[func-returns-value]
+    chat = ChatSac(rag=rag, max_tokens=7000, temperature=2.0)
+    task = asyncio.create_task(chat.ainvoke(QUESTION))
+    while not (begun and begun[0].completion.token_ids):
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with aclosing(chat.astream(QUESTION)) as pieces:  # type: ignore[type-var]
+        async for _ in pieces:
+            break
+    while service._under_way:
+        await asyncio.sleep(0.01)
+    assert [g.completion.ended for g in begun] == [False, False]
+    assert all(len(g.completion.token_ids) < 7000 for g in begun)
+
+
+def test_streaming_tells_callbacks_token_by_token(rag: SacRag) -> None:
+    class Heard(BaseCallbackHandler):
+        pieces: list[str] = []  # noqa: RUF012
+
+        def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+            self.pieces.append(token)
+
+    for streaming in (False, True):
+        Heard.pieces = []
+        said = ChatSac(rag=rag, max_tokens=8, streaming=streaming).invoke(QUESTION, {"callbacks": [Heard()]})
+        assert "".join(Heard.pieces) == (said.content if streaming else "")
 
 
 def test_eight_turns_read_only_what_is_new(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:

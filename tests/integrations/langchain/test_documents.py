@@ -10,6 +10,12 @@ from typing import Any
 
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_classic.retrievers.document_compressors import (
+    CrossEncoderReranker,
+    DocumentCompressorPipeline,
+    LLMChainExtractor,
+)
+from langchain_classic.retrievers.document_compressors.cross_encoder import BaseCrossEncoder
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.load import dumps, loads
@@ -18,8 +24,16 @@ from langchain_core.prompts import ChatPromptTemplate, format_document
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import create_retriever_tool
 
-from langchain_sac import ChatSac, SacDocumentCompressor, SacDocumentPrompt, SacRetriever, format_docs_sac
+from langchain_sac import (
+    ChatSac,
+    SacDocumentCompressor,
+    SacDocumentPrompt,
+    SacRetriever,
+    create_sac_chain,
+    format_docs_sac,
+)
 from sac_rag import SacRag
+from sac_rag.errors import ConfigError
 from sac_rag.records import Document as Stored
 from tests.integrations.conftest import TEXTS
 
@@ -136,9 +150,58 @@ def test_tags_survive_serialisation_and_checkpoints(rag: SacRag, chat: ChatSac) 
     assert account.response_metadata["reused_tokens"] >= usage(first["messages"][-1])[0]
 
 
-def test_a_reranker_decides_the_order(rag: SacRag, chat: ChatSac) -> None:
-    reranked = (SacRetriever(rag=rag, k=3) | RunnableLambda(lambda docs: docs[::-1])).invoke(QUESTION)
-    assert read(chat, [HumanMessage(format_docs_sac(reranked, chat))]) == ids(found(rag, 3))[::-1]
+class Shortest(BaseCrossEncoder):
+    """The shorter a text the better; keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+        self.seen += [text for _, text in text_pairs]
+        return [-len(text) for _, text in text_pairs]
+
+
+def test_rerankers_see_the_text_and_tags_follow_their_order(rag: SacRag, chat: ChatSac) -> None:
+    shortest, documents = Shortest(), found(rag, 3)
+    reranker = CrossEncoderReranker(model=shortest, top_n=2)
+    retriever = ContextualCompressionRetriever(base_retriever=SacRetriever(rag=rag, k=3), base_compressor=reranker)
+    kept = retriever.invoke(QUESTION)
+    assert shortest.seen == [d.page_content for d in documents]
+    best = sorted(documents, key=lambda d: len(d.page_content))[:2]
+    assert read(chat, [HumanMessage(format_docs_sac(kept, chat))]) == ids(best)
+
+    plain = [Document(page_content=d.page_content) for d in documents]
+    both = DocumentCompressorPipeline(transformers=[reranker, SacDocumentCompressor(rag=rag)])
+    assert read(chat, [HumanMessage(format_docs_sac(both.compress_documents(plain, QUESTION), chat))]) != []
+    assert shortest.seen[3:] == [d.page_content for d in documents]
+
+
+def test_what_a_rewriter_made_of_a_document_is_sent_as_text(rag: SacRag, chat: ChatSac) -> None:
+    rewriter = LLMChainExtractor.from_llm(FakeListChatModel(responses=["363 miles."]))
+    out = rewriter.compress_documents(found(rag, 2), QUESTION)
+    assert out[0].metadata["sac_tag"] == tags(found(rag, 1))[0]  # what it copied along leads to another text
+    assert format_docs_sac(out, chat) == "363 miles.\n\n363 miles."
+
+
+def test_a_memory_of_another_tenant_is_no_memory(rag: SacRag) -> None:
+    def remembered(meta: dict[str, Any] | None) -> Document:
+        compressor = SacDocumentCompressor(rag=rag, meta=meta)
+        return compressor.compress_documents([Document(page_content="The code of the safe is 4711.")], "")[0]
+
+    nobodys, theirs, mine = remembered(None), remembered({"tenant": "b"}), remembered({"tenant": "a"})
+    chat = ChatSac(rag=rag, max_tokens=1, where={"tenant": "a"})
+    everything = [nobodys, theirs, mine]
+    assert read(chat, [HumanMessage("".join(tags(everything)))]) == ids([mine])
+    assert format_docs_sac([nobodys, theirs], chat) == "\n\n".join([mine.page_content] * 2)
+    with pytest.raises(ConfigError, match="where="):
+        chat.invoke([HumanMessage([{"type": "sac_kv", "id": ids([theirs])[0]}])])
+    # What comes with another tenant's memory gets one of its own.
+    (again,) = SacDocumentCompressor(rag=rag, meta={"tenant": "a"}).compress_documents([theirs], "")
+    assert ids([again]) == ids([mine])
+    assert read(ChatSac(rag=rag), [HumanMessage("".join(tags(everything)))]) == ids(everything)
+    foreign = RunnableLambda(lambda _: [Document(page_content=mine.page_content)])
+    out = create_sac_chain(rag, retriever=foreign, where={"tenant": ["a", "c"]}, max_tokens=1).invoke(QUESTION)
+    assert ids(out["context"]) == ids([mine])
 
 
 def test_it_fits_a_stock_compression_retriever(rag: SacRag, chat: ChatSac) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -32,6 +33,14 @@ def library(tiny_config: Any, tmp_path: Path) -> str:
 def test_an_example_runs(
     program: Path, library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [program.name, library, QUESTION])
+    turns = 3 if program.stem == "conversation" else 1
+    monkeypatch.setattr(sys, "argv", [program.name, library, *[QUESTION] * turns])
     runpy.run_path(str(program), run_name="__main__")
-    assert capsys.readouterr().out.strip()
+    printed = capsys.readouterr().out
+    assert printed.strip()
+    if program.stem == "conversation":
+        read = [int(n) for n in re.findall(r"\((\d+) tokens read\)\n", printed)]
+        # A turn adds its question, the answer before (64 tokens of at most 3 bytes) and the template around them.
+        assert len(read) == turns and max(read[1:]) <= len(QUESTION) + 3 * 64 + 60
+    if program.stem == "parallel":
+        assert printed.startswith("16 of 16 answers equal")

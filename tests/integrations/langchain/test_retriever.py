@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from langchain_core.load import dumps
 from langchain_core.retrievers import BaseRetriever
 
 from langchain_sac import SacEmbeddings, SacRetriever
-from sac_rag import AskConfig, SacRag
+from sac_rag import AskConfig, IndexConfig, SacRag
 from sac_rag.answer.tags import text_digest
+from sac_rag.records import Document
 from tests.integrations.conftest import TEXTS
+
+from .helpers import QUESTION
 
 KEYS = {"sac_id", "sac_tag", "sac_text_sha", "document", "start", "end", "score", "heading", "kind"}
 
@@ -50,10 +54,27 @@ async def test_k_where_and_async_agree_with_the_library(rag: SacRag) -> None:
     assert only.invoke(question, where={"kind": "b"}) == []
 
 
-@pytest.mark.parametrize("search_type", ["hybrid", "dense", "lexical", "mmr"])
-def test_search_types(rag: SacRag, search_type: str) -> None:
-    found = SacRetriever(rag=rag, search_type=search_type, k=3).invoke("bridge Moon canal")
-    assert {d.metadata["document"] for d in found} == set(TEXTS)
+@pytest.mark.parametrize("search_type", ["hybrid", "dense", "lexical"])
+def test_search_types_are_the_librarys(rag: SacRag, search_type: str) -> None:
+    question = "the Moon above a rooster"
+    want = rag.retrieve(question, AskConfig(k=3, search=search_type))
+    found = SacRetriever(rag=rag, search_type=search_type, k=3).invoke(question)
+    assert [(d.id, d.metadata["score"]) for d in found] == [(h.passage.id, h.score) for h in want]
+    if search_type == "lexical":
+        assert {d.metadata["document"] for d in found} == {"tides.md", "bridge.md"}
+
+
+async def test_mmr_takes_one_of_two_alike(tiny_config: IndexConfig, tmp_path: Path) -> None:
+    canal = TEXTS["canal.md"]
+    with SacRag.open(tmp_path / "alike.lib", config=tiny_config, write=True, create=True) as rag:
+        rag.put([Document(f"{n}", text) for n, text in enumerate([canal, f"{canal} ", *TEXTS.values()])])
+        plain = SacRetriever(rag=rag, k=2).invoke(QUESTION)
+        retriever = SacRetriever(rag=rag, k=2, search_type="mmr")
+        diverse = retriever.invoke(QUESTION)
+        assert [d.page_content for d in plain] == [canal, canal]
+        assert len({d.page_content for d in diverse}) == 2
+        assert await retriever.ainvoke(QUESTION) == diverse
+        assert len(retriever.invoke(QUESTION, k=5, where={"document": ["0", "2"]})) == 2
 
 
 def test_another_search_type_is_refused(rag: SacRag) -> None:

@@ -83,6 +83,23 @@ def test_retrievers_of_a_store_feed_the_model(store: SacVectorStore) -> None:
     assert usage(chat.invoke(format_docs_sac(documents, chat)))[1] > 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("similarity", {}), ("mmr", {"lambda_mult": 0.1}), ("similarity_score_threshold", {"score_threshold": 0.0})],
+)
+async def test_every_search_of_a_retriever_leads_to_memories(
+    store: SacVectorStore, kind: str, settings: dict[str, Any]
+) -> None:
+    store.add_texts(list(TEXTS.values()), [{"kind": n} for n in "tcb"])
+    chat = ChatSac(rag=store.rag)
+    search: dict[str, Any] = {"k": 2, "filter": {"kind": ["t", "c"]}, **settings}
+    retriever = store.as_retriever(search_type=kind, search_kwargs=search)
+    documents = retriever.invoke(QUESTION)
+    assert {d.metadata["kind"] for d in documents} == {"t", "c"}
+    assert read(chat, [HumanMessage(format_docs_sac(documents, chat))]) == [d.metadata["sac_id"] for d in documents]
+    assert await retriever.ainvoke(QUESTION) == documents
+
+
 def test_texts_are_embedded_once(store: SacVectorStore, embedded: list[str]) -> None:
     texts, vectors = list(TEXTS.values()), SacEmbeddings(rag=store.rag)
     store.add_documents([Document(page_content=t, id=i) for i, t in TEXTS.items()])

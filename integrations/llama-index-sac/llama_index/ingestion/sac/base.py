@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ class SacCompressor(TransformComponent):
 
     library: str | None = Field(default=None, description="Folder of the library.")
     store: bool = Field(default=True, description="Whether memories are stored in the library.")
+    meta: dict[str, Any] | None = Field(
+        default=None, description="With store=False, as that of the SacNodePostprocessor which finds them again."
+    )
 
     _source: Source = PrivateAttr()
 
@@ -42,16 +46,18 @@ class SacCompressor(TransformComponent):
         return self._source.rag
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        # A pipeline's cache goes by this: a library that changed since is written to again.
+        # A pipeline's cache goes by this: a library that changed since is written to again. Digested: whoever knows a
+        # library's name can sign its tags.
         head = self._source.newest().library.head
-        return {**super().to_dict(**kwargs), "generation": f"{head.library}:{head.generation}"}
+        state = hashlib.sha256(f"{head.library}:{head.generation}".encode()).hexdigest()
+        return {**super().to_dict(**kwargs), "generation": state}
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         if self.store:
             # Another store may want another embedder's vectors; the library's own are taken over.
             compress(self.rag, nodes, embedded=strange(self.rag, nodes) is None)
         elif texts := [n.get_content(MetadataMode.NONE) for n in nodes if is_text(n)]:
-            self.rag.remember(texts)
+            self.rag.remember(texts, meta=self.meta)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:

@@ -23,6 +23,10 @@ class SacNodePostprocessor(BaseNodePostprocessor):
 
     library: str | None = Field(default=None, description="Folder of the library.")
     remember: bool = Field(default=True, description="Whether to compress nodes that the library does not hold.")
+    meta: dict[str, Any] | None = Field(
+        default=None,
+        description="What these are known by to the `where` of a SacLLM; without it they fit none.",
+    )
 
     _source: Source = PrivateAttr()
 
@@ -46,7 +50,7 @@ class SacNodePostprocessor(BaseNodePostprocessor):
         tags = {i: stored_tag(rag, n.node) for i, n in enumerate(nodes) if is_text(n.node)}
         left = [i for i, tag in tags.items() if tag is None]
         if left and self.remember:
-            ids = rag.remember([nodes[i].node.get_content(MetadataMode.NONE) for i in left])
+            ids = rag.remember([nodes[i].node.get_content(MetadataMode.NONE) for i in left], meta=self.meta)
             tags |= dict(zip(left, map(rag.tag, ids), strict=True))
         return [
             NodeWithScore(node=with_tag(n.node, tag), score=n.score) if (tag := tags.get(i)) else n

@@ -34,8 +34,8 @@ class SacNode(TextNode):
     """A text node with a memory. `MetadataMode.LLM` gives the tag, as long as the text is what was compressed.
 
     Every other mode, so rerankers, embedders and `source_nodes`, gives the real text. So does LLM mode once the text
-    was edited, and in a synthesizer (of a query or chat engine) whose LLM does not read this tag: another model, a
-    `SacLLM` of another library or one whose `where` leaves the passage out.
+    was edited, in an engine or agent whose LLM does not read this tag (another model, a `SacLLM` of another library or
+    one whose `where` leaves the passage out), and in postprocessors and tools that no LLM is known of.
     """
 
     sac_tag: str = ""

@@ -1,0 +1,96 @@
+"""Turn after turn over a library: each question brings its passages, and what earlier turns read stays read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sac_rag.answer.assemble import Assembled
+from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt, layout_messages
+from sac_rag.answer.tags import PassageRef
+from sac_rag.compress.methods.base import Method
+from sac_rag.errors import ConfigError
+from sac_rag.records import Hit
+
+
+class Conversation:
+    """Questions and answers so far, for `SacRag.ask` and `SacRag.stream`; one question at a time.
+
+    A question is searched for by its own words. Its passages stand in front of it as memories, those of earlier turns
+    where they were, each once. The first turn is the prompt of a question without a conversation.
+    """
+
+    def __init__(self) -> None:
+        self._turns: list[tuple[Message, Message]] = []
+        self._asked: tuple[int, Message] | None = None
+
+    def __len__(self) -> int:
+        """Turns that the next question comes after."""
+        return len(self._turns)
+
+    def clear(self) -> None:
+        """Begin afresh."""
+        self._turns, self._asked = [], None
+
+    def add(self, answer: str) -> None:
+        """The answer to what was last `assembled`; what did not fit beside it is forgotten."""
+        if self._asked is not None:
+            forgotten, question = self._asked
+            self._turns = [*self._turns[forgotten:], (question, Message("assistant", (answer,)))]
+            self._asked = None
+
+    def assembled(
+        self,
+        method: Method,
+        hits: Sequence[Hit],
+        texts: int,
+        question: str,
+        shelf: Shelf,
+        *,
+        placing: str = "source",
+        reserve: int = 64,
+    ) -> Assembled:
+        """The prompt of a next question over these hits, of which the first `texts` are read as text.
+
+        Where all does not fit the context, the oldest turns are left out, then the lowest ranked hits. reserve: tokens
+        kept free for the answer. Raises ConfigError when the question alone is too long.
+        """
+        *front, (_, asked) = layout_messages(method, "", question)
+        system = [Message(role, (text,)) for role, text in front]
+        limit = method.backbone.context_length - reserve
+        turns, kept = self._turns, len(hits)
+        while True:
+            user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), asked))
+            prompt = chat_prompt(method, [*system, *(m for t in turns for m in t), user], shelf, placing=placing)
+            position = prompt.extent(len(prompt.units()))[1]
+            if position <= limit:
+                break
+            if turns:
+                turns = turns[1:]
+            elif kept:
+                kept -= 1
+            else:
+                raise ConfigError(
+                    f"the question takes {position} positions, the model has {limit} beside the answer: ask a shorter "
+                    "question or lower max_new_tokens"
+                )
+        forgotten, read = len(self._turns) - len(turns), min(texts, kept)
+        self._asked = forgotten, user
+        source = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:read])
+        fidelity = "memory" if not read else "text" if read == kept else "mixed"
+        return Assembled(prompt, tuple(hits[:kept]), source, fidelity, _notices(forgotten, len(hits) - kept))
+
+
+def _passages(hits: Sequence[Hit], texts: int, separator: str) -> Content:
+    """The first `texts` hits as text, the others as memories."""
+    read = separator.join(h.passage.text for h in hits[:texts])
+    memories = tuple(PassageRef(h.passage.id) for h in hits[texts:])
+    return (*((read + separator if memories else read,) if read else ()), *memories)
+
+
+def _notices(turns: int, passages: int) -> tuple[str, ...]:
+    notices = []
+    if turns:
+        notices.append(f"the model's context is full; turns forgotten, the oldest first: {turns}")
+    if passages:
+        notices.append(f"passages that did not fit the model's context, the lowest ranked: {passages}")
+    return tuple(notices)

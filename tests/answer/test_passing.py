@@ -1,0 +1,86 @@
+"""Memories of passages that are in no library: made once, bounded, known by metadata to a filter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sac_rag import SacRag
+from sac_rag.answer.chat import Message
+from sac_rag.answer.reader import Sampling
+from sac_rag.answer.tags import PassageRef
+from sac_rag.config import MAX_PASSAGE_TOKENS
+from sac_rag.records import Document
+
+TEXTS = [f"House {n} stands on the hill." for n in range(4)]
+
+
+@pytest.fixture
+def rag(tiny_config: Any, tmp_path: Path) -> Iterator[SacRag]:
+    with SacRag.open(tmp_path / "a.lib", config=tiny_config, write=True, create=True) as opened:
+        opened.put([Document("river", "The river is wide.", meta={"tenant": "a"})])
+        yield opened
+
+
+@pytest.fixture
+def compressed(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts each pass of the encoder read."""
+    made: list[int] = []
+    compress = rag.engine.method.compress
+    monkeypatch.setattr(rag.engine.method, "compress", lambda c, r, **k: made.append(len(c)) or compress(c, r, **k))  # type: ignore[func-returns-value]
+    return made
+
+
+def test_a_text_is_compressed_once(rag: SacRag, compressed: list[int]) -> None:
+    one, two = rag.remember(TEXTS[:2])
+    assert rag.remember([TEXTS[1], TEXTS[0], TEXTS[1]]) == [two, one, two]
+    assert compressed == [2]
+    (held,), (want,) = rag._passing.get(one), rag.engine.compress(TEXTS[:1], rag.config.ratio)
+    assert held.keys.equal(want.keys) and held.values.equal(want.values)
+    with pytest.raises(ValueError, match="blank"):
+        rag.remember([" \n"])
+
+
+def test_the_longest_unused_are_forgotten_for_room(rag: SacRag, compressed: list[int]) -> None:
+    ids = rag.remember(TEXTS[:3])
+    rag._passing.limit = sum(m.nbytes for i in ids for m in rag._passing.get(i))
+    rag.remember(TEXTS[:1])
+    (new,) = rag.remember(TEXTS[3:])
+    tags = [rag.tag(i) for i in (*ids, new)]
+    assert [rag.cite(t) for t in tags] == [
+        (PassageRef(ids[0]),), (tags[1],), (PassageRef(ids[2]),), (PassageRef(new),),
+    ]  # fmt: skip
+    assert rag.remember(TEXTS[1:2]) == [ids[1]] and compressed == [3, 1, 1]
+
+
+def test_a_filter_goes_by_the_metadata_of_each(rag: SacRag) -> None:
+    (bare,), (mine,) = rag.remember(TEXTS[:1]), rag.remember(TEXTS[:1], meta={"tenant": "a", "kind": "note"})
+    (theirs,) = rag.remember(TEXTS[:1], meta={"tenant": "b"})
+    (stored,) = rag.library.passage_ids("river")
+    assert len({bare, mine, theirs}) == 3
+
+    def read(where: dict[str, Any] | None) -> list[str]:
+        return [
+            p.id for i in (bare, mine, theirs, stored) for p in rag.cite(rag.tag(i), where=where) if p != rag.tag(i)
+        ]  # type: ignore[union-attr]
+
+    assert read(None) == [bare, mine, theirs, stored]
+    assert read({"tenant": "a"}) == [mine, stored]
+    assert read({"tenant": ["a", "b"]}) == [mine, theirs, stored]
+    assert read({"tenant": "a", "kind": "note"}) == [mine]
+    assert read({"tenant": "c"}) == []
+
+
+def test_a_long_text_is_read_as_consecutive_sub_contexts(rag: SacRag) -> None:
+    text = "x" * (2 * MAX_PASSAGE_TOKENS + 7)  # a token of this model is a byte
+    (id_,) = rag.remember([text])
+    held = rag._passing.get(id_)
+    assert [m.source_len for m in held] == [MAX_PASSAGE_TOKENS, MAX_PASSAGE_TOKENS, 7]
+    (extent,) = rag.extents([id_])
+    assert extent == (sum(m.anchors for m in held), len(text))
+    prompt = rag.conversation([Message("user", rag.cite(f"{rag.tag(id_)} Why?"))])
+    assert (prompt.slots, prompt.source_tokens) == extent
+    assert list(rag.converse([Message("user", (PassageRef(id_), "Why?"))], Sampling(3, min_new_tokens=3)))
