@@ -104,8 +104,7 @@ def train(
 
     Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm reads their text alone. cloze: in front
     of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a number or
-    a phrase that was taken out of it. quote: asks for the text itself, piece by piece: the fastest way to a memory that
-    holds names and numbers.
+    a phrase that was taken out of it. quote: asks for the text itself, piece by piece.
 
     --recipe trains all stages of a known training in folders 1-… and 2-… of the output, which gets the last adapter;
     the data are then one folder with lm/ and qa/ in it.
