@@ -13,10 +13,11 @@ from sac_rag.train.data import kind_of
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One stage of training: pretraining on plain text ("lm") or finetuning on questions ("qa")."""
+    """One stage of training: of the selector ("salience"), on plain text ("lm") or on questions ("qa")."""
 
     objective: str = "qa"
-    """"lm" (continue a text) or "qa" (answer questions: of the file, or made out of any text)."""
+    """"lm" (continue a text), "qa" (answer questions: of the file, or made out of any text) or "salience" (learn which
+    tokens questions ask for: fits the selector alone)."""
     steps: int = 1000
     """Optimiser steps of this stage."""
     step_tokens: int = 800
@@ -70,8 +71,8 @@ class TrainConfig:
     """Order of data and all other chance."""
 
     def __post_init__(self) -> None:
-        if self.objective not in ("lm", "qa"):
-            raise ConfigError(f"objective is {self.objective!r}; use lm or qa")
+        if self.objective not in ("lm", "qa", "salience"):
+            raise ConfigError(f"objective is {self.objective!r}; use lm, qa or salience")
         if self.steps < 1 or self.step_tokens < 64 or self.accumulate < 1:
             raise ConfigError(
                 f"steps {self.steps}, step_tokens {self.step_tokens} (>= 64), accumulate {self.accumulate}"

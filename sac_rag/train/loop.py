@@ -17,13 +17,14 @@ import torch
 from sac_rag.compress import adapter
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.layout import PromptLayout
-from sac_rag.compress.methods.base import Method
+from sac_rag.compress.methods.base import SELECTOR, Method
 from sac_rag.compress.templates import layout_of
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train import checkpoint
 from sac_rag.train.config import TrainConfig, future_at, rate_at
 from sac_rag.train.data import Mixture
 from sac_rag.train.objectives import Batch, Shares, continuation_batch, loss_of, question_batch
+from sac_rag.train.salience import check_selector, salience_batch, salience_loss
 from sac_rag.train.teacher import Teacher
 from sac_rag.train.team import Team
 
@@ -42,7 +43,7 @@ class Progress:
     recall: float
     learning_rate: float
     examples: int
-    """Questions and texts to be quoted (qa), or texts (lm), seen in all."""
+    """Questions and texts to be quoted (qa), questions (salience) or texts (lm), seen in all."""
     per_second: float
     """Of these."""
     tokens: int = 0
@@ -78,7 +79,10 @@ def train(
     if team.leads:
         folder.mkdir(parents=True, exist_ok=True)
     parameters = method.parameters()
-    live = [p for p in parameters.values() if p.requires_grad]
+    chooses = config.objective == "salience"
+    if chooses:
+        check_selector(method)
+    live = [p for n, p in parameters.items() if p.requires_grad and n.startswith(SELECTOR) == chooses]
     flat = [p for p in live if p.ndim != 2]
     groups = [
         {"params": [p for p in live if p.ndim == 2], "weight_decay": config.weight_decay},
@@ -113,13 +117,16 @@ def train(
             batch = _draw(method, mixture, config, layouts, step, part)
             if part not in mine:
                 continue
-            loss, log = loss_of(
-                batch,
-                method,
-                future_bias=future_at(step, config),
-                teacher=teacher,
-                distil_weight=config.distil_weight,
-            )
+            if chooses:
+                loss, log = salience_loss(batch, method)
+            else:
+                loss, log = loss_of(
+                    batch,
+                    method,
+                    future_bias=future_at(step, config),
+                    teacher=teacher,
+                    distil_weight=config.distil_weight,
+                )
             (loss / config.accumulate).backward()
             sums["examples"] += batch.examples
             sums["tokens"] += batch.tokens
@@ -223,6 +230,8 @@ def _draw(
     ratios = rng.choices(config.ratios, config.ratio_weights, k=len(contexts))
     if config.objective == "lm":
         return continuation_batch(contexts, ratios, method)
+    if config.objective == "salience":
+        return salience_batch(contexts, method)
     return question_batch(contexts, ratios, method, shares, rng)
 
 

@@ -57,8 +57,10 @@ class Batch:
     """Per context."""
     layouts: list[PromptLayout | None] = field(default_factory=list)
     """Per context: the layout that it is read in; None is the method's own."""
+    asked: list[list[int]] = field(default_factory=list)
+    """Per chunk: places that questions ask for (salience)."""
     examples: int = 0
-    """Questions and texts to be quoted (qa), or texts (lm)."""
+    """Questions and texts to be quoted (qa), questions (salience) or texts (lm)."""
 
     @property
     def tokens(self) -> int:

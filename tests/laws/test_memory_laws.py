@@ -120,7 +120,7 @@ def test_law_8_anchor_counts_at_the_boundaries(length, ratio, count):
 @given(length=st.integers(1, 600), ratio=st.floats(1, 80))
 def test_law_8_anchors_are_the_middles_of_equal_chunks(length, ratio):
     count = anchor_count(length, ratio)
-    places = uniform(range(length), count).tolist()
+    places = uniform(length, count).tolist()
     assert len(places) == count == len(set(places))
     for i, p in enumerate(places):
         # The token in which the middle of chunk [iL/|S|, (i+1)L/|S|) falls, in whole numbers.
@@ -128,11 +128,18 @@ def test_law_8_anchors_are_the_middles_of_equal_chunks(length, ratio):
 
 
 @pytest.mark.parametrize("name", sorted(SELECTORS))
-def test_selectors_ascend_and_repeat(name):
-    tokens = ids(97).tolist()
-    places = SELECTORS.load(name)(tokens, 20)
-    assert places.dtype == torch.int64 and places.tolist() == sorted(set(places.tolist())) and len(places) == 20
-    assert torch.equal(places, SELECTORS.load(name)(tokens, 20))
+@pytest.mark.parametrize("count", [1, 20, 96, 97])
+def test_selectors_ascend_and_repeat(make_backbone, name, count):
+    tokens, backbone = ids(97).tolist(), make_backbone()
+    selector = SELECTORS.load(name)(backbone)
+    for parameter in selector.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
+    places = selector(tokens, count)
+    assert places.dtype == torch.int64 and places.tolist() == sorted(set(places.tolist())) and len(places) == count
+    assert 0 <= places[0] and places[-1] < 97
+    again = SELECTORS.load(name)(backbone)
+    again.load_state_dict(selector.state_dict())
+    assert torch.equal(places, again(tokens, count))
 
 
 def test_spans_of_anchors_cover_the_passage():

@@ -53,13 +53,17 @@ def test_full_ft_is_the_same_shape_reading_the_whole_text():
 
 def test_ablations_differ_from_their_base_in_what_they_name_alone():
     base = RECIPES["ablation-base"]
-    names = {"lm", "quote", "causal", "future", "no-anchor-embedding", "random"}
+    names = {"lm", "quote", "causal", "future", "no-anchor-embedding", "random", "salient"}
     assert {r.name for r in ABLATIONS} == {base.name, *(f"ablation-{n}" for n in names)}
     for recipe in ABLATIONS:
-        assert all(s.config.steps == 300 and s.config.seed == 0 for s in recipe.stages)
+        assert all(s.config.steps == 300 for s in recipe.stages if s.config.objective != "salience")
+        assert all(s.config.seed == 0 for s in recipe.stages)
         plain = dataclasses.replace(recipe, name=base.name, about=base.about, options=base.options)
         if recipe.name == "ablation-lm":
             assert recipe.stages[0].config.objective == "lm"
+            plain = dataclasses.replace(plain, stages=recipe.stages[1:])
+        if recipe.name == "ablation-salient":
+            assert recipe.stages[0].config.objective == "salience" and recipe.options == {"selector": "salient"}
             plain = dataclasses.replace(plain, stages=recipe.stages[1:])
         if recipe.name == "ablation-quote":
             (qa,), (questions,) = recipe.stages, base.stages

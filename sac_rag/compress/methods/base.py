@@ -14,6 +14,9 @@ from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.placing import compose
 from sac_rag.config import MAX_PASSAGE_TOKENS
 
+SELECTOR = "selector."
+"""Begins the names of parameters that choose anchors: they are fitted in a stage of their own."""
+
 
 class Method(ABC):
     """A way to turn passages into memory for one backbone.

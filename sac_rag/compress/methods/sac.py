@@ -14,8 +14,8 @@ from torch import nn
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.layout import PromptLayout
-from sac_rag.compress.methods.base import Method
-from sac_rag.compress.selectors import SELECTORS, anchor_count
+from sac_rag.compress.methods.base import SELECTOR, Method
+from sac_rag.compress.selectors import SELECTORS, Selector, anchor_count
 from sac_rag.errors import MemoryInvalid
 
 
@@ -40,7 +40,7 @@ class Sac(Method):
         learn_prefix: bool = True,
     ) -> None:
         super().__init__(backbone, layout)
-        self._select = SELECTORS.load(selector)
+        self.selector: Selector = SELECTORS.load(selector)(backbone)
         self.causal = causal
         zeros = torch.zeros(backbone.width, device=backbone.device)
         self.anchor_embedding = nn.Parameter(zeros, requires_grad=mark_anchors)
@@ -58,13 +58,14 @@ class Sac(Method):
         if not all(chunks):
             raise MemoryInvalid("an empty passage cannot be compressed; give at least one token")
         ids = [torch.tensor(c, dtype=torch.int64) for c in chunks]
-        picks = [self._select(c, anchor_count(len(c), r)) for c, r in zip(chunks, ratios, strict=True)]
+        picks = [self.selector(c, anchor_count(len(c), r)) for c, r in zip(chunks, ratios, strict=True)]
         return self.backbone.encode(
             ids, picks, anchor_embedding=self.anchor_embedding, causal=self.causal, future_bias=future_bias
         )
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         found = {"anchor_embedding": self.anchor_embedding, **dict(self.backbone.trainable())}
+        found |= {f"{SELECTOR}{n}": p for n, p in self.selector.named_parameters()}
         if self._prefix:
             found |= {f"prefix.{n}": p for n, p in self._prefix.named_parameters()}
         return found

@@ -1,0 +1,77 @@
+"""Fitting the selector: which tokens of a passage do its questions ask for?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+
+from sac_rag.compress.backbone import Backbone
+from sac_rag.compress.methods.base import Method
+from sac_rag.compress.methods.sac import Sac
+from sac_rag.compress.selectors import Salient
+from sac_rag.errors import ConfigError, TrainingError
+from sac_rag.train.data import TokenisedContext
+from sac_rag.train.objectives import Batch
+
+LONGEST = 12
+"""Tokens of an answer, at most: longer ones are sentences, of which every word is asked for."""
+OFTEN = 2
+"""An answer that stands in more places than this says little about where it was found."""
+
+
+def check_selector(method: Method) -> None:
+    """Raises ConfigError for a method whose anchors are not learned."""
+    if not isinstance(method, Sac) or not isinstance(method.selector, Salient):
+        raise ConfigError(
+            f"objective salience fits a selector, and this {method.name} adapter has none to fit; "
+            "train a new one with --option selector=salient"
+        )
+
+
+def salience_batch(contexts: Sequence[TokenisedContext], method: Method) -> Batch:
+    """Contexts with the places of their answers; those whose answers are not found in them are left out."""
+    batch = Batch()
+    for c in contexts:
+        asked = sorted({place for _, answer in c.pairs for place in places_of(answer, c.ids, method.backbone)})
+        if asked:
+            batch.chunks.append(c.ids)
+            batch.asked.append(asked)
+            batch.examples += len(c.pairs)
+    return batch
+
+
+def places_of(answer: Sequence[int], ids: Sequence[int], backbone: Backbone) -> list[int]:
+    """Positions of an answer's tokens in a context, within a sentence or at its beginning; [] when it is too long, or
+    found nowhere or too often."""
+    within = backbone.tokens(" " + backbone.tokenizer.decode(list(answer)))
+    for part in (within, list(answer)):
+        starts = _found(part, ids)
+        if starts and len(starts) <= OFTEN and len(part) <= LONGEST:
+            return [place for start in starts for place in range(start, start + len(part))]
+    return []
+
+
+def _found(part: list[int], ids: Sequence[int]) -> list[int]:
+    n = len(part)
+    return [i for i in range(len(ids) - n + 1) if ids[i] == part[0] and list(ids[i : i + n]) == part] if n else []
+
+
+def salience_loss(batch: Batch, method: Method) -> tuple[torch.Tensor, dict[str, float]]:
+    """Mean binary cross-entropy (nats) over all tokens: is it part of an answer?
+
+    Raises TrainingError for a batch without answers.
+    """
+    if not batch.chunks:
+        raise TrainingError("no answer of these questions stands in its text; the selector learns from such that do")
+    selector = cast(Salient, cast(Sac, method).selector)
+    scores = torch.cat([selector.scores(ids) for ids in batch.chunks])
+    wanted = torch.zeros_like(scores)
+    start = 0
+    for ids, asked in zip(batch.chunks, batch.asked, strict=True):
+        wanted[torch.tensor(asked) + start] = 1.0
+        start += len(ids)
+    loss = F.binary_cross_entropy_with_logits(scores, wanted)
+    return loss, {"loss": float(loss.detach())}
