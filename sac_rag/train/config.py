@@ -52,6 +52,9 @@ class TrainConfig:
     """Share of contexts whose memory also holds others of the micro-batch, shuffled."""
     distractors_from: float = 0.5
     """Share of the stage after which distractors begin; 0 for an adapter that already reads one passage."""
+    joined_share: float = 0.0
+    """Share of contexts that are joined with the next of the micro-batch to one passage, where both fit into one: each
+    time with another one, as passages of a document lie together."""
     prompts: tuple[str, ...] = ()
     """Names of other prompts than the adapter's own layout, of `sac_rag.compress.templates`."""
     prompt_share: float = 0.5

@@ -137,6 +137,13 @@ class TokenisedContext:
     pairs: tuple[tuple[list[int], list[int]], ...]
     quoted: bool = False
     """Whether the text itself is asked for, in pieces."""
+    texts: int = 1
+    """How many texts of the files it holds."""
+
+    def joined(self, other: TokenisedContext, gap: Sequence[int]) -> TokenisedContext:
+        """Both as one text, with the questions of both."""
+        ids, pairs = [*self.ids, *gap, *other.ids], (*self.pairs, *other.pairs)
+        return TokenisedContext(ids, pairs, texts=self.texts + other.texts)
 
 
 def kind_of(spec: str) -> tuple[str, str]:

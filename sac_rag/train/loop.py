@@ -19,16 +19,19 @@ from sac_rag.compress.adapter import Card
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import SELECTOR, Method
 from sac_rag.compress.templates import layout_of
+from sac_rag.config import MAX_PASSAGE_TOKENS
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train import checkpoint
 from sac_rag.train.config import TrainConfig, future_at, rate_at
-from sac_rag.train.data import Mixture
+from sac_rag.train.data import Mixture, TokenisedContext
 from sac_rag.train.objectives import Batch, Shares, continuation_batch, loss_of, question_batch
 from sac_rag.train.salience import check_selector, salience_batch, salience_loss
 from sac_rag.train.teacher import Teacher
 from sac_rag.train.team import Team
 
 CHECKPOINT = "checkpoint.safetensors"
+GAP = "\n\n"
+"""Between texts that are joined to one passage."""
 LOGGED = ("loss", "recall", "distil")
 """What is smoothed and shown of `loss_of`'s log."""
 
@@ -227,12 +230,30 @@ def _draw(
         contexts.append(c)
         pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
         tokens += len(c.ids) * (1 + c.quoted) + sum(pairs)
+    if config.joined_share:
+        contexts = _joined(contexts, config.joined_share, method.backbone.tokens(GAP), rng)
     ratios = rng.choices(config.ratios, config.ratio_weights, k=len(contexts))
     if config.objective == "lm":
         return continuation_batch(contexts, ratios, method)
     if config.objective == "salience":
         return salience_batch(contexts, method)
     return question_batch(contexts, ratios, method, shares, rng)
+
+
+def _joined(
+    contexts: Sequence[TokenisedContext], share: float, gap: Sequence[int], rng: random.Random
+) -> list[TokenisedContext]:
+    """Some contexts as one with the next, where that is a passage still."""
+    made: list[TokenisedContext] = []
+    for c in contexts:
+        last = made[-1] if made else None
+        if last and last.pairs and c.pairs and last.texts == 1 and rng.random() < share:
+            both = last.joined(c, gap)
+            if len(both.ids) <= MAX_PASSAGE_TOKENS:
+                made[-1] = both
+                continue
+        made.append(c)
+    return made
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

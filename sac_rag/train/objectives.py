@@ -85,7 +85,7 @@ class Shares:
     """Shares of the objectives within a QA step."""
 
     questions: int = 5
-    """At most this many questions of a context share its encoder pass."""
+    """At most this many questions of a context share its encoder pass, of several joined ones so many times more."""
     recall_weight: float = 0.25
     """Loss weight of a token of the recall objective; 0 leaves it out."""
     quote_weight: float = 0.3
@@ -122,7 +122,7 @@ def question_batch(
         ask, end = asking(backbone, layout, own=other is None), backbone.template(layout.end)
         batch.layouts.append(other)
         front = _front(i, len(contexts), shares, rng)
-        pairs = rng.sample(c.pairs, min(shares.questions, len(c.pairs)))
+        pairs = rng.sample(c.pairs, min(shares.questions * c.texts, len(c.pairs)))
         if c.quoted:
             front, rows = [i], [r._replace(weight=shares.quote_weight, recall=True) for r in _quotes(ask, c.ids, rng)]
             batch.examples += 1

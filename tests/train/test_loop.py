@@ -349,3 +349,29 @@ def test_nothing_to_learn_from_is_said_so(make_sac):
     batch = question_batch([TokenisedContext([5] * 60, ())], [2.0], method, Shares(recall_weight=0), random.Random(0))
     with pytest.raises(TrainingError, match="write cloze:"):
         loss_of(batch, method)
+
+
+def test_joined_contexts_are_one_passage_with_the_questions_of_both(make_sac, data):
+    from sac_rag.train.loop import GAP, _draw
+
+    method = make_sac()
+    config = dataclasses.replace(CONFIG, step_tokens=400, distractor_share=0.0, recall_weight=0.0)
+    plain = _draw(method, mixture(method, data), config, (), 0, 0)
+    some = _draw(method, mixture(method, data), dataclasses.replace(config, joined_share=1.0), (), 0, 0)
+    gap = method.backbone.tokens(GAP)
+    assert len(plain.chunks) == 5 and len(some.chunks) == 3
+    assert some.chunks[2] == plain.chunks[4]
+    for i, chunk in enumerate(some.chunks[:2]):
+        assert list(chunk) == [*plain.chunks[2 * i], *gap, *plain.chunks[2 * i + 1]]
+        both = {tuple(row.ids) for row in (*plain.readings[2 * i], *plain.readings[2 * i + 1])}
+        assert {tuple(row.ids) for row in some.readings[i]} == both and len(both) == 4
+    assert some.examples == plain.examples
+
+
+def test_contexts_that_together_are_no_passage_stay_apart(make_sac, data, monkeypatch):
+    from sac_rag.train import loop
+
+    method = make_sac()
+    monkeypatch.setattr(loop, "MAX_PASSAGE_TOKENS", 60)
+    config = dataclasses.replace(CONFIG, step_tokens=400, joined_share=1.0)
+    assert all(len(chunk) <= 60 for chunk in loop._draw(method, mixture(method, data), config, (), 0, 0).chunks)
