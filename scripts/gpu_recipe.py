@@ -1,6 +1,6 @@
 """A recipe from the data folder to an evaluated adapter, in one command on a machine with a GPU.
 
-    PYTHONPATH=. python scripts/gpu_recipe.py --data DATA --output OUT --recipe default --time-budget 3000
+    PYTHONPATH=. python scripts/gpu_recipe.py --data DATA --output OUT --recipe large --time-budget 3000
 
 Needs torch, transformers, peft, safetensors and numpy only; a base model that is not in the cache is given as a folder
 by --base. Trains stage after stage with checkpoints (the same command goes on where it was), scores the adapter on dev
@@ -47,7 +47,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", required=True, help="folder with lm/ and qa/")
     add("--output", required=True, help="folder for everything that is made")
-    add("--recipe", default="default", help="name of a recipe (sac train --help lists them)")
+    add("--recipe", default="large", help="name of a recipe (sac train --help lists them)")
     add("--base", default=DEFAULT_MODEL, help="base model: a folder, a name, a hub id or a .gguf file")
     add("--steps-scale", type=float, default=1.0, help="so many times the recipe's steps")
     add(

@@ -38,7 +38,7 @@ LAYOUT = fields.settings_of(
     sac train squad.jsonl.gz=0.7 cloze:books.txt=0.3 --output runs/qa
     sac train squad.jsonl.gz --base meta-llama/Llama-3.2-1B --lora-rank 64 --output runs/1b
     sac train squad.jsonl.gz --from runs/lm --teacher runs/full-ft --distil-weight 0.5 --output runs/taught
-    sac train --recipe default data/ --steps-scale 0.02 --output runs/default
+    sac train --recipe default data/ --output runs/default
     sac index docs/ --adapter runs/qa                     use what was trained
     """,
 )
@@ -69,9 +69,9 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="All stages of a known training, over one folder of data: default, full-ft, tiny, ablation-base, "
-            "ablation-lm, ablation-quote, ablation-causal, ablation-future, ablation-no-anchor-embedding or "
-            "ablation-random.",
+            help="All stages of a known training, over one folder of data: default, large, full-ft, tiny, ablation-base, "
+            "ablation-lm, ablation-quote, ablation-causal, ablation-future, ablation-no-anchor-embedding, "
+            "ablation-random or ablation-salient.",
             rich_help_panel=RECIPE,
         ),
     ] = None,

@@ -27,6 +27,8 @@ QUOTE = "quote:"
 
 CLOZES = 5
 """Cloze questions of one text."""
+CLOZE_TOKENS = 320
+"""Length of the windows of longer texts that they are made of."""
 
 SUMMARISE = "Summarise the text in one sentence."
 """The question of a summary that has no query of its own."""
@@ -208,6 +210,7 @@ class Source:
 
     def _made(self, text: str, max_tokens: int) -> TokenisedContext:
         rng = random.Random(f"{self.seed}/{self.name}/cloze/{self.drawn}")
+        max_tokens = min(max_tokens, CLOZE_TOKENS)
         text = _window(text, max_tokens, self.drawn)
         while len(ids := self._encode(text)) > max_tokens:
             text = _whole_sentences(text[: int(len(text) * max_tokens / len(ids))])

@@ -34,17 +34,22 @@ def bytes_of(folder):
 # -- what they hold ------------------------------------------------------------------------------------------
 
 
-def test_default_is_pretraining_at_15x_and_questions_at_four_ratios():
-    lm, qa = RECIPES["default"].stages
-    assert (lm.config.objective, lm.config.ratios) == ("lm", (15.0,))
+@pytest.mark.parametrize("name", ["default", "large"])
+def test_an_adapter_to_ship_chooses_anchors_and_answers_at_four_ratios(name):
+    recipe = RECIPES[name]
+    first, *between, qa = recipe.stages
+    assert first.config.objective == "salience" and recipe.options == {"selector": "salient"}
+    assert [s.config.objective for s in between] == (["lm"] if name == "large" else [])
+    assert all(s.config.ratios == (15.0,) for s in between)
     assert (qa.config.objective, qa.config.ratios) == ("qa", (2.0, 5.0, 15.0, 51.0))
     assert len(qa.config.prompts) >= 4 and {n for n in qa.config.prompts if layout_of(byte_tokenizer(), n)}
     assert any(spec.startswith("cloze:") for spec in qa.data)
-    assert sum(float(spec.rpartition("=")[2]) for spec in qa.data) == pytest.approx(1.0)
+    for stage in (first, qa):
+        assert sum(float(spec.rpartition("=")[2]) for spec in stage.data) == pytest.approx(1.0)
 
 
 def test_full_ft_is_the_same_shape_reading_the_whole_text():
-    (stage,), default = RECIPES["full-ft"].stages, RECIPES["default"].stages[-1]
+    (stage,), default = RECIPES["full-ft"].stages, RECIPES["large"].stages[-1]
     assert RECIPES["full-ft"].lora.whole and stage.config.ratios == (1.0,)
     assert dataclasses.replace(RECIPES["full-ft"].lora, whole=False) == RECIPES["default"].lora
     assert {spec.partition("=")[0] for spec in stage.data} <= {spec.partition("=")[0] for spec in default.data}
@@ -95,7 +100,7 @@ def test_their_options_are_taken_by_the_method(recipe):
 
 
 def test_scaling_shrinks_steps_and_all_that_is_counted_in_them():
-    lm, qa = RECIPES["default"].scaled(0.01).stages
+    _, lm, qa = RECIPES["large"].scaled(0.01).stages
     assert (lm.config.steps, lm.config.warmup, qa.config.steps) == (40, 1, 30)
     future = RECIPES["ablation-future"].scaled(0.001).stages[0].config
     assert (future.steps, future.future_steps) == (1, 1)
@@ -125,12 +130,12 @@ def test_missing_files_are_named_with_their_folder_before_anything_is_made(data_
     with pytest.raises(ConfigError, match=rf"tiny needs qa/squad\.train\.jsonl\.gz, .* {data_folder}; give"):
         made_by(RECIPES["tiny"], data_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match=r"needs lm/train-\*.*missing too: qa/squad"):
-        RECIPES["default"].files(tmp_path)
+    with pytest.raises(ConfigError, match=r"needs qa/squad\.train.*missing too: qa/nq.* lm/train-\*"):
+        RECIPES["large"].files(tmp_path)
 
 
 def test_an_unknown_recipe_is_said_with_those_there_are():
-    with pytest.raises(ConfigError, match="unknown recipe 'defualt'; use default, full-ft, tiny, ablation-base"):
+    with pytest.raises(ConfigError, match="unknown recipe 'defualt'; use default, large, full-ft, tiny, ablation-base"):
         find_recipe("defualt")
 
 
