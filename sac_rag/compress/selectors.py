@@ -75,6 +75,11 @@ class Salient(Selector):
         place = backbone.device
         self.window = nn.Linear((2 * self.WINDOW + 1) * backbone.width, self.HIDDEN, device=place)
         self.out = nn.Linear(self.HIDDEN, 1, device=place)
+        seeded = torch.Generator().manual_seed(0)  # as LoRA: processes that train together begin alike
+        with torch.no_grad():
+            start = torch.randn(self.window.weight.shape, generator=seeded) / self.window.in_features**0.5
+            self.window.weight.copy_(start)
+        nn.init.zeros_(self.window.bias)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.token = nn.Parameter(torch.zeros(table.num_embeddings, device=place))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sac_rag.train import checkpoint
 from sac_rag.train.config import TrainConfig, future_at, rate_at
 from sac_rag.train.data import Mixture, TokenisedContext
 from sac_rag.train.objectives import Batch, Shares, continuation_batch, loss_of, question_batch
-from sac_rag.train.salience import check_selector, salience_batch, salience_loss
+from sac_rag.train.salience import check_selector, salience_batch, salience_loss, with_answers
 from sac_rag.train.teacher import Teacher
 from sac_rag.train.team import Team
 
@@ -224,9 +225,10 @@ def _draw(
         layout_share=config.prompt_share,
         mismatch_share=config.mismatch_share,
     )
+    draw = functools.partial(mixture.draw, int(limit))
     contexts, tokens = [], 0
     while tokens < config.step_tokens:
-        c = mixture.draw(int(limit))
+        c = with_answers(draw, method.backbone) if config.objective == "salience" else draw()
         contexts.append(c)
         pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
         tokens += len(c.ids) * (1 + c.quoted) + sum(pairs)

@@ -141,8 +141,8 @@ TEXT_LICENCE = (
 SALIENCE = TrainConfig(
     objective="salience",
     steps=600,
-    step_tokens=6000,
-    accumulate=1,
+    step_tokens=3000,
+    accumulate=2,
     learning_rate=1e-3,
     warmup=20,
     max_context=510,
@@ -213,7 +213,7 @@ MIXED_QUESTIONS = (
 """Questions of files, few of the long ones, and in a quarter of the draws questions made out of text: a small encoder
 learns by heart what is asked of a passage that it sees again."""
 MIXED_QA = TrainConfig(
-    steps=2400,
+    steps=2200,
     step_tokens=1000,
     accumulate=2,
     ratios=(2.0, 5.0, 15.0, 51.0),
@@ -329,8 +329,13 @@ _ALL = (
     ),
     Recipe(
         "tiny",
-        "A rehearsal of `default` in a few small steps, a minute on a CPU: what it makes is of no use.",
+        "A rehearsal of `large` in a few small steps, a minute on a CPU: what it makes is of no use.",
         (
+            Stage(
+                "salience",
+                ("qa/squad.train.jsonl.gz",),
+                dataclasses.replace(SALIENCE, steps=2, step_tokens=128, max_context=256, first_context=256),
+            ),
             Stage(
                 "lm",
                 ("lm/train-00.jsonl.gz",),
@@ -342,6 +347,7 @@ _ALL = (
                 dataclasses.replace(QA, steps=3, step_tokens=256, accumulate=2, max_context=256, first_context=256),
             ),
         ),
+        options={"selector": "salient"},
     ),
     _ablation("base", "the method as it is, for the others to be compared with"),
     _ablation("lm", "the same after pretraining on text", before=Stage("lm", ("lm/train-00.jsonl.gz",), SHORT_LM)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -20,6 +20,8 @@ LONGEST = 12
 """Tokens of an answer, at most: longer ones are sentences, of which every word is asked for."""
 OFTEN = 2
 """An answer that stands in more places than this says little about where it was found."""
+TRIES = 500
+"""Contexts without answers in a row, at most."""
 
 
 def check_selector(method: Method) -> None:
@@ -31,16 +33,30 @@ def check_selector(method: Method) -> None:
         )
 
 
+def with_answers(draw: Callable[[], TokenisedContext], backbone: Backbone) -> TokenisedContext:
+    """The next context drawn that holds answers of its own; raises TrainingError when none comes."""
+    for _ in range(TRIES):
+        context = draw()
+        if asked_of(context, backbone):
+            return context
+    raise TrainingError(
+        f"no answer stands in the last {TRIES} texts; the selector learns from questions whose answers are quoted"
+    )
+
+
 def salience_batch(contexts: Sequence[TokenisedContext], method: Method) -> Batch:
-    """Contexts with the places of their answers; those whose answers are not found in them are left out."""
+    """Contexts with the places of their answers."""
     batch = Batch()
     for c in contexts:
-        asked = sorted({place for _, answer in c.pairs for place in places_of(answer, c.ids, method.backbone)})
-        if asked:
-            batch.chunks.append(c.ids)
-            batch.asked.append(asked)
-            batch.examples += len(c.pairs)
+        batch.chunks.append(c.ids)
+        batch.asked.append(asked_of(c, method.backbone))
+        batch.examples += len(c.pairs)
     return batch
+
+
+def asked_of(context: TokenisedContext, backbone: Backbone) -> list[int]:
+    """Ascending positions that the questions of a context ask for, as far as they are found."""
+    return sorted({place for _, answer in context.pairs for place in places_of(answer, context.ids, backbone)})
 
 
 def places_of(answer: Sequence[int], ids: Sequence[int], backbone: Backbone) -> list[int]:
@@ -60,18 +76,13 @@ def _found(part: list[int], ids: Sequence[int]) -> list[int]:
 
 
 def salience_loss(batch: Batch, method: Method) -> tuple[torch.Tensor, dict[str, float]]:
-    """Mean binary cross-entropy (nats) over all tokens: is it part of an answer?
-
-    Raises TrainingError for a batch without answers.
-    """
-    if not batch.chunks:
-        raise TrainingError("no answer of these questions stands in its text; the selector learns from such that do")
+    """Mean binary cross-entropy (nats) over all tokens: is it part of an answer?"""
     selector = cast(Salient, cast(Sac, method).selector)
     scores = torch.cat([selector.scores(ids) for ids in batch.chunks])
     wanted = torch.zeros_like(scores)
     start = 0
     for ids, asked in zip(batch.chunks, batch.asked, strict=True):
-        wanted[torch.tensor(asked) + start] = 1.0
+        wanted[torch.tensor(asked, dtype=torch.int64) + start] = 1.0
         start += len(ids)
     loss = F.binary_cross_entropy_with_logits(scores, wanted)
     return loss, {"loss": float(loss.detach())}

@@ -49,8 +49,9 @@ def speed_of(stage: Mapping[str, Any], parameters: int, peak: float | None) -> S
 
     The count is the usual one, 6 FLOPs per parameter and token: 2 forward, 4 backward. The base is frozen, so the
     backward pass really needs about 2 of the 4: the work done is about two thirds of what is counted. What is left out
-    would add to it: attention, the output head, a teacher.
+    would add to it: attention, the output head, a teacher. Fitting a selector uses none of the blocks.
     """
+    parameters = 0 if stage["objective"] == "salience" else parameters
     seconds = max(float(stage["seconds"]), 1e-9)
     flops = 6 * parameters * stage["tokens"] / seconds / 1e12
     return Speed(

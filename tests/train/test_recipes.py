@@ -146,14 +146,14 @@ def test_a_recipe_that_is_stopped_and_resumed_makes_the_same_bytes(data_folder, 
     recipe, seen = RECIPES["tiny"], []
     whole = made_by(recipe, data_folder, tmp_path / "whole", listen=lambda s, p: seen.append((s.name, p.step)))
     assert whole.whole and whole.folder == tmp_path / "whole"
-    assert seen == [("lm", 1), ("lm", 2), ("qa", 1), ("qa", 2), ("qa", 3)]
+    assert seen == [("salience", 1), ("salience", 2), ("lm", 1), ("lm", 2), ("qa", 1), ("qa", 2), ("qa", 3)]
     assert Card.read(tmp_path / "whole") == whole.card
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "whole/2-qa") != bytes_of(tmp_path / "whole/1-lm")
-    assert [s["objective"] for s in whole.card.training["stages"]] == ["lm", "qa"]
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "whole/3-qa") != bytes_of(tmp_path / "whole/2-lm")
+    assert [s["objective"] for s in whole.card.training["stages"]] == ["salience", "lm", "qa"]
     assert whole.card.ratios == (2.0, 5.0, 15.0, 51.0)
 
     out = tmp_path / "broken"
-    for begun in ("1-lm", "1-lm", "2-qa", "2-qa"):
+    for begun in ("1-salience", "1-salience", "2-lm", "2-lm", "3-qa", "3-qa"):
         stopped = made_by(recipe, data_folder, out, stop=lambda: True)
         assert not stopped.whole and stopped.folder == out / begun and not (out / "card.json").exists()
     made_by(recipe, data_folder, out, stop=lambda: True)  # the last step: nothing is left to stop
@@ -165,20 +165,20 @@ def test_a_recipe_that_is_stopped_and_resumed_makes_the_same_bytes(data_folder, 
 
 def test_time_that_runs_out_cuts_stages_short_and_the_last_adapter_is_there(data_folder, made_by, tmp_path):
     done = made_by(RECIPES["tiny"], data_folder, tmp_path / "out", seconds=0.0)
-    assert done.whole and bytes_of(tmp_path / "out") == bytes_of(tmp_path / "out/2-qa")
-    assert [s["steps_done"] for s in done.card.training["stages"]] == [1, 1]
-    before = bytes_of(tmp_path / "out/1-lm")
+    assert done.whole and bytes_of(tmp_path / "out") == bytes_of(tmp_path / "out/3-qa")
+    assert [s["steps_done"] for s in done.card.training["stages"]] == [1, 1, 1]
+    before = bytes_of(tmp_path / "out/2-lm")
     more = made_by(RECIPES["tiny"], data_folder, tmp_path / "out")
-    assert [s["steps_done"] for s in more.card.training["stages"]] == [1, 3], (
-        "the last stage goes on, the first is built on"
+    assert [s["steps_done"] for s in more.card.training["stages"]] == [1, 1, 3], (
+        "the last stage goes on, those before it are built on"
     )
-    assert bytes_of(tmp_path / "out/1-lm") == before
+    assert bytes_of(tmp_path / "out/2-lm") == before
 
 
 def test_another_recipe_or_scale_is_refused_in_the_same_folder(data_folder, made_by, tmp_path):
     recipe = RECIPES["tiny"]
     made_by(recipe, data_folder, tmp_path / "out", stop=lambda: True)
-    with pytest.raises(ConfigError, match=r"holds a run with lm.steps 2, this one has 4; use another"):
+    with pytest.raises(ConfigError, match=r"holds a run with salience.steps 2, this one has 4; use another"):
         made_by(recipe.scaled(2.0), data_folder, tmp_path / "out")
     with pytest.raises(ConfigError, match="recipe 'tiny', this one has 'other'"):
         made_by(dataclasses.replace(recipe, name="other"), data_folder, tmp_path / "out")
@@ -188,7 +188,8 @@ def test_another_recipe_or_scale_is_refused_in_the_same_folder(data_folder, made
 
 
 def test_the_ablation_of_the_anchor_embedding_trains_everything_else(data_folder, made_by, tmp_path):
-    recipe = dataclasses.replace(RECIPES["tiny"], options=RECIPES["ablation-no-anchor-embedding"].options)
+    options, later = RECIPES["ablation-no-anchor-embedding"].options, RECIPES["tiny"].stages[1:]
+    recipe = dataclasses.replace(RECIPES["tiny"], options=options, stages=later)
     made_by(recipe, data_folder, tmp_path / "out")
     tensors = read_tensors(tmp_path / "out/adapter.safetensors")
     assert not tensors["anchor_embedding"].any() and any(t.any() for n, t in tensors.items() if "lora_B" in n)

@@ -13,7 +13,7 @@ from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train.config import TrainConfig
 from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import train
-from sac_rag.train.salience import places_of, salience_batch, salience_loss
+from sac_rag.train.salience import places_of, salience_batch, salience_loss, with_answers
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,), options={"selector": "salient"})
 CONFIG = TrainConfig(
@@ -95,15 +95,21 @@ def test_the_loss_is_cross_entropy_over_all_tokens(make_sac):
         TokenisedContext(tokens("Nobody knows."), ((tokens("Who?"), tokens("Ada")),)),
     ]
     batch = salience_batch(contexts, method)
-    assert batch.asked == [[0, 1, 2]] and batch.examples == 1
+    assert batch.asked == [[0, 1, 2], []] and batch.examples == 2
     with torch.no_grad():
         method.selector.token[tokens("A")[0]] = 2.0
     loss, log = salience_loss(batch, method)
-    p = torch.tensor([2.0] + [0.0] * 16).sigmoid()
+    p = torch.tensor([2.0] + [0.0] * 29).sigmoid()
     want = -torch.cat((p[:3].log(), (1 - p[3:]).log())).mean()
     assert log["loss"] == pytest.approx(float(want), abs=1e-6) and loss.requires_grad
-    with pytest.raises(TrainingError, match="no answer of these questions"):
-        salience_loss(salience_batch(contexts[1:], method), method)
+
+
+def test_texts_without_their_answers_are_passed_over(make_sac, years, tmp_path):
+    backbone = make_sac().backbone
+    good, bad = TokenisedContext([7, 8], (([9], [8]),)), TokenisedContext([7, 8], (([9], [5]),))
+    assert with_answers(iter([bad, bad, good]).__next__, backbone) is good
+    with pytest.raises(TrainingError, match="no answer stands in the last 500 texts"):
+        with_answers(lambda: bad, backbone)
 
 
 def test_a_method_without_a_fitted_selector_is_refused(make_sac, years, tmp_path):
