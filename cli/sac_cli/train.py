@@ -70,8 +70,8 @@ def train(
         str | None,
         typer.Option(
             help="All stages of a known training, over one folder of data: default, large, full-ft, tiny, "
-            "ablation-base, ablation-lm, ablation-quote, ablation-causal, ablation-future, ablation-no-anchor-embedding, "
-            "ablation-random or ablation-salient.",
+            "ablation-base, ablation-lm, ablation-quote, ablation-causal, ablation-future, "
+            "ablation-no-anchor-embedding, ablation-random or ablation-salient.",
             rich_help_panel=RECIPE,
         ),
     ] = None,
