@@ -222,12 +222,12 @@ MIXED_QA = TrainConfig(
     warmup=40,
     decay_from=0.5,
     max_context=1530,
-    first_context=510,
-    distractor_share=0.15,
+    first_context=1530,
+    distractor_share=0.2,
     distractors_from=0.1,
     joined_share=0.3,
     prompts=("chat", "system", "langchain", "llama-index", "sentence"),
-    prompt_share=0.2,
+    prompt_share=0.3,
     mismatch_share=0.04,
 )
 """About 25 questions a step."""
