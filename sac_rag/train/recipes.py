@@ -304,7 +304,7 @@ def _ablation(
 _ALL = (
     Recipe(
         "default",
-        "The adapter that is shipped: a selector, then questions at 2x to 51x under several prompts, of files and made "
+        "For an adapter to be shipped: a selector, then questions at 2x to 51x under several prompts, of files and made "
         "out of text. Some four hours on two CPU cores.",
         (Stage("salience", ASKED, SALIENCE), Stage("qa", MIXED_QUESTIONS, MIXED_QA)),
         options={"selector": "salient"},
