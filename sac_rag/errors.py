@@ -9,6 +9,15 @@ class SacError(Exception):
     exit_code = 1
 
 
+def known(name: str, message: str) -> SacError | None:
+    """An error of another process, by the name of its class and its words; None if it is none of ours."""
+    kind = globals().get(name)
+    if not (isinstance(kind, type) and issubclass(kind, SacError)):
+        return None
+    error: SacError = kind.__new__(kind, message)  # whatever its constructor takes
+    return error
+
+
 class ConfigError(SacError):
     """A setting is unknown, of the wrong type, or out of range."""
 

@@ -223,8 +223,7 @@ class Indexer:
         for start in range(0, len(left), EMBEDDED_TOGETHER):
             self._tell("embedding")
             some = left[start : start + EMBEDDED_TOGETHER]
-            with self.engine.busy():
-                rows = self.embedder.encode([_embedded(p) for p in some])
+            rows = self.embedder.encode([_embedded(p) for p in some])
             vectors |= zip((p.id for p in some), rows, strict=True)
         self._tell("storing")
         with self.library.transaction() as tx:

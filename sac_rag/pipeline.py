@@ -157,8 +157,7 @@ class SacRag:
     def embed(self, texts: Sequence[str], *, kind: str = "passage") -> np.ndarray:
         """Vectors by the library's embedder, float32 of shape (len(texts), dim), each of length 1, for `put` and
         searching. kind: "passage" or "query"."""
-        with self.engine.busy():
-            rows = self.embedder.encode(texts, kind=kind)
+        rows = self.embedder.encode(texts, kind=kind)
         if kind == "passage":
             self._made.note(rows)
         return rows
@@ -214,8 +213,7 @@ class SacRag:
         ask = ask or AskConfig()
         vector = None
         if ask.search != "lexical":
-            with self.engine.busy():
-                (vector,) = self.embedder.encode([question], kind="query")
+            (vector,) = self.embedder.encode([question], kind="query")
         return self.library.search(vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score)
 
     def ask(

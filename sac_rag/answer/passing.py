@@ -13,6 +13,7 @@ from typing import Any
 from sac_rag.answer.engine import Engine
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.config import MAX_PASSAGE_TOKENS
+from sac_rag.library.filters import fitting
 
 PASSING_BYTES = 1 << 30
 """Bytes of keys and values held; beyond, the longest unused go."""
@@ -44,10 +45,7 @@ class Passing:
         """Whether a passage is held and its metadata fits a filter, which is as in `Library.search`."""
         with self._lock:
             held = self._held.get(passage_id)
-        if held is None:
-            return False
-        tests = [(k, v if isinstance(v, list | tuple | set | frozenset) else (v,)) for k, v in (where or {}).items()]
-        return all(held.meta.get(k) in wanted for k, wanted in tests)
+        return held is not None and fitting(where or {})(held.meta)
 
     def compress(
         self, texts: Sequence[str], engine: Engine, ratio: float, meta: Mapping[str, Any] | None = None

@@ -147,7 +147,5 @@ class _Traceback(Exception):
 
 def _error(job: Job, event: Mapping[str, str]) -> SacError:
     """A worker's error as this process would have raised it, or with its run's name where it is none of ours."""
-    kind = getattr(errors, event["error"], None)
-    if isinstance(kind, type) and issubclass(kind, SacError):
-        return kind.__new__(kind, event["message"])  # whatever its constructor takes
-    return SacError(f"{job.name} failed: {event['error']}: {event['message']}")
+    known = errors.known(event["error"], event["message"])
+    return known or SacError(f"{job.name} failed: {event['error']}: {event['message']}")

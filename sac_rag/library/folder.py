@@ -63,6 +63,13 @@ def open_read(folder: Path, name: str) -> tuple[int, int]:
     return fd, info.st_size
 
 
+def read(folder: Path, name: str) -> bytes:
+    """All of a regular file; errors as of `open_read`."""
+    fd, size = open_read(folder, name)
+    with os.fdopen(fd, "rb") as file:
+        return file.read(size)
+
+
 def check_regular(path: Path) -> None:
     """LibraryCorrupt unless `path` is a regular file itself, not a link to one. Raises FileNotFoundError."""
     if not stat.S_ISREG(os.lstat(path).st_mode):

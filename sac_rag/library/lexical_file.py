@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,9 +38,8 @@ def read(folder: Path, head: Head) -> LexicalIndex | None:
     if head.faiss is None:
         return None
     with contextlib.suppress(LibraryCorrupt, OSError):
-        fd, size = files.open_read(folder, files.lexical_name(head.faiss))
-        with os.fdopen(fd, "rb") as file:
-            digest, data = file.read(_DIGEST_BYTES), file.read(size)
+        whole = files.read(folder, files.lexical_name(head.faiss))
+        digest, data = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
         if digest == _digest(head, data):
             return LexicalIndex.parse(data)
     return None

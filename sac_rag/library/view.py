@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from sac_rag.errors import LibraryCorrupt, LibraryError, MemoryInvalid
 from sac_rag.library import folder as files
 from sac_rag.library import lexical_file
 from sac_rag.library.catalog import Catalog, Head
+from sac_rag.library.filters import fitting
 from sac_rag.library.segments import Segment
 from sac_rag.records import Hit
 
@@ -155,8 +155,8 @@ class View:
                     key: {**json.loads(ours), **json.loads(own), "document": uri} for key, uri, ours, own in rows
                 }
             metas = self._metas
-        tests = [(k, tuple(v) if isinstance(v, list | tuple | set | frozenset) else (v,)) for k, v in where.items()]
-        return {key for key, meta in metas.items() if all(meta.get(k) in wanted for k, wanted in tests)}
+        fits = fitting(where)
+        return {key for key, meta in metas.items() if fits(meta)}
 
     def search(
         self,
@@ -230,9 +230,7 @@ def read_faiss(folder: Path, head: Head) -> bytes | None:
     if head.faiss is None:
         return None
     with contextlib.suppress(LibraryCorrupt, OSError):
-        fd, size = files.open_read(folder, files.faiss_name(head.faiss))
-        with os.fdopen(fd, "rb") as file:
-            data = file.read(size)
+        data = files.read(folder, files.faiss_name(head.faiss))
         if xxhash.xxh3_128_digest(data) == head.faiss_hash:
             return data
     return None

@@ -248,15 +248,8 @@ def _end_with_parent() -> None:
 
 def _error(name: str, message: str, said: str) -> tuple[bool, SacError]:
     """What went wrong in a process, as it would have been raised here, its traceback a note; whether it is foreign."""
-    kind = getattr(errors, name, None)
-    foreign = not (isinstance(kind, type) and issubclass(kind, SacError))
-    error = _made(TrainingError, f"{name}: {message}") if foreign else _made(kind, message)
+    known = errors.known(name, message)
+    error = known or TrainingError(f"{name}: {message}")
     if said:
         error.add_note(said)
-    return foreign, error
-
-
-def _made(kind: Any, message: str) -> SacError:
-    """An error of ours of these words, whatever its constructor takes."""
-    error: SacError = kind.__new__(kind, message)
-    return error
+    return known is None, error

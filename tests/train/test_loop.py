@@ -18,6 +18,7 @@ from sac_rag.compress.methods.full_ft import FullFt
 from sac_rag.compress.session import Session
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.records import NO_ANSWER
+from sac_rag.train import loop
 from sac_rag.train.config import TrainConfig, future_at, rate_at
 from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import train
@@ -352,13 +353,11 @@ def test_nothing_to_learn_from_is_said_so(make_sac):
 
 
 def test_joined_contexts_are_one_passage_with_the_questions_of_both(make_sac, data):
-    from sac_rag.train.loop import GAP, _draw
-
     method = make_sac()
     config = dataclasses.replace(CONFIG, step_tokens=400, distractor_share=0.0, recall_weight=0.0)
-    plain = _draw(method, mixture(method, data), config, (), 0, 0)
-    some = _draw(method, mixture(method, data), dataclasses.replace(config, joined_share=1.0), (), 0, 0)
-    gap = method.backbone.tokens(GAP)
+    plain = loop._draw(method, mixture(method, data), config, (), 0, 0)
+    some = loop._draw(method, mixture(method, data), dataclasses.replace(config, joined_share=1.0), (), 0, 0)
+    gap = method.backbone.tokens(loop.GAP)
     assert len(plain.chunks) == 5 and len(some.chunks) == 3
     assert some.chunks[2] == plain.chunks[4]
     for i, chunk in enumerate(some.chunks[:2]):
@@ -369,8 +368,6 @@ def test_joined_contexts_are_one_passage_with_the_questions_of_both(make_sac, da
 
 
 def test_contexts_that_together_are_no_passage_stay_apart(make_sac, data, monkeypatch):
-    from sac_rag.train import loop
-
     method = make_sac()
     monkeypatch.setattr(loop, "MAX_PASSAGE_TOKENS", 60)
     config = dataclasses.replace(CONFIG, step_tokens=400, joined_share=1.0)

@@ -16,6 +16,7 @@ from langchain_sac.formatting import format_docs_sac
 from langchain_sac.opening import rag_of, user_of
 from langchain_sac.retrievers import SacRetriever
 from sac_rag.errors import ConfigError
+from sac_rag.library.filters import values_of
 
 
 def sac_prompt(source: Any) -> ChatPromptTemplate:
@@ -93,7 +94,7 @@ def _question(given: Any) -> dict[str, Any]:
 
 def _fitting(where: dict[str, Any] | None) -> dict[str, Any] | None:
     """Metadata that fits a filter; None when there is none, or nothing fits."""
-    values = {key: value[:1] if isinstance(value, list | tuple) else [value] for key, value in (where or {}).items()}
+    values = {key: values_of(wanted) for key, wanted in (where or {}).items()}
     return {key: value[0] for key, value in values.items()} if values and all(values.values()) else None
 
 

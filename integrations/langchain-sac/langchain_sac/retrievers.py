@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from langchain_sac.opening import LibraryUser
 from langchain_sac.searching import search, to_documents
+from sac_rag.library.filters import values_of
 
 
 class SacRetriever(LibraryUser, BaseRetriever):
@@ -62,14 +63,10 @@ def narrowed(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dic
     """A filter for what fits both; None when nothing can."""
     out = dict(first or {})
     for key, value in (second or {}).items():
-        wanted = _values(value)
+        wanted = list(values_of(value))
         if key in out:
-            wanted = [v for v in _values(out[key]) if v in wanted]
+            wanted = [v for v in values_of(out[key]) if v in wanted]
             if not wanted:
                 return None
         out[key] = wanted
     return out
-
-
-def _values(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
