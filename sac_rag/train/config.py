@@ -68,6 +68,9 @@ class TrainConfig:
     """Steps after which nothing of it is left."""
     distil_weight: float = 0.0
     """Weight of the divergence from a --teacher on the answers' tokens, beside the cross-entropy."""
+    start_share: float = 0.0
+    """Share of the weights it began from in those it leaves behind (WiSE-FT, arXiv 2109.01903): both averaged serve the
+    data of before and of now better than either. 0 leaves what was trained."""
     checkpoint_minutes: float = 4.0
     """Minutes between checkpoints."""
     seed: int = 0
@@ -89,6 +92,8 @@ class TrainConfig:
                 f"future_steps is {self.future_steps} of {self.steps} steps; it must lie in 1..{self.steps}, or the "
                 "encoder would not end bidirectional"
             )
+        if not 0 <= self.start_share < 1:
+            raise ConfigError(f"start_share is {self.start_share:g}; it must be at least 0 and below 1")
         if not 0 <= self.distil_weight < math.inf or (self.distil_weight and self.objective != "qa"):
             raise ConfigError(
                 f"distil_weight is {self.distil_weight:g} with objective {self.objective}; it is at least 0, and a "

@@ -93,6 +93,7 @@ def train(
         {"params": flat, "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    start = {p: p.detach().clone() for p in live} if config.start_share else {}
     path = folder / CHECKPOINT
     state: dict[str, Any] = {"step": 0, "examples": 0, "tokens": 0, "seconds": 0.0, "smooth": {}}
     if path.exists():
@@ -189,6 +190,9 @@ def train(
     stages = [*card.training.get("stages", []), trained]
     card = dataclasses.replace(card, training={**card.training, "stages": stages})
     if team.leads:
+        with torch.no_grad():
+            for p, before in start.items():
+                p.lerp_(before, config.start_share)
         adapter.save(method, card, folder)
     return card
 

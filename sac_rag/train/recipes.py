@@ -227,6 +227,7 @@ MIXED_QA = dataclasses.replace(
     joined_share=0.3,
     prompt_share=0.3,
     mismatch_share=0.04,
+    start_share=0.5,
     seed=5,
 )
 """Small steps at a higher rate, for a CPU: about 25 questions each."""

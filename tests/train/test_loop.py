@@ -91,6 +91,23 @@ def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(make_sac, data, tmp_pa
     ).read_bytes()
 
 
+def test_what_it_began_from_has_its_share_in_what_it_leaves(make_sac, data, tmp_path):
+    plain, shared = make_sac(trained=True), make_sac(trained=True)
+    before, config = weights(plain), dataclasses.replace(CONFIG, start_share=0.25)
+    train(plain, mixture(plain, data), CONFIG, CARD, tmp_path / "plain")
+    left = iter([False, True])
+    train(shared, mixture(shared, data), config, CARD, tmp_path / "shared", stop=left.__next__)
+    shared = make_sac(trained=True)  # a run that goes on begins from the same adapter
+    train(shared, mixture(shared, data), config, CARD, tmp_path / "shared")
+    found = weights(shared)
+    for name, after in weights(plain).items():
+        torch.testing.assert_close(found[name], 0.75 * after + 0.25 * before[name])
+    assert any(not torch.equal(found[n], before[n]) for n in found)
+    for bad in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="start_share is"):
+            dataclasses.replace(CONFIG, start_share=bad)
+
+
 def test_it_learns(make_sac, data, tmp_path):
     method, losses = make_sac(), []
     config = dataclasses.replace(CONFIG, steps=30, recall_weight=0.0, distractor_share=0.0)
