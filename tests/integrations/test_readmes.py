@@ -81,7 +81,8 @@ def test_it_runs_as_a_program(readme: Path, folder: Path) -> None:
         [sys.executable, "readme.py"], cwd=folder, env=os.environ, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "Dana" in done.stdout
+    # An answer that stands in the document alone: a very small model gets one of each page's questions right.
+    assert ("within 30 days" if readme.parent.name == "langchain-sac" else "Dana") in done.stdout
 
 
 @BOTH
