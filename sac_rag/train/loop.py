@@ -194,6 +194,7 @@ def train(
             for p, before in start.items():
                 p.lerp_(before, config.start_share)
         adapter.save(method, card, folder)
+    team.meet()  # the adapter is on disk before anyone reads it
     return card
 
 

@@ -97,7 +97,7 @@ def follow(
                 **(fresh if before is None else {"start_from": before}),
             )
             seconds = None if seconds is None else seconds - (time.monotonic() - start)
-            stopped = team.any(user_stops())  # also a meeting point: the adapter is on disk before anyone reads it
+            stopped = team.any(user_stops())
             if stopped and not (stage is recipe.stages[-1] and _over(card, stage)):
                 return Followed(card, folder, whole=False)
         before = folder
@@ -105,7 +105,7 @@ def follow(
     if team.leads:
         for name in (WEIGHTS, CARD):  # the card last: with it an adapter is whole
             write_atomic(output / name, (before / name).read_bytes())
-    team.any(False)
+    team.meet()
     return Followed(card, output, whole=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Team:
             return cls()
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # A process that ends with the group's threads alive aborts now and then, though its work is done.
+            atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -58,6 +61,10 @@ class Team:
             t = t.cuda()
         dist.all_reduce(t)
         return t.tolist()
+
+    def meet(self) -> None:
+        """Wait for the others."""
+        self.any(False)
 
     def any(self, mine: bool) -> bool:
         """Whether any process says yes; a call is a meeting point."""
