@@ -27,6 +27,7 @@ PERCENT = frozenset(
         *("precision", "kept", "f1_kept", "f1_all", "share", "f1_memory", "f1_text", "f1_auto", "gain", "answerable"),
     }
 )
+"""Columns that hold shares, 0..1; in a training run `recall` is a loss."""
 ORIGIN = ("versions", "fingerprints")
 TRAINING = ("step", "examples", "loss", "recall")
 RECORDED_STEPS, SHOWN_STEPS = 200, 8
@@ -104,18 +105,19 @@ def alt(svg: str) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A markdown table; scores in percent with their interval, other numbers to four digits, empty columns left out."""
+    percent = frozenset() if is_training(rows) else PERCENT
     names = [c for c in rows[0] if any(r.get(c) is not None for r in rows)]
-    columns = [c for c in names if c.removesuffix("_low").removesuffix("_high") not in PERCENT or c in PERCENT]
+    columns = [c for c in names if c.removesuffix("_low").removesuffix("_high") not in percent or c in percent]
     lines = ["| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(c, r) for c in columns) + " |" for r in rows]
+    lines += ["| " + " | ".join(_cell(c, r, c in percent) for c in columns) + " |" for r in rows]
     return "\n".join(lines) + "\n"
 
 
-def _cell(column: str, row: Mapping[str, Any]) -> str:
+def _cell(column: str, row: Mapping[str, Any], percent: bool) -> str:
     value = row.get(column)
     if value is None:
         return ""
-    if isinstance(value, float) and column in PERCENT:
+    if isinstance(value, float) and percent:
         low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
         return f"{100 * value:.1f}" + (
             f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""

@@ -73,17 +73,21 @@ def test_figures_are_written_beside_the_record_and_linked(tmp_path, capsys):
 
 
 def test_a_training_run_is_recorded_from_its_metrics(tmp_path, monkeypatch, capsys):
-    steps = [{"step": s, "examples": 20 * s, "loss": 5 / s, "learning_rate": 1e-3, "extra": {}} for s in range(1, 901)]
+    steps = [
+        {"step": s, "examples": 20 * s, "loss": 5 / s, "recall": 2.5, "learning_rate": 1e-3, "extra": {}}
+        for s in range(1, 901)
+    ]
     lines = "".join(json.dumps(s) + "\n" for s in [*steps[:500], *steps[400:]])
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     assert main([str(tmp_path), "record", "4-train", "Training", "sac train a", "Note."]) == 0
     rows = json.loads((tmp_path / "4-train.json").read_text())["tables"]["training"]
     assert len(rows) == 200 and rows[0]["step"] == 1 and rows[-1]["step"] == 900
     assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
-    assert set(rows[0]) == {"step", "examples", "loss"}
+    assert set(rows[0]) == {"step", "examples", "loss", "recall"}
     assert main([str(tmp_path)]) == 0
     page = capsys.readouterr().out
     assert "4-train.training.loss.svg" in page and page.count("\n| ") == 2 + 8
+    assert "| 900 | 18000 | 0.005556 | 2.5 |" in page, "losses are no shares"
     assert (tmp_path / "4-train.training.loss.svg").exists()
 
 
