@@ -32,7 +32,7 @@ class IndexConfig:
     adapter: str = "default"
     """Adapter folder, or "default": the one shipped for this model and method."""
     ratio: float = 5.0
-    """Source tokens per anchor."""
+    """Source tokens per anchor: per slot that a head keeps, on average over heads."""
     codec: str = "bf16"
     """How KV bytes are stored: "bf16" or "int8" (per channel)."""
     passage_tokens: int = 256

@@ -62,6 +62,13 @@ def tiny_llama(seed: int = 0, **changes: Any) -> Any:
         torch.random.set_rng_state(state)
 
 
+def grid(memory: Any) -> tuple[Any, Any]:
+    """Keys and values of a memory whose heads all keep the same, (layers, kv_heads, slots, head_dim)."""
+    layers, heads = memory.counts.shape
+    keys, values = (t.view(layers, heads, -1, t.shape[-1]) for t in (memory.keys, memory.values))
+    return keys, values
+
+
 def by_transformers(backbone: Any, memory: Any, token_ids: list[int], *, use_lora: bool = False) -> Any:
     """The oracle of reading behind memory: next logits (vocabulary,) by transformers' own forward and cache."""
     import torch
@@ -70,7 +77,7 @@ def by_transformers(backbone: Any, memory: Any, token_ids: list[int], *, use_lor
     cache, start, slots = DynamicCache(), 0, 0
     if memory is not None:
         start, slots = memory.next_position, memory.slots
-        for layer, (keys, values) in enumerate(zip(memory.keys, memory.values, strict=True)):
+        for layer, (keys, values) in enumerate(zip(*grid(memory), strict=True)):
             cache.update(keys[None], values[None], layer)
     n = len(token_ids)
     model = backbone.encoder if use_lora else backbone.decoder

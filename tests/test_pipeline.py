@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from sac_rag import AskConfig, SacRag
-from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.errors import ConfigError, DocumentError, GateError, LibraryError, LibraryMismatch, LibraryNotFound
 from sac_rag.library.library import Library
 from sac_rag.records import Document
@@ -273,10 +272,21 @@ def test_the_gate_refuses_memory_of_another_model(docs, tiny_config, tmp_path, m
         real = rag.library.load
 
         def foreign(ids):
-            return [AnchorKV(torch.randn_like(m.keys), m.values, m.positions, m.source_len) for m in real(ids)]
+            return [dataclasses.replace(m, keys=torch.randn_like(m.keys)) for m in real(ids)]
 
         monkeypatch.setattr(rag.library, "load", foreign)
         with pytest.raises(GateError, match="stored error"):
+            rag.ask("Who?")
+
+        def shifted(ids):
+            counts = [m.counts.clone() for m in real(ids)]
+            for n in counts:
+                n.view(-1)[0] -= 1
+                n.view(-1)[-1] += 1
+            return [dataclasses.replace(m, counts=n) for m, n in zip(real(ids), counts, strict=True)]
+
+        monkeypatch.setattr(rag.library, "load", shifted)
+        with pytest.raises(GateError, match="by heads"):
             rag.ask("Who?")
         monkeypatch.undo()
 

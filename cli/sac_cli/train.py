@@ -71,7 +71,7 @@ def train(
         typer.Option(
             help="All stages of a known training, over one folder of data: default, large, full-ft, tiny, "
             "ablation-base, ablation-lm, ablation-quote, ablation-causal, ablation-future, "
-            "ablation-no-anchor-embedding, ablation-random or ablation-salient.",
+            "ablation-no-anchor-embedding, ablation-random, ablation-salient or ablation-budget.",
             rich_help_panel=RECIPE,
         ),
     ] = None,

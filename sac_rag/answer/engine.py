@@ -104,6 +104,7 @@ class Engine:
             "adapter_sha256": self.adapter_sha256,
             "ratio": config.ratio,
             "selector": self.card.options.get("selector", "uniform"),
+            "budget": self.card.options.get("budget", "even"),
             "passage_tokens": config.passage_tokens,
             "overlap": config.overlap,
             "embedder": config.embedder,

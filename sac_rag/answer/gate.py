@@ -95,7 +95,7 @@ def _drift(engine: Engine) -> float:
     backbone = engine.method.backbone
     ids = torch.tensor(backbone.tokens(PROBE))
     head, tail = ids[:SPLIT], ids[SPLIT:]
-    (kv,) = backbone.encode([head], [torch.arange(SPLIT)], causal=True, use_lora=False)
+    (kv,) = backbone.encode([head], [backbone.even(torch.arange(SPLIT))], causal=True, use_lora=False)
     memory = compose([kv], backbone.inv_freq, scaling=backbone.rope_scaling, dtype=backbone.dtype)
     scored = torch.arange(len(tail))
     through = backbone.read([memory], [Reading(tail, scored, 0)]).float().log_softmax(-1)
@@ -110,12 +110,18 @@ def _stored(engine: Engine, library: Library) -> float | None:
         return None
     (passage,), (stored,) = library.get([first]), library.load([first])
     (fresh,) = engine.compress([passage.text], float(library.fingerprint["ratio"]))
-    if not torch.equal(fresh.positions, stored.positions) or fresh.source_len != stored.source_len:
+    same = torch.equal(fresh.positions, stored.positions) and torch.equal(fresh.counts, stored.counts)
+    if not same or fresh.source_len != stored.source_len:
         raise GateError(
-            f"correctness gate: passage {first} has anchors at {stored.positions.tolist()[:6]}..., this model puts "
-            f"them at {fresh.positions.tolist()[:6]}...: index the documents again"
+            f"correctness gate: passage {first} has {_kept(stored)}, this model makes {_kept(fresh)}: index the "
+            "documents again"
         )
     return max(_relative(fresh, stored, "keys"), _relative(fresh, stored, "values"))
+
+
+def _kept(kv: AnchorKV) -> str:
+    counts = kv.counts.flatten().tolist()
+    return f"anchors at {kv.positions.tolist()[:6]}... of {kv.source_len} tokens, by heads {counts[:6]}..."
 
 
 def _relative(a: AnchorKV, b: AnchorKV, name: str) -> float:
@@ -134,6 +140,6 @@ def _note(engine: Engine, library: Library | None) -> Path:
         "device": engine.device.type,
         "dtype": str(engine.dtype),
         "versions": [torch.__version__, transformers.__version__],
-        "gate": 1,
+        "gate": 2,
     }
     return cache_root() / "gates" / f"{fingerprint(key)[:32]}.json"

@@ -255,7 +255,7 @@ class Service:
         rest = job.prompt.after(shared)
         self._kept.remove(best)
         job.reused, position = job.prompt.extent(shared)
-        best.session.rewind(job.reused, position)
+        best.session.rewind(position)
         return self._decoding.read([rest], onto=best.session)
 
     def _report(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,27 +11,68 @@ from sac_rag.errors import MemoryInvalid
 
 
 @dataclass(frozen=True)
+class Slots:
+    """Which tokens of a passage are kept, by which heads.
+
+    Every key/value head of every layer keeps a *run* of tokens. Runs follow one another, the heads of layer 0 first.
+    positions: shape (slots,), int64, ascending within each run: indices of tokens in their passage.
+    counts: shape (layers, kv_heads), int64, on the CPU: the length of each run, 0 where a head keeps nothing.
+    """
+
+    positions: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def even(cls, positions: torch.Tensor, layers: int, kv_heads: int) -> Slots:
+        """The same tokens in every run, as in the paper."""
+        return cls(positions.repeat(layers * kv_heads), torch.full((layers, kv_heads), positions.numel()))
+
+    @classmethod
+    def of(cls, runs: Sequence[torch.Tensor], layers: int, kv_heads: int) -> Slots:
+        """Positions run by run, layers * kv_heads of them."""
+        counts = torch.tensor([len(run) for run in runs]).view(layers, kv_heads)
+        return cls(torch.cat(list(runs)), counts)
+
+    @property
+    def anchors(self) -> torch.Tensor:
+        """The tokens that any head keeps, ascending."""
+        return self.positions.unique()
+
+    def runs(self) -> torch.Tensor:
+        """The run of each slot, (slots,)."""
+        return torch.repeat_interleave(self.counts.flatten())
+
+
+@dataclass(frozen=True)
 class AnchorKV:
     """The memory of one passage: what the frozen decoder attends instead of its text.
 
-    keys, values: shape (layers, kv_heads, anchors, head_dim), same dtype. Keys are stored **before** RoPE,
-    so that a passage can be placed anywhere by one rotation at load.
-    positions: shape (anchors,), int64, ascending, 0 <= p < source_len: each anchor's index in its own passage.
+    keys, values: shape (slots, head_dim), same dtype, the runs of all heads one after the other as in `Slots`. Keys
+    are stored **before** RoPE, so that a passage can be placed anywhere by one rotation at load.
+    positions, counts: as in `Slots`, 0 <= p < source_len: each slot's index in its own passage.
     source_len: tokens of the passage. The text that follows continues at this position (SAC, section 3.3).
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     positions: torch.Tensor
+    counts: torch.Tensor
     source_len: int
+
+    @classmethod
+    def even(cls, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, source_len: int) -> AnchorKV:
+        """The same tokens in all heads: keys and values (layers, kv_heads, anchors, head_dim), positions (anchors,)."""
+        slots = Slots.even(positions, *keys.shape[:2])
+        return cls(keys.flatten(0, 2), values.flatten(0, 2), slots.positions, slots.counts, source_len)
+
+    @property
+    def slots(self) -> Slots:
+        return Slots(self.positions, self.counts)
 
     @property
     def anchors(self) -> int:
-        return self.positions.numel()
-
-    @property
-    def layers(self) -> int:
-        return self.keys.shape[0]
+        """Slots that a head has on average, |S|: as many take up the memory and the time of one token's KV."""
+        return max(1, round(self.positions.numel() / self.counts.numel()))
 
     @property
     def nbytes(self) -> int:
@@ -39,32 +81,36 @@ class AnchorKV:
 
     @property
     def realised_ratio(self) -> float:
-        """Source tokens per anchor, L / |S|."""
-        return self.source_len / self.anchors
+        """Source tokens per slot of a head, L / |S|."""
+        return self.source_len * self.counts.numel() / self.positions.numel()
 
     def spans(self) -> list[tuple[int, int]]:
         """The token span [start, end) that each anchor stands for: cut halfway between neighbours."""
-        p = self.positions.tolist()
+        p = self.slots.anchors.tolist()
         cuts = [0, *((a + b + 1) // 2 for a, b in zip(p, p[1:], strict=False)), self.source_len]
         return list(zip(cuts, cuts[1:], strict=False))
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AnchorKV:
         """A copy with keys and values in another dtype or on another device."""
         keys, values = self.keys.to(device=device, dtype=dtype), self.values.to(device=device, dtype=dtype)
-        return AnchorKV(keys, values, self.positions.to(device=device), self.source_len)
+        return AnchorKV(keys, values, self.positions.to(device=device), self.counts, self.source_len)
 
     def validate(self) -> AnchorKV:
         """Return self, or raise MemoryInvalid naming what is wrong (shape, dtype, range, NaN, Inf)."""
-        k, v, p = self.keys, self.values, self.positions
-        if k.ndim != 4 or k.shape != v.shape:
-            raise MemoryInvalid(f"keys {tuple(k.shape)} and values {tuple(v.shape)} must share one 4-D shape")
+        k, v, p, n = self.keys, self.values, self.positions, self.counts
+        if k.ndim != 2 or k.shape != v.shape:
+            raise MemoryInvalid(f"keys {tuple(k.shape)} and values {tuple(v.shape)} must share one 2-D shape")
         if k.dtype != v.dtype or not k.dtype.is_floating_point:
             raise MemoryInvalid(f"keys ({k.dtype}) and values ({v.dtype}) must share one floating dtype")
-        if p.shape != (k.shape[2],) or p.dtype != torch.int64:
-            raise MemoryInvalid(f"positions {tuple(p.shape)} {p.dtype} do not fit {k.shape[2]} anchors (int64)")
-        if not k.shape[2]:
+        if p.shape != (k.shape[0],) or p.dtype != torch.int64:
+            raise MemoryInvalid(f"positions {tuple(p.shape)} {p.dtype} do not fit {k.shape[0]} slots (int64)")
+        if n.ndim != 2 or n.dtype != torch.int64 or not n.numel() or int(n.min()) < 0 or int(n.sum()) != p.numel():
+            raise MemoryInvalid(f"counts {tuple(n.shape)} {n.dtype} are no lengths of runs that hold {p.numel()} slots")
+        if not p.numel():
             raise MemoryInvalid("a memory needs at least one anchor")
-        if int(p[0]) < 0 or int(p[-1]) >= self.source_len or bool((p[1:] <= p[:-1]).any()):
+        runs = self.slots.runs().to(p.device)
+        falls = (p[1:] <= p[:-1]) & (runs[1:] == runs[:-1])
+        if int(p.min()) < 0 or int(p.max()) >= self.source_len or bool(falls.any()):
             raise MemoryInvalid(f"positions must ascend within [0, {self.source_len}), got {p.tolist()[:8]}...")
         for name, t in (("keys", k), ("values", v)):
             # One NaN or Inf spoils the sum, which is one fast pass; only then is it worth looking at each.
@@ -77,7 +123,8 @@ class AnchorKV:
 class Memory:
     """One or more AnchorKV placed and joined: what a decoder attends before it reads the question.
 
-    keys, values: shape (layers, kv_heads, slots, head_dim), keys rotated to their places.
+    keys, values: shape (slots, head_dim), run by run as in AnchorKV, keys rotated to their places.
+    counts: shape (layers, kv_heads), int64, on the CPU: the length of each run.
     next_position: the position of the first token that follows.
     source_len: document tokens that the slots stand for.
     start: the position at which the memory begins: 0 unless something is read before it.
@@ -85,10 +132,19 @@ class Memory:
 
     keys: torch.Tensor
     values: torch.Tensor
+    counts: torch.Tensor
     next_position: int
     source_len: int
     start: int = 0
 
     @property
     def slots(self) -> int:
-        return self.keys.shape[2]
+        """Slots that a head has on average."""
+        return round(self.keys.shape[0] / self.counts.numel())
+
+    def layer_runs(self) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Per layer and head its run: keys and values, each (count, head_dim)."""
+        sizes = self.counts.flatten().tolist()
+        runs = list(zip(self.keys.split(sizes), self.values.split(sizes), strict=True))
+        heads = self.counts.shape[1]
+        return [runs[i : i + heads] for i in range(0, len(runs), heads)]

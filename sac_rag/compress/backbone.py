@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
-from sac_rag.compress.anchor_kv import AnchorKV, Memory
+from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.packed import Packed, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
@@ -130,68 +131,90 @@ class Backbone:
 
     # -- writing memory ----------------------------------------------------------------------------------
 
+    def even(self, positions: torch.Tensor) -> Slots:
+        """The same tokens for all heads."""
+        layers, heads, _ = self.kv_shape
+        return Slots.even(positions, layers, heads)
+
     def encode(
         self,
         chunks: Sequence[torch.Tensor],
-        picks: Sequence[torch.Tensor],
+        picks: Sequence[Slots],
         *,
         anchor_embedding: torch.Tensor | None = None,
         causal: bool = False,
         future_bias: float | None = None,
         use_lora: bool = True,
     ) -> list[AnchorKV]:
-        """Pre-RoPE keys and values at the picked tokens of each chunk (SAC, section 3.2 and eq. 4).
+        """Pre-RoPE keys and values of the picked tokens of each chunk (SAC, section 3.2 and eq. 4).
 
-        chunks: token ids, each (L_i,); picks: ascending positions, each (|S_i|,). Chunks are packed without
-        padding and never see each other. anchor_embedding: (width,), added to the embeddings of the picks.
-        causal=False is the paper's bidirectional mask; future_bias is added to its scores of later tokens, from 0 (as
-        None) down to -inf (causal). The last layer computes K and V of the picks only.
+        chunks: token ids, each (L_i,); picks: which tokens of it each head keeps. Chunks are packed without
+        padding and never see each other. anchor_embedding: (width,), added to the embeddings of the anchors, the
+        tokens that any head keeps. causal=False is the paper's bidirectional mask; future_bias is added to its scores
+        of later tokens, from 0 (as None) down to -inf (causal). Nothing is computed behind the last layer that keeps
+        something, and there K and V of its picks only.
         Differentiable unless called under inference_mode.
         """
         body = (self.encoder if use_lora else self.decoder).model
         device = self.device
         lengths = [c.numel() for c in chunks]
         starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-        flat = torch.cat([p.to(device) + s for p, s in zip(picks, starts, strict=False)])
         h = body.embed_tokens(torch.cat(list(chunks)).to(device))
         if anchor_embedding is not None:
-            h = h.index_add(0, flat, anchor_embedding.to(h.dtype).expand(flat.numel(), -1))
+            marked = torch.cat([p.anchors + s for p, s in zip(picks, starts, strict=False)]).to(device)
+            h = h.index_add(0, marked, anchor_embedding.to(h.dtype).expand(marked.numel(), -1))
         cos, sin = self._tables(torch.cat([torch.arange(n) for n in lengths]))
-        keys, values = [], []
         heads, groups, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.head_dim
+        kept = _kept(picks, starts, groups)
+        last = max(i for i, (_, sizes) in enumerate(kept) if any(sizes))
+        made: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
         for index, layer in enumerate(body.layers):
             x = _norm(layer.input_layernorm, h)
             attn = layer.self_attn
-            if index == len(body.layers) - 1:
-                x = x[flat]
-                keys.append(_linear(attn.k_proj, x).view(-1, groups, dim))
-                values.append(_linear(attn.v_proj, x).view(-1, groups, dim))
-                break
+            at, sizes = kept[index][0].to(device), kept[index][1]
+            if index == last:
+                tokens, at = _narrowed(at, groups)
+                x = x[tokens]
             k = _linear(attn.k_proj, x).view(-1, groups, dim)
             v = _linear(attn.v_proj, x).view(-1, groups, dim)
-            keys.append(k[flat])
-            values.append(v[flat])
+            runs = (t.flatten(0, 1)[at].split(sizes) for t in (k, v))
+            made.append(list(zip(*runs, strict=True)))
+            if index == last:
+                break
             q = turn(_linear(attn.q_proj, x).view(-1, heads, dim), cos, sin)
             k = turn(k, cos, sin)
             parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
             out = [_attend(*qkv, causal=causal, future_bias=future_bias) for qkv in parts]
             h = _finish(layer, h, torch.cat(out))
-        counts = [p.numel() for p in picks]
-        all_keys = torch.stack(keys).transpose(1, 2).split(counts, dim=2)
-        all_values = torch.stack(values).transpose(1, 2).split(counts, dim=2)
         return [
-            AnchorKV(k, v, p.to(device=device, dtype=torch.int64), n)
-            for k, v, p, n in zip(all_keys, all_values, picks, lengths, strict=True)
+            AnchorKV(
+                torch.cat([layer[i][0] for layer in made]),
+                torch.cat([layer[i][1] for layer in made]),
+                p.positions.to(device),
+                p.counts,
+                n,
+            )
+            for i, (p, n) in enumerate(zip(picks, lengths, strict=True))
         ]
 
     # -- reading memory ----------------------------------------------------------------------------------
 
-    def read(self, memories: Sequence[Memory], readings: Sequence[Reading], *, use_lora: bool = False) -> torch.Tensor:
+    def read(
+        self,
+        memories: Sequence[Memory],
+        readings: Sequence[Reading],
+        *,
+        use_lora: bool = False,
+        without: Sequence[Memory | None] = (),
+        shares: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Logits of shape (scored tokens, vocabulary), readings in order, each behind its own memory.
 
         Readings are packed without padding; the memory's positions are honoured and each reading continues
         at its memory's `next_position`. Differentiable through the memories. use_lora=True reads with the
         adapted weights (Full-FT), never used for compressed memory.
+        shares: (memories, layers, kv_heads) in 0..1, what of each head's attention goes to its memory, the rest to the
+        one in `without`: how much a head needs the memory is learned so (DuoAttention, arXiv 2410.10819, section 2.2).
         """
         device = self.device
         lengths = [r.token_ids.numel() for r in readings]
@@ -200,20 +223,18 @@ class Backbone:
         ids = torch.cat([r.token_ids for r in readings])
         positions = torch.cat([torch.arange(n) + o for n, o in zip(lengths, base, strict=True)])
         scored = torch.cat([r.scored + a for r, a in zip(readings, starts, strict=False)]).to(device)
-        # Unbound and transposed once: indexing a layer per reading would cost a full-size gradient each time.
-        fronts = [
-            list(zip(m.keys.transpose(1, 2).unbind(0), m.values.transpose(1, 2).unbind(0), strict=True))
-            for m in memories
-        ]
+        fronts, others = ([_fronts(m) if m else None for m in ms] for ms in (memories, without))
 
         def mix(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            parts = zip(readings, q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-            return torch.cat(
-                [
-                    _attend(*qkv, causal=True, front=None if r.memory is None else fronts[r.memory][index])
-                    for r, *qkv in parts
-                ]
-            )
+            out = []
+            for r, *qkv in zip(readings, q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
+                seen = _attend(*qkv, causal=True, front=_layer(fronts, r.memory, index))
+                if shares is not None and r.memory is not None:
+                    share = shares[r.memory, index].repeat_interleave(seen.shape[1] // k.shape[1]).to(seen.dtype)
+                    other = _attend(*qkv, causal=True, front=_layer(others, r.memory, index))
+                    seen = share * seen + (1 - share) * other
+                out.append(seen)
+            return torch.cat(out)
 
         return self.walk(ids, positions, mix, scored=scored, use_lora=use_lora)
 
@@ -266,13 +287,38 @@ class Backbone:
         return (a.cos() * self.rope_scaling).to(self.dtype), (a.sin() * self.rope_scaling).to(self.dtype)
 
 
+class _Front(NamedTuple):
+    """What one layer attends in front of a text: k and v (n, kv_heads, d), the runs of its heads from the left, and
+    (n, kv_heads) where a shorter run has no slot (None: nowhere)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    hidden: torch.Tensor | None
+
+
+def _fronts(memory: Memory) -> list[_Front | None]:
+    """A memory layer by layer; None where a layer keeps nothing."""
+    fronts: list[_Front | None] = []
+    for runs, counts in zip(memory.layer_runs(), memory.counts, strict=True):
+        most = int(counts.max())
+        keys, values = (pad_sequence([run[i] for run in runs]) for i in (0, 1))
+        hidden = None if bool((counts == most).all()) else torch.arange(most)[:, None] >= counts
+        fronts.append(_Front(keys, values, None if hidden is None else hidden.to(keys.device)) if most else None)
+    return fronts
+
+
+def _layer(fronts: Sequence[list[_Front | None] | None], memory: int | None, layer: int) -> _Front | None:
+    found = None if memory is None else fronts[memory]
+    return found[layer] if found else None
+
+
 def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     *,
     causal: bool,
-    front: tuple[torch.Tensor, torch.Tensor] | None = None,
+    front: _Front | None = None,
     future_bias: float | None = None,
 ) -> torch.Tensor:
     """Attention of one packed sequence: q (n, heads, d), k and v (n, kv_heads, d); `front` is attended by all.
@@ -281,18 +327,22 @@ def _attend(
     """
     n, mask, bias = q.shape[0], None, None
     if front is not None:
-        k, v = torch.cat((front[0], k)), torch.cat((front[1], v))
+        k, v = torch.cat((front.keys, k)), torch.cat((front.values, v))
     m, heads, groups, dim = k.shape[0], q.shape[1], k.shape[1], q.shape[2]
     if n > 1 and (causal or front is not None):
         mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
     elif future_bias:
         bias = torch.full((n, m), future_bias, dtype=q.dtype, device=q.device).triu(1)
+    if front is not None and front.hidden is not None:
+        seen = F.pad(~front.hidden.T, (0, n), value=True)[:, None]
+        mask = seen.expand(-1, n, -1) if mask is None else seen & mask
     if q.requires_grad and q.device.type == "cpu":
         # The fused CPU kernel's backward is four times slower than two small matmuls at these lengths.
         q = q.view(n, groups, heads // groups, dim).permute(1, 2, 0, 3).reshape(groups, -1, dim)
         scores = torch.bmm(q, k.permute(1, 2, 0)) * dim**-0.5
         if mask is not None:
-            scores = scores.view(groups, -1, n, m).masked_fill(~mask, float("-inf")).view(groups, -1, m)
+            mask = ~(mask if mask.ndim == 2 else mask[:, None])
+            scores = scores.view(groups, -1, n, m).masked_fill(mask, float("-inf")).view(groups, -1, m)
         if bias is not None:
             scores = (scores.view(groups, -1, n, m) + bias).view(groups, -1, m)
         out = torch.bmm(scores.softmax(-1), v.transpose(0, 1))
@@ -305,10 +355,11 @@ def _attend(
 
 
 def spread(mask: torch.Tensor, repeat: int, dtype: torch.dtype) -> torch.Tensor:
-    """A mask (n, m), True where a query sees a key, as `attend` adds it: 0 or -inf, (repeat * n, m), and rows that
-    hide nothing up to a multiple of `TILE`."""
+    """A mask (..., n, m), True where a query sees a key, as `attend` adds it: 0 or -inf, (..., repeat * n, m), and
+    rows that hide nothing up to a multiple of `TILE`."""
     added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-    return F.pad(added.repeat(repeat, 1), (0, 0, 0, -(repeat * len(mask)) % TILE))
+    rows = repeat * mask.shape[-2]
+    return F.pad(torch.cat([added] * repeat, dim=-2), (0, 0, 0, -rows % TILE))
 
 
 def attend(
@@ -316,7 +367,8 @@ def attend(
 ) -> torch.Tensor:
     """Fused attention of one sequence: q (n, heads, d), k and v (kv_heads, m, d) -> (n, heads * d).
 
-    mask: of `spread`; without it a query sees all keys, or with `causal` (n <= m) those up to its own place.
+    mask: of `spread`, for all heads or (kv_heads, rows, m); without it a query sees all keys, or with `causal` (n <= m)
+    those up to its own place.
     """
     n, heads, dim = q.shape
     groups, repeat = k.shape[0], heads // k.shape[0]
@@ -328,7 +380,8 @@ def attend(
     # The query heads that share a key head become more of its queries: a long memory is not copied.
     q = q.view(n, groups, repeat, dim).permute(1, 2, 0, 3).reshape(groups, repeat * n, dim)
     if mask is not None:
-        q = F.pad(q, (0, 0, 0, len(mask) - repeat * n))
+        q = F.pad(q, (0, 0, 0, mask.shape[-2] - repeat * n))
+        mask = mask if mask.ndim == 2 else mask[None]
     out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0, :, : repeat * n]
     return out.view(groups, repeat, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
 
@@ -342,6 +395,22 @@ def _finish(layer: Any, h: torch.Tensor, attended: torch.Tensor, block: _Block |
         return h + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, x)) * _linear(mlp.up_proj, x))
     gate, up = _times(x, block.gate_up).chunk(2, dim=-1)
     return h + _times(F.silu(gate) * up, block.down)
+
+
+def _kept(picks: Sequence[Slots], starts: Sequence[int], groups: int) -> list[tuple[torch.Tensor, list[int]]]:
+    """Per layer what is kept of packed tokens, token * groups + head, chunk by chunk, and how much of each chunk."""
+    at, sizes = [], []
+    for pick, start in zip(picks, starts, strict=False):
+        layers = pick.counts.sum(1).tolist()
+        at.append(((pick.positions.cpu() + start) * groups + pick.runs() % groups).split(layers))
+        sizes.append(layers)
+    return [(torch.cat(a), list(n)) for a, n in zip(zip(*at, strict=True), zip(*sizes, strict=True), strict=True)]
+
+
+def _narrowed(at: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the tokens among token * groups + head, the same indices among these tokens alone)."""
+    tokens, rank = (at // groups).unique(return_inverse=True)
+    return tokens, rank * groups + at % groups
 
 
 class _Block(NamedTuple):

@@ -15,7 +15,7 @@ from sac_rag.errors import MemoryInvalid
 from sac_rag.registry import Registry
 
 Placing = Callable[[Sequence[AnchorKV]], tuple[list[torch.Tensor], int]]
-"""Memories in order -> (the positions of each one's anchors, the position of the text that follows)."""
+"""Memories in order -> (the positions of each one's slots, the position of the text that follows)."""
 
 PLACINGS = Registry(
     "placing",
@@ -33,10 +33,12 @@ def source(memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:
 
 
 def packed(memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:
-    """Anchors at consecutive positions, as if they were the only tokens."""
+    """Anchors at consecutive positions, as if they were the only tokens; where heads keep other ones, drawn together
+    to as many positions as a head has slots on average."""
     places, start = [], 0
     for m in memories:
-        places.append(torch.arange(start, start + m.anchors, device=m.positions.device))
+        anchors, rank = m.positions.unique(return_inverse=True)
+        places.append(rank * m.anchors // anchors.numel() + start)
         start += m.anchors
     return places, start
 
@@ -56,12 +58,25 @@ def compose(
     """
     if not memories:
         raise MemoryInvalid("nothing to compose: at least one memory is needed")
-    shapes = {(m.keys.shape[0], m.keys.shape[1], m.keys.shape[3]) for m in memories}
+    shapes = {(*m.counts.shape, m.keys.shape[1]) for m in memories}
     if len(shapes) > 1:
         raise MemoryInvalid(f"memories of different models cannot be joined: (layers, kv_heads, head_dim) {shapes}")
     places, following = PLACINGS.load(placing)(memories)
     dtype = dtype or memories[0].keys.dtype
-    keys = torch.cat([m.keys for m in memories], dim=2)
+    keys = torch.cat([m.keys for m in memories])
     keys = rotate(keys, torch.cat(places) + start, inv_freq, scaling, dtype)
-    values = torch.cat([m.values for m in memories], dim=2).to(dtype)
-    return Memory(keys, values, start + following, sum(m.source_len for m in memories), start)
+    values = torch.cat([m.values for m in memories]).to(dtype)
+    if len(memories) > 1:
+        order = _run_by_run([m.counts for m in memories]).to(keys.device)
+        keys, values = keys[order], values[order]
+    counts = torch.stack([m.counts for m in memories]).sum(0)
+    return Memory(keys, values, counts, start + following, sum(m.source_len for m in memories), start)
+
+
+def _run_by_run(counts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The order of slots, memory by memory, in which each run holds those of all memories, (slots,)."""
+    sizes = torch.stack([c.flatten() for c in counts])
+    starts = (sizes.flatten().cumsum(0) - sizes.flatten()).view(sizes.shape).T.flatten()
+    sizes = sizes.T.flatten()
+    ends = sizes.cumsum(0)
+    return torch.repeat_interleave(starts - (ends - sizes), sizes) + torch.arange(int(ends[-1]))

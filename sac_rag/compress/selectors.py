@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ class Selector(nn.Module, ABC):
     @abstractmethod
     def forward(self, token_ids: Sequence[int], count: int) -> torch.Tensor:
         """`count` ascending positions, int64 on the CPU: by the passage alone, so that indexing repeats."""
+
+    def each(self, token_ids: Sequence[int], counts: Iterable[int]) -> dict[int, torch.Tensor]:
+        """The positions for each of several counts."""
+        return {count: self(token_ids, count) for count in counts}
 
 
 class Uniform(Selector):
@@ -94,9 +98,13 @@ class Salient(Selector):
         return self.out(F.gelu(self.window(x))).squeeze(-1) + self.token[ids]
 
     def forward(self, token_ids: Sequence[int], count: int) -> torch.Tensor:
+        return self.each(token_ids, [count])[count]
+
+    def each(self, token_ids: Sequence[int], counts: Iterable[int]) -> dict[int, torch.Tensor]:
         with torch.no_grad():
             scores = self.scores(token_ids).double().cpu()
-        return heaviest(scores.numpy(), (scores.sigmoid() + self.FLOOR).numpy(), count)
+        weights = (scores.sigmoid() + self.FLOOR).numpy()
+        return {count: heaviest(scores.numpy(), weights, count) for count in counts}
 
 
 def anchor_count(length: int, ratio: float) -> int:
@@ -117,9 +125,11 @@ def uniform(length: int, count: int) -> torch.Tensor:
 def heaviest(scores: np.ndarray, weights: np.ndarray, count: int) -> torch.Tensor:
     """The token with the highest score in each of `count` chunks of equal weight; ascending positions, int64.
 
-    scores, weights: (tokens,), weights above 0. Of equal scores the one nearest to the middle of its chunk. A token
-    that outweighs chunks takes their place, and the best of the others fill up the number.
+    scores, weights: (tokens,), weights above 0; count: 0 to tokens. Of equal scores the one nearest to the middle of
+    its chunk. A token that outweighs chunks takes their place, and the best of the others fill up the number.
     """
+    if count in (0, len(scores)):
+        return torch.arange(count)
     middle = (np.cumsum(weights) - weights / 2) / weights.sum() * count
     chunk = np.minimum(middle.astype(np.int64), count - 1)
     order = np.lexsort((np.abs(middle - chunk - 0.5), -scores, chunk))

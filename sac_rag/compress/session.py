@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache, lru_cache
+from itertools import accumulate, groupby
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from sac_rag.compress.anchor_kv import Memory
-from sac_rag.compress.backbone import Backbone, attend, spread
+from sac_rag.compress.backbone import TILE, Backbone, attend, spread
 from sac_rag.errors import MemoryInvalid
 
 Part: TypeAlias = Memory | Sequence[int]
@@ -21,11 +24,15 @@ BLOCK = 64
 whatever stands beside it, and an answer depends neither on what is answered at the same time nor on how much of its
 prompt was read before."""
 
+_Fill = TypeVar("_Fill", bound=Hashable)
+
 
 class Session:
     """Rows of prompts under way. Each row may be read on, token by token or by whole parts, at any time.
 
-    The cache is one tensor pair (layers, rows, kv_heads, capacity, head_dim), every row filled from the left.
+    The cache is a tensor pair for each layer, (rows, kv_heads, capacity, head_dim). Every head of every row is filled
+    from the left to a length of its own, and a layer's capacity is that of its fullest head: where no head keeps
+    anything of a memory, the memory costs nothing.
     Tokens of a prefill are packed without padding, so that rows of unlike length cost what they hold.
 
     logits: shape (rows, vocabulary), of the token that follows what has been read.
@@ -36,10 +43,11 @@ class Session:
         layers, groups, dim = backbone.kv_shape
         self._repeat = backbone.config.num_attention_heads // groups
         rows = len(prompts)
-        self._keys = torch.empty(layers, rows, groups, 0, dim, dtype=backbone.dtype, device=backbone.device)
-        self._values = torch.empty_like(self._keys)
-        self._filled = [0] * rows
+        empty = torch.empty(rows, groups, 0, dim, dtype=backbone.dtype, device=backbone.device)
+        self._cache = [(empty, empty)] * layers
+        self._filled = torch.zeros(rows, layers, groups, dtype=torch.int64)
         self._next = [0] * rows
+        self._stands: list[tuple[_Stand, ...]] = [()] * rows
         self.logits = self.read(prompts)
 
     @property
@@ -48,8 +56,8 @@ class Session:
 
     @property
     def slots(self) -> int:
-        """Slots that the rows hold, memory and tokens."""
-        return sum(self._filled)
+        """Slots that the rows hold, memory and tokens, in a head on average."""
+        return round(int(self._filled.sum()) / math.prod(self._filled.shape[1:]))
 
     @property
     def positions(self) -> list[int]:
@@ -62,28 +70,22 @@ class Session:
         Raises MemoryInvalid for a memory that was placed elsewhere than where it stands.
         """
         laid = [_lay_out(row, start) for row, start in zip(parts, self._next, strict=True)]
-        starts = self._open([row.slots for row in laid])
-        rows = []
-        for index, (row, first) in enumerate(zip(laid, starts, strict=True)):
-            for at, m in row.memories:
-                span = slice(first + at, first + at + m.slots)
-                self._keys[:, index, :, span] = m.keys
-                self._values[:, index, :, span] = m.values
-            rows.append(self._seen(row.places.to(self._keys.device) + first, self._filled[index]))
+        starts = [row.starts(filled) for row, filled in zip(laid, self._filled, strict=True)]
+        self._reach(torch.stack([at[-1] + row.tokens[-1] for row, at in zip(laid, starts, strict=True)]))
+        for index, (row, at) in enumerate(zip(laid, starts, strict=True)):
+            for memory, first in zip(row.memories, at[1:], strict=True):
+                self._insert(index, memory, first - memory.counts)
+                self._stands[index] += (_Stand(memory.start, memory.next_position, memory.counts),)
+        like = self._cache[0][0]
+        rows = [_NewTokens(row.tokens, at, self._repeat, like) for row, at in zip(laid, starts, strict=True)]
         ids = torch.tensor([t for row in parts for part in row if not isinstance(part, Memory) for t in part])
         positions = torch.cat([row.positions for row in laid])
-        lengths = [row.places.numel() for row in laid]
+        lengths = [row.positions.numel() for row in laid]
 
         def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            out = []
+            keys, values = self._cache[layer]
             pieces = zip(rows, q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-            for index, (seen, row_q, row_k, row_v) in enumerate(pieces):
-                keys, values = self._keys[layer, index], self._values[layer, index]
-                keys[:, seen.places] = row_k.transpose(0, 1)
-                values[:, seen.places] = row_v.transpose(0, 1)
-                keys, values = keys[:, : seen.width], values[:, : seen.width]
-                out.append(attend(row_q, keys, values, mask=seen.mask, causal=seen.mask is None))
-            return torch.cat(out)
+            return torch.cat([row.attend(layer, keys[i], values[i], *qkv) for i, (row, *qkv) in enumerate(pieces)])
 
         last = torch.tensor(lengths).cumsum(0) - 1
         self._next = (positions[last] + 1).tolist()
@@ -92,25 +94,39 @@ class Session:
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Read one more token per row, (rows,), and return the next logits."""
-        device = self._keys.device
-        at = torch.tensor(self._open([1] * self.rows), device=device)
-        each = torch.arange(self.rows, device=device)
-        width = _blocks(max(self._filled))
-        seen = torch.arange(width, device=device) <= at[:, None]
-        mask = torch.stack([spread(row, self._repeat, self._keys.dtype) for row in seen.split(1)])[:, None]
+        places = self._filled.transpose(0, 1)
+        self._reach(self._filled + 1)
+        like = self._cache[0][0]
+        rows, groups, _, dim = like.shape
+        each, heads = torch.arange(rows, device=like.device)[:, None], torch.arange(groups, device=like.device)
+        fills, places = [tuple(map(tuple, layer)) for layer in places.tolist()], places.to(like.device)
+
+        @cache
+        def shares(fill: tuple[tuple[int, ...], ...]) -> list[tuple[slice, slice, torch.Tensor]]:
+            """Rows and heads to attend together, with their mask, where those of a layer are filled up to here."""
+            slots = torch.arange(_blocks(max(map(max, fill)) + 1), device=like.device)
+            hidden = slots > torch.tensor(fill, device=like.device)[..., None, None]
+            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)
+            if like.device.type != "cpu":
+                return [(slice(0, rows), slice(0, groups), mask)]
+            # Row by row: which thread takes a row moves its last bits, and a width that only another one needs may do
+            # so too. Apart too where heads need more slots than others, as in `_NewTokens`.
+            return [
+                (slice(row, row + 1), together, mask[row : row + 1, together, :, :width])
+                for row, heads in enumerate(fill)
+                for together, width in _alike([_blocks(at + 1) for at in heads])
+            ]
 
         def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = self._keys[layer], self._values[layer]
-            keys[each, :, at], values[each, :, at] = k, v
-            rows, heads, dim = q.shape
+            keys, values = self._cache[layer]
+            keys[each, heads, places[layer]], values[each, heads, places[layer]] = k, v
             # The query heads that share a key head are its query rows: nothing is repeated.
-            q = F.pad(q.view(rows, keys.shape[1], -1, dim), (0, 0, 0, mask.shape[2] - self._repeat))
-            pieces = [(q, keys[:, :, :width], values[:, :, :width], mask)]
-            if device.type == "cpu":
-                # Row by row: which thread takes a row moves its last bits, and the time is that of the weights.
-                pieces = list(zip(*(t.split(1) for t in pieces[0]), strict=True))
-            out = [F.scaled_dot_product_attention(a, b, c, attn_mask=seen) for a, b, c, seen in pieces]
-            return torch.cat(out)[:, :, : self._repeat].reshape(rows, heads * dim)
+            q = F.pad(q.view(rows, groups, -1, dim), (0, 0, 0, -self._repeat % TILE))
+            out = torch.empty_like(q)
+            for *share, mask in shares(fills[layer]):
+                seen = (*share, slice(0, mask.shape[-1]))
+                out[*share] = F.scaled_dot_product_attention(q[*share], keys[seen], values[seen], attn_mask=mask)
+            return out[:, :, : self._repeat].reshape(rows, -1)
 
         positions = torch.tensor(self._next)
         self._next = [n + 1 for n in self._next]
@@ -119,9 +135,11 @@ class Session:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
-        at = torch.tensor(list(rows), device=self._keys.device)
-        self._keys, self._values, self.logits = self._keys[:, at], self._values[:, at], self.logits[at]
-        self._filled, self._next = [self._filled[r] for r in rows], [self._next[r] for r in rows]
+        index = torch.tensor(list(rows))
+        at = index.to(self.logits.device)
+        self._cache = [(keys[at], values[at]) for keys, values in self._cache]
+        self._filled, self.logits = self._filled[index], self.logits[at]
+        self._next, self._stands = [self._next[r] for r in rows], [self._stands[r] for r in rows]
 
     def row(self, index: int) -> Session:
         """A session of one row, with a copy of its cache."""
@@ -129,49 +147,48 @@ class Session:
         one.keep([index])
         return one
 
-    def rewind(self, slots: int, position: int) -> None:
-        """Forget all but the first `slots` slots of a session of one row; what is read next stands at `position`."""
-        if self.rows != 1 or slots > self.slots:
-            raise ValueError(f"cannot rewind {self.rows} rows of {self.slots} slots to {slots}")
-        self._filled, self._next = [slots], [position]
+    def rewind(self, position: int) -> None:
+        """Forget, in a session of one row, all that stands at `position` or behind it.
+
+        Raises ValueError for several rows, and for a position that was not reached or lies inside a memory.
+        """
+        if self.rows != 1 or not 0 <= position <= self._next[0]:
+            raise ValueError(f"cannot rewind {self.rows} rows, read up to {self._next}, to position {position}")
+        stands = tuple(m for m in self._stands[0] if m.start < position)
+        if stands and stands[-1].next_position > position:
+            raise ValueError(f"cannot rewind to {position}, inside the memory that begins at {stands[-1].start}")
+        tokens = position - sum(m.next_position - m.start for m in stands)
+        self._filled = torch.full_like(self._filled, tokens) + sum(m.counts for m in stands)
+        self._next, self._stands = [position], [stands]
 
     def join(self, other: Session) -> None:
         """Take the rows of another session of the same backbone in behind one's own; `other` is spent."""
         if other._backbone is not self._backbone or other._use_lora != self._use_lora:
             raise ValueError("only sessions of one backbone, read with the same weights, can be joined")
-        capacity = max(self._keys.shape[3], other._keys.shape[3])
-        self._keys, self._values = (
-            torch.cat([F.pad(t, (0, 0, 0, capacity - t.shape[3])) for t in pair], dim=1)
-            for pair in ((self._keys, other._keys), (self._values, other._values))
-        )
-        self._filled, self._next = self._filled + other._filled, self._next + other._next
+        for layer, (mine, its) in enumerate(zip(self._cache, other._cache, strict=True)):
+            capacity = max(mine[0].shape[2], its[0].shape[2])
+            keys, values = (torch.cat([_grown(t, capacity) for t in pair]) for pair in zip(mine, its, strict=True))
+            self._cache[layer] = keys, values
+        self._filled = torch.cat((self._filled, other._filled))
+        self._next, self._stands = self._next + other._next, self._stands + other._stands
         self.logits = torch.cat((self.logits, other.logits))
 
-    def _open(self, widths: Sequence[int]) -> list[int]:
-        """Make room for so many more slots in each row; returns the first of each."""
-        starts, self._filled = self._filled, [n + w for n, w in zip(self._filled, widths, strict=True)]
-        held = self._keys.shape[3]
-        if max(self._filled) > held:
-            capacity = _blocks(max(self._filled)) + (BLOCK if held else 0)
-            self._keys, self._values = (self._grown(t, capacity, starts) for t in (self._keys, self._values))
-        return starts
+    def _reach(self, filled: torch.Tensor) -> None:
+        """Make room for heads that are filled so far, (rows, layers, kv_heads)."""
+        self._filled = filled
+        for layer, most in enumerate(filled.amax((0, 2)).tolist()):
+            held = self._cache[layer][0].shape[2]
+            if most > held:
+                keys, values = (_grown(t, _blocks(most) + (BLOCK if held else 0)) for t in self._cache[layer])
+                self._cache[layer] = keys, values
 
-    def _grown(self, cache: torch.Tensor, capacity: int, starts: Sequence[int]) -> torch.Tensor:
-        """A cache of more slots. What a mask will hide is set to zero: not even a masked NaN may be seen."""
-        grown = cache.new_empty((*cache.shape[:3], capacity, cache.shape[4]))
-        held = max(starts)
-        grown[:, :, :, :held] = cache[:, :, :, :held]
-        for row, end in enumerate(self._filled):
-            grown[:, row, :, end:] = 0
-        return grown
-
-    def _seen(self, places: torch.Tensor, end: int) -> _Seen:
-        """What the tokens at these slots of a row, filled up to `end`, attend."""
-        width = _blocks(end)
-        if places.numel() == end:
-            return _Seen(slice(0, end), width, None)
-        seen = torch.arange(width, device=places.device) <= places[:, None]
-        return _Seen(_slots(places), width, spread(seen, self._repeat, self._keys.dtype))
+    def _insert(self, row: int, memory: Memory, starts: torch.Tensor) -> None:
+        """Write a memory's runs from these slots on, (layers, kv_heads)."""
+        for (keys, values), runs, firsts in zip(self._cache, memory.layer_runs(), starts.tolist(), strict=True):
+            for head, ((run_keys, run_values), first) in enumerate(zip(runs, firsts, strict=True)):
+                if count := len(run_keys):
+                    keys[row, head, first : first + count] = run_keys
+                    values[row, head, first : first + count] = run_values
 
 
 def _blocks(slots: int) -> int:
@@ -179,44 +196,117 @@ def _blocks(slots: int) -> int:
     return -(-slots // BLOCK) * BLOCK
 
 
+def _grown(cache: torch.Tensor, capacity: int) -> torch.Tensor:
+    """A cache of more slots. What a mask will hide is zero: not even a masked NaN may be seen."""
+    return F.pad(cache, (0, 0, 0, capacity - cache.shape[2]))
+
+
+class _Stand(NamedTuple):
+    """Where a row has a memory: its positions, [start, next_position), and its slots, (layers, kv_heads)."""
+
+    start: int
+    next_position: int
+    counts: torch.Tensor
+
+
 class _Laid(NamedTuple):
-    """One row's parts in order: memories by their slot, tokens by slot and position."""
+    """One row's parts in order: tokens in front of the first memory (0: none) and behind each, and their positions."""
 
-    memories: list[tuple[int, Memory]]
-    places: torch.Tensor
+    memories: list[Memory]
+    tokens: list[int]
     positions: torch.Tensor
-    slots: int
 
-
-class _Seen(NamedTuple):
-    """Slots of a row's new tokens, and the leading slots that they attend: by a mask, or (None) those up to itself."""
-
-    places: slice | torch.Tensor
-    width: int
-    mask: torch.Tensor | None
-
-
-def _slots(places: torch.Tensor) -> slice | torch.Tensor:
-    """Ascending slots; as a slice, which is faster, where they are neighbours."""
-    first, last = int(places[0]), int(places[-1])
-    return slice(first, last + 1) if last - first + 1 == places.numel() else places
+    def starts(self, filled: torch.Tensor) -> torch.Tensor:
+        """The first slot of each stretch of tokens, (stretches, layers, kv_heads), in heads `filled` so far."""
+        tokens = torch.tensor(self.tokens)
+        ahead = (tokens.cumsum(0) - tokens)[:, None, None] + filled
+        ahead[1:] += torch.stack([m.counts for m in self.memories]).cumsum(0) if self.memories else 0
+        return ahead
 
 
 def _lay_out(parts: Sequence[Part], start: int) -> _Laid:
-    memories: list[tuple[int, Memory]] = []
-    places, positions = [], []
-    at, position = 0, start
+    memories: list[Memory] = []
+    tokens, positions, position = [0], [], start
     for part in parts:
         if isinstance(part, Memory):
             if part.start != position:
                 raise MemoryInvalid(f"a memory placed at position {part.start} stands at {position} of its prompt")
-            memories.append((at, part))
-            at, position = at + part.slots, part.next_position
+            memories.append(part)
+            tokens.append(0)
+            position = part.next_position
         else:
-            n = len(part)
-            places.append(torch.arange(at, at + n))
-            positions.append(torch.arange(position, position + n))
-            at, position = at + n, position + n
+            tokens[-1] += len(part)
+            positions.append(torch.arange(position, position + len(part)))
+            position += len(part)
     if not parts or isinstance(parts[-1], Memory) or not len(parts[-1]):
         raise MemoryInvalid("a prompt must end with at least one token: nothing follows from memory alone")
-    return _Laid(memories, torch.cat(places), torch.cat(positions), at)
+    return _Laid(memories, tokens, torch.cat(positions))
+
+
+class _NewTokens:
+    """One row's new tokens on their way through the layers: `tokens` in each stretch between memories, which go to
+    the slots from `starts` on, (stretches, layers, kv_heads)."""
+
+    def __init__(self, tokens: Sequence[int], starts: torch.Tensor, repeat: int, like: torch.Tensor) -> None:
+        ends = list(accumulate(tokens))
+        self._stretches = [slice(end - n, end) for n, end in zip(tokens, ends, strict=True)]
+        self._repeat, self._mask = repeat, _masks(self._stretches, repeat, like)
+        self._layers = [_alike(map(tuple, heads)) for heads in starts.permute(1, 2, 0).tolist()]
+
+    def attend(
+        self,
+        layer: int,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+    ) -> torch.Tensor:
+        """Write k and v, (tokens, kv_heads, head_dim), to the row's cache, (kv_heads, capacity, head_dim), and attend
+        it with q, (tokens, heads, head_dim) -> (tokens, heads * head_dim)."""
+        out = []
+        # Heads that are filled alike go together, others apart: an empty one does not wade through the slots of a full
+        # one, so that slots cost the same time however the heads share them.
+        for heads, starts in self._layers[layer]:
+            for start, stretch in zip(starts, self._stretches, strict=True):
+                end = start + stretch.stop - stretch.start
+                keys[heads, start:end] = k[stretch, heads].transpose(0, 1)
+                values[heads, start:end] = v[stretch, heads].transpose(0, 1)
+            mask = None if end == len(q) else self._mask(starts)
+            queries = q[:, heads.start * self._repeat : heads.stop * self._repeat]
+            seen = slice(0, _blocks(end))
+            out.append(attend(queries, keys[heads, seen], values[heads, seen], mask=mask, causal=mask is None))
+        return torch.cat(out, dim=1)
+
+
+def _alike(heads: Iterable[_Fill]) -> list[tuple[slice, _Fill]]:
+    """Neighbouring heads that are filled alike, and how."""
+    found, first = [], 0
+    for fill, run in groupby(heads):
+        end = first + len(list(run))
+        found.append((slice(first, end), fill))
+        first = end
+    return found
+
+
+def _masks(stretches: Sequence[slice], repeat: int, like: torch.Tensor) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """Masks of `spread` for the tokens of one row by the slots of its stretches. The last few made are held, since
+    layers that are filled alike share them."""
+    n = stretches[-1].stop
+
+    @lru_cache(maxsize=1)
+    def own() -> torch.Tensor:
+        seen = torch.ones(n, n, dtype=torch.bool, device=like.device).tril()
+        return spread(seen, repeat, like.dtype)
+
+    @lru_cache(maxsize=4)
+    def mask(starts: tuple[int, ...]) -> torch.Tensor:
+        columns, at = [], 0
+        for start, stretch in zip(starts, stretches, strict=True):
+            # What lies in front of a stretch is seen as its first token is.
+            columns += [own()[:, stretch.start, None].expand(-1, start - at), own()[:, stretch]]
+            at = start + stretch.stop - stretch.start
+        hidden = torch.full_like(own()[:, :1], -torch.inf)
+        return torch.cat([*columns, hidden.expand(-1, _blocks(at) - at)], dim=1)
+
+    return mask

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.anchor_kv import AnchorKV, Slots
 from sac_rag.errors import LibraryCorrupt, MemoryInvalid
 from sac_rag.registry import Registry
 
@@ -23,18 +23,24 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I32": torch.int32,
+    "I16": torch.int16,
     "I8": torch.int8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_WHOLE = (torch.int16, torch.int32)
+"""Dtypes of positions and counts."""
 
 Layout = list[tuple[str, str, list[int]]]
 """(tensor name, safetensors dtype, shape), in the order of the bytes."""
 
 
 class Codec(Protocol):
-    """Stores keys and values of shape (layers, kv_heads, anchors, head_dim) as flat named tensors, and back.
+    """Stores an AnchorKV as flat named tensors, and back.
 
-    Both directions raise MemoryInvalid on NaN, Inf, or wrong shapes and dtypes.
+    `keys` and `values` are (slots, head_dim), `positions` (slots,), `counts` (layers, kv_heads), both int16 where the
+    passage is short enough and int32 elsewhere, `source_len` (1,) int32. Memories of earlier versions, which kept the
+    same tokens in all heads, are decoded too. Both directions raise MemoryInvalid on NaN, Inf, or wrong shapes and
+    dtypes.
     """
 
     name: str
@@ -64,13 +70,14 @@ class Bf16:
         return tensors
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
+        tensors = _uneven(tensors)
         return _memory(tensors, _need(tensors, "keys"), _need(tensors, "values"))
 
 
 class Int8:
-    """One byte a number, symmetric, with one scale for each (layer, head, channel) over the anchors.
+    """One byte a number, symmetric, with one scale for each (run, channel); runs without slots have none.
 
-    Decodes to float32; |error| <= scale / 2, where scale is the stored one, at least max|x| / 127 over the anchors.
+    Decodes to float32; |error| <= scale / 2, where scale is the stored one, at least max|x| / 127 over the run.
     Scales are float16 rounded up (so nothing is clipped), float32 where float16 cannot hold one.
     """
 
@@ -78,30 +85,43 @@ class Int8:
 
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]:
         tensors = _places(memory.validate())
+        runs, filled = _filled(memory.counts)
         for name, t in (("key", memory.keys), ("value", memory.values)):
             x = t.detach().to("cpu", torch.float32)
-            peak = x.abs().amax(dim=2)
+            peak = x.new_zeros(filled, x.shape[1]).scatter_reduce(0, runs[:, None].expand_as(x), x.abs(), "amax")
             scale = _scales(peak)
             if not bool(torch.isfinite(scale.float() * 127).all()):
                 raise MemoryInvalid(f"{name}s are too large for int8 (largest magnitude {peak.max().item():.3g})")
-            divisor = scale.float().unsqueeze(2)
-            divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+            divisor = scale.float()
+            divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)[runs]
             tensors[f"{name}s"] = (x / divisor).round().clamp(-127, 127).to(torch.int8)
             tensors[f"{name}_scales"] = scale
         return tensors
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
+        tensors = _uneven(tensors)
+        slots, _ = _slots(tensors)
+        runs, filled = _filled(slots.counts)
         out = []
         for name in ("key", "value"):
             q, scale = _need(tensors, f"{name}s"), _need(tensors, f"{name}_scales")
-            if q.ndim != 4 or q.dtype != torch.int8 or scale.shape != (*q.shape[:2], q.shape[3]):
-                raise MemoryInvalid(f"int8 {name}s {tuple(q.shape)} {q.dtype} do not fit scales {tuple(scale.shape)}")
-            out.append(q.float() * scale.float().unsqueeze(2))
+            if q.ndim != 2 or len(q) != len(runs) or q.dtype != torch.int8:
+                raise MemoryInvalid(f"int8 {name}s {tuple(q.shape)} {q.dtype} do not fit {len(runs)} slots")
+            if scale.shape != (filled, q.shape[1]) or not scale.dtype.is_floating_point:
+                found = f"{name} scales {tuple(scale.shape)} {scale.dtype}"
+                raise MemoryInvalid(f"{found} do not fit {filled} runs of {q.shape[1]} channels")
+            out.append(q.float() * scale.float()[runs])
         return _memory(tensors, *out)
 
 
+def _filled(counts: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """(each slot's run, (slots,), numbered among those that are not empty; how many these are)."""
+    filled = counts[counts > 0]
+    return torch.repeat_interleave(filled), filled.numel()
+
+
 def _scales(peak: torch.Tensor) -> torch.Tensor:
-    """max|x| (layers, kv_heads, head_dim) float32 to scales of the same shape, float16 if it can hold them all."""
+    """max|x| (runs, head_dim) float32 to scales of the same shape, float16 if it can hold them all."""
     half = (peak / 127).to(torch.float16)
     low = half.float() * 127 < peak
     # The next float16 above a finite non-negative one is the next integer of its bits.
@@ -112,8 +132,13 @@ def _scales(peak: torch.Tensor) -> torch.Tensor:
 def _places(memory: AnchorKV) -> dict[str, torch.Tensor]:
     if memory.source_len > torch.iinfo(torch.int32).max:
         raise MemoryInvalid(f"source_len {memory.source_len} does not fit 32 bits")
-    positions = memory.positions.detach().to("cpu", torch.int32)
-    return {"positions": positions, "source_len": torch.tensor([memory.source_len], dtype=torch.int32)}
+    # No run is longer than its passage, as its positions ascend.
+    dtype = torch.int16 if memory.source_len <= torch.iinfo(torch.int16).max else torch.int32
+    return {
+        "positions": memory.positions.detach().to("cpu", dtype),
+        "counts": memory.counts.to(dtype),
+        "source_len": torch.tensor([memory.source_len], dtype=torch.int32),
+    }
 
 
 def _need(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -122,11 +147,51 @@ def _need(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     return tensors[name]
 
 
+def _uneven(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What earlier versions stored, in today's form: keys and values (layers, kv_heads, anchors, head_dim), one row
+    of positions for all heads, scales (layers, kv_heads, head_dim). Anything else is returned as it is."""
+    keys = _need(tensors, "keys")
+    if keys.ndim != 4 or "counts" in tensors:
+        return tensors
+    values, positions = _need(tensors, "values"), _need(tensors, "positions")
+    layers, heads, anchors, dim = keys.shape
+    scales = {name: t for name, t in tensors.items() if name.endswith("_scales")}
+    fit = values.shape == keys.shape and all(t.shape == (layers, heads, dim) for t in scales.values())
+    if not fit or positions.shape != (anchors,):
+        raise MemoryInvalid(
+            f"keys {tuple(keys.shape)}, values {tuple(values.shape)} and positions {tuple(positions.shape)} of an even "
+            "memory, or its scales, do not fit each other"
+        )
+    return {
+        **tensors,
+        **{name: t.flatten(0, 1) for name, t in scales.items()},
+        "keys": keys.flatten(0, 2),
+        "values": values.flatten(0, 2),
+        "positions": positions.repeat(layers * heads),
+        "counts": torch.full((layers, heads), anchors, dtype=torch.int32),
+    }
+
+
+def _slots(tensors: dict[str, torch.Tensor]) -> tuple[Slots, int]:
+    """(slots, source_len). The counts are judged here: a sum that is too large would be a huge allocation."""
+    positions, counts, length = (_need(tensors, name) for name in ("positions", "counts", "source_len"))
+    if length.shape != (1,) or length.dtype != torch.int32:
+        raise MemoryInvalid(f"source_len {tuple(length.shape)} {length.dtype} is malformed")
+    if positions.ndim != 1 or positions.dtype not in _WHOLE:
+        raise MemoryInvalid(f"positions {tuple(positions.shape)} {positions.dtype} are malformed")
+    if counts.ndim != 2 or counts.dtype not in _WHOLE or not counts.numel():
+        raise MemoryInvalid(f"counts {tuple(counts.shape)} {counts.dtype} are not those of (layers, kv_heads)")
+    positions, counts = positions.to(torch.int64), counts.to(torch.int64)
+    if int(counts.min()) < 0 or int(counts.sum()) != positions.numel():
+        raise MemoryInvalid(
+            f"counts (least {int(counts.min())}, sum {int(counts.sum())}) are not those of {positions.numel()} slots"
+        )
+    return Slots(positions, counts), int(length[0])
+
+
 def _memory(tensors: dict[str, torch.Tensor], keys: torch.Tensor, values: torch.Tensor) -> AnchorKV:
-    positions, length = _need(tensors, "positions"), _need(tensors, "source_len")
-    if length.shape != (1,) or length.dtype != torch.int32 or positions.ndim != 1:
-        raise MemoryInvalid(f"positions {tuple(positions.shape)} or source_len {tuple(length.shape)} are malformed")
-    return AnchorKV(keys, values, positions.to(torch.int64), int(length[0])).validate()
+    slots, length = _slots(tensors)
+    return AnchorKV(keys, values, slots.positions, slots.counts, length).validate()
 
 
 def pack(tensors: dict[str, torch.Tensor]) -> tuple[Layout, list[bytes]]:

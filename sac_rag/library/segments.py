@@ -148,7 +148,7 @@ class SegmentWriter:
 
 
 def _nbytes(dtype: str, shape: Sequence[int]) -> int:
-    count = {"F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I8": 1}[dtype]
+    count = {"F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1}[dtype]
     for n in shape:
         count *= n
     return count

@@ -13,11 +13,13 @@ from sac_rag.train.data import kind_of
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One stage of training: of the selector ("salience"), on plain text ("lm") or on questions ("qa")."""
+    """One stage of training: of the selector ("salience"), of the budget ("budget"), on plain text ("lm") or on
+    questions ("qa")."""
 
     objective: str = "qa"
     """"lm" (continue a text), "qa" (answer questions: of the file, or made out of any text) or "salience" (learn which
-    tokens questions ask for: fits the selector alone)."""
+    tokens questions ask for: fits the selector alone) or "budget" (learn which heads need the memory: fits the budget
+    alone)."""
     steps: int = 1000
     """Optimiser steps of this stage."""
     step_tokens: int = 800
@@ -63,7 +65,7 @@ class TrainConfig:
     """Share of contexts whose questions stand behind other passages, with "The passages do not say." as the answer."""
     future_from: float = 0.0
     """Causal start: added to the encoder's scores of later tokens at the first step (such as -8), then less and less;
-    0 is bidirectional from the first step."""
+    0 is bidirectional from the first step. With objective "budget" it stays."""
     future_steps: int = 150
     """Steps after which nothing of it is left."""
     distil_weight: float = 0.0
@@ -77,8 +79,8 @@ class TrainConfig:
     """Order of data and all other chance."""
 
     def __post_init__(self) -> None:
-        if self.objective not in ("lm", "qa", "salience"):
-            raise ConfigError(f"objective is {self.objective!r}; use lm, qa or salience")
+        if self.objective not in ("lm", "qa", "salience", "budget"):
+            raise ConfigError(f"objective is {self.objective!r}; use lm, qa, salience or budget")
         if self.steps < 1 or self.step_tokens < 64 or self.accumulate < 1:
             raise ConfigError(
                 f"steps {self.steps}, step_tokens {self.step_tokens} (>= 64), accumulate {self.accumulate}"
@@ -87,7 +89,7 @@ class TrainConfig:
             raise ConfigError(f"ratios {self.ratios} need one weight each, got {self.ratio_weights}; ratios are >= 1")
         if not -1e4 <= self.future_from <= 0:
             raise ConfigError(f"future_from is {self.future_from:g}; use 0, or a bias between -10000 and 0 such as -8")
-        if self.future_from and not 1 <= self.future_steps <= self.steps:
+        if self.future_from and self.objective != "budget" and not 1 <= self.future_steps <= self.steps:
             raise ConfigError(
                 f"future_steps is {self.future_steps} of {self.steps} steps; it must lie in 1..{self.steps}, or the "
                 "encoder would not end bidirectional"
@@ -112,7 +114,10 @@ def rate_at(step: int, c: TrainConfig) -> float:
 
 
 def future_at(step: int, c: TrainConfig) -> float | None:
-    """The bias on later tokens at a step: linear from `future_from` to none at `future_steps`."""
+    """The bias on later tokens at a step: linear from `future_from` to none at `future_steps`, or as it is where the
+    encoder does not learn."""
+    if c.objective == "budget":
+        return c.future_from or None
     return c.future_from * (1 - step / c.future_steps) if c.future_from and step < c.future_steps else None
 
 

@@ -18,11 +18,12 @@ import torch
 from sac_rag.compress import adapter
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.layout import PromptLayout
-from sac_rag.compress.methods.base import SELECTOR, Method
+from sac_rag.compress.methods.base import BUDGET, SELECTOR, Method
 from sac_rag.compress.templates import layout_of
 from sac_rag.config import MAX_PASSAGE_TOKENS
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train import checkpoint
+from sac_rag.train.budgeting import budget_loss, check_budget
 from sac_rag.train.config import TrainConfig, future_at, rate_at
 from sac_rag.train.data import Mixture, TokenisedContext
 from sac_rag.train.objectives import Batch, Shares, continuation_batch, loss_of, question_batch
@@ -33,6 +34,9 @@ from sac_rag.train.team import Team
 CHECKPOINT = "checkpoint.safetensors"
 GAP = "\n\n"
 """Between texts that are joined to one passage."""
+FITTED = {"salience": SELECTOR, "budget": BUDGET}
+"""Objectives that train parameters of their own, and how the names of these begin; the others train all the rest."""
+CHECKS = {"salience": check_selector, "budget": check_budget}
 LOGGED = ("loss", "recall", "distil")
 """What is smoothed and shown of `loss_of`'s log."""
 
@@ -47,7 +51,7 @@ class Progress:
     recall: float
     learning_rate: float
     examples: int
-    """Questions and texts to be quoted (qa), questions (salience) or texts (lm), seen in all."""
+    """Questions and texts to be quoted (qa, budget), questions (salience) or texts (lm), seen in all."""
     per_second: float
     """Of these."""
     tokens: int = 0
@@ -83,10 +87,11 @@ def train(
     if team.leads:
         folder.mkdir(parents=True, exist_ok=True)
     parameters = method.parameters()
-    chooses = config.objective == "salience"
-    if chooses:
-        check_selector(method)
-    live = [p for n, p in parameters.items() if p.requires_grad and n.startswith(SELECTOR) == chooses]
+    if config.objective in CHECKS:
+        CHECKS[config.objective](method)
+    fitted = FITTED.get(config.objective, "")
+    apart = () if fitted else tuple(FITTED.values())
+    live = [p for n, p in parameters.items() if p.requires_grad and n.startswith(fitted) and not n.startswith(apart)]
     flat = [p for p in live if p.ndim != 2]
     groups = [
         {"params": [p for p in live if p.ndim == 2], "weight_decay": config.weight_decay},
@@ -122,16 +127,14 @@ def train(
             batch = _draw(method, mixture, config, layouts, step, part)
             if part not in mine:
                 continue
-            if chooses:
+            bias = future_at(step, config)
+            if config.objective == "salience":
                 loss, log = salience_loss(batch, method)
+            elif config.objective == "budget":
+                loss, log = budget_loss(batch, method, future_bias=bias)
             else:
-                loss, log = loss_of(
-                    batch,
-                    method,
-                    future_bias=future_at(step, config),
-                    teacher=teacher,
-                    distil_weight=config.distil_weight,
-                )
+                weight = config.distil_weight
+                loss, log = loss_of(batch, method, future_bias=bias, teacher=teacher, distil_weight=weight)
             (loss / config.accumulate).backward()
             sums["examples"] += batch.examples
             sums["tokens"] += batch.tokens

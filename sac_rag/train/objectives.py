@@ -60,7 +60,7 @@ class Batch:
     asked: list[list[int]] = field(default_factory=list)
     """Per chunk: places that questions ask for (salience)."""
     examples: int = 0
-    """Questions and texts to be quoted (qa), questions (salience) or texts (lm)."""
+    """Questions and texts to be quoted (qa, budget), questions (salience) or texts (lm)."""
 
     @property
     def tokens(self) -> int:
@@ -212,12 +212,16 @@ def scored_logits(
         method.memory([encoded[k] for j in front for k in batch.pieces[j]], placing=placing, layout=layout)
         for front, layout in zip(batch.front, batch.layouts, strict=True)
     ]
-    readings = [
+    return method.backbone.read(memories, readings_of(batch), use_lora=method.reads_with_lora)
+
+
+def readings_of(batch: Batch) -> list[Reading]:
+    """All rows in order, each behind its context's memory."""
+    return [
         Reading(torch.tensor(row.ids[:-1]), torch.arange(row.first - 1, len(row.ids) - 1), index)
         for index, rows in enumerate(batch.readings)
         for row in rows
     ]
-    return method.backbone.read(memories, readings, use_lora=method.reads_with_lora)
 
 
 def loss_of(
@@ -241,6 +245,20 @@ def loss_of(
             "their path to make questions out of them, or use --objective lm"
         )
     logits = scored_logits(batch, method, placing=placing, future_bias=future_bias)
+    loss, log = answer_loss(batch, logits)
+    if teacher and distil_weight and any(row.pair for row in rows):
+        counts = torch.tensor([len(row.ids) - row.first for row in rows])
+        said = torch.tensor([row.pair is not None for row in rows]).repeat_interleave(counts).to(logits.device)
+        apart = teacher.divergence(batch, logits[said])
+        loss = loss + distil_weight * apart
+        log["distil"] = float(apart.detach())
+    return loss, log
+
+
+def answer_loss(batch: Batch, logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted mean cross-entropy (nats) of a batch's scored tokens, and for the log the plain means over answers
+    ("loss") and quoted pieces ("recall"). logits: of all rows in order, (scored tokens, vocabulary)."""
+    rows = [row for rows in batch.readings for row in rows]
     counts = torch.tensor([len(row.ids) - row.first for row in rows])
     targets = torch.tensor([t for row in rows for t in row.ids[row.first :]], device=logits.device)
     w = torch.tensor([row.weight for row in rows]).repeat_interleave(counts).to(logits.device)
@@ -250,9 +268,4 @@ def loss_of(
     log = {
         name: float(ce.detach()[part].mean()) for name, part in (("loss", ~recall), ("recall", recall)) if part.any()
     }
-    if teacher and distil_weight and any(row.pair for row in rows):
-        said = torch.tensor([row.pair is not None for row in rows]).repeat_interleave(counts).to(logits.device)
-        apart = teacher.divergence(batch, logits[said])
-        loss = loss + distil_weight * apart
-        log["distil"] = float(apart.detach())
     return loss, log

@@ -105,6 +105,7 @@ class Recipe:
         return [files for files, _ in found]
 
 
+CHOOSING = {"selector": "salient", "budget": "learned"}
 TEXT = ("lm/train-*.jsonl.gz=1",)
 QUESTIONS = (
     "qa/squad.train.jsonl.gz=0.24",
@@ -149,6 +150,22 @@ SALIENCE = TrainConfig(
     first_context=510,
 )
 """About 20 contexts a step; two minutes on a CPU core, as no layer of the model has a part in it."""
+BUDGET = TrainConfig(
+    objective="budget",
+    steps=160,
+    step_tokens=1000,
+    accumulate=2,
+    ratios=(2.0, 5.0, 15.0, 51.0),
+    ratio_weights=(0.15, 0.35, 0.3, 0.2),
+    learning_rate=0.1,
+    warmup=5,
+    first_context=320,
+    recall_weight=0.0,
+    distractor_share=0.0,
+)
+"""Ten minutes on two CPU cores: there are as many scores as heads, and nothing is learned through the encoder."""
+FRESH_BUDGET = dataclasses.replace(BUDGET, future_from=-1e4)
+"""Before any other stage the encoder sees no later tokens: what it writes is what the base model reads of a text."""
 LM = TrainConfig(
     objective="lm",
     steps=4000,
@@ -231,6 +248,18 @@ MIXED_QA = dataclasses.replace(
     seed=5,
 )
 """Small steps at a higher rate, for a CPU: about 25 questions each."""
+MORE_QA = dataclasses.replace(MIXED_QA, ratio_weights=(0.12, 0.4, 0.3, 0.18), decay_from=0.45, seed=6)
+HEADS_QA = dataclasses.replace(
+    MIXED_QA,
+    steps=700,
+    ratio_weights=(0.1, 0.3, 0.33, 0.27),
+    learning_rate=1e-3,
+    decay_from=0.4,
+    recall_weight=0.2,
+    start_share=0.0,
+    seed=7,
+)
+"""Behind a budget: what an adapter knew before it does not help much, so nothing of its start is kept."""
 EASY_QUESTIONS = (
     "qa/squad.train.jsonl.gz=0.5",
     "qa/nq.train.jsonl.gz=0.12",
@@ -359,25 +388,33 @@ def _ablation(
 _ALL = (
     Recipe(
         "default",
-        "What made the shipped adapter: short passages, several of them, clozes, then a selector, and questions at 2x "
-        "to 51x of long contexts and under several prompts. Some seven hours on two CPU cores.",
+        "What made the shipped adapter: short passages, several of them, clozes, then a selector, questions at 2x to "
+        "51x of long contexts and under several prompts, and a budget of heads. Some ten hours on two CPU cores.",
         (
             Stage("first", EASY_QUESTIONS, FIRST_QA),
             Stage("second", EASY_QUESTIONS, SECOND_QA),
             Stage("cloze", CLOZE_QUESTIONS, CLOZE_QA),
             Stage("salience", ASKED, SALIENCE),
             Stage("mixed", MIXED_QUESTIONS, MIXED_QA),
+            Stage("more", MIXED_QUESTIONS, MORE_QA),
+            Stage("budget", ASKED, BUDGET),
+            Stage("heads", MIXED_QUESTIONS, HEADS_QA),
         ),
-        options={"selector": "salient"},
+        options=CHOOSING,
         licence=f"Tensors: Apache-2.0. Trained on {TEXT_LICENCE}; questions of {QUESTIONS_LICENCE}.",
     ),
     Recipe(
         "large",
-        "As the paper trains, for a GPU: a selector, pretraining on text at 15x, then all sets of questions at 2x to "
-        "51x under several prompts. About 0.13 EFLOP for the default model: by that count an hour on an H100 at 4 % of "
-        "its peak, eleven days on two CPU cores at 140 GFLOP/s.",
-        (Stage("salience", ASKED, SALIENCE), Stage("lm", TEXT, LM), Stage("qa", QUESTIONS, QA)),
-        options={"selector": "salient"},
+        "As the paper trains, for a GPU: a selector and a budget, pretraining on text at 15x, then all sets of "
+        "questions at 2x to 51x under several prompts. About 0.13 EFLOP for the default model: by that count an hour "
+        "on an H100 at 4 % of its peak, eleven days on two CPU cores at 140 GFLOP/s.",
+        (
+            Stage("salience", ASKED, SALIENCE),
+            Stage("budget", ASKED, FRESH_BUDGET),
+            Stage("lm", TEXT, LM),
+            Stage("qa", QUESTIONS, QA),
+        ),
+        options=CHOOSING,
         licence=f"Tensors: Apache-2.0. Trained on {TEXT_LICENCE}; questions of {QUESTIONS_LICENCE}.",
     ),
     Recipe(
@@ -398,6 +435,11 @@ _ALL = (
                 dataclasses.replace(SALIENCE, steps=2, step_tokens=128, max_context=256, first_context=256),
             ),
             Stage(
+                "budget",
+                ("qa/squad.train.jsonl.gz",),
+                dataclasses.replace(FRESH_BUDGET, steps=2, step_tokens=128, max_context=256, first_context=256),
+            ),
+            Stage(
                 "lm",
                 ("lm/train-00.jsonl.gz",),
                 dataclasses.replace(LM, steps=2, step_tokens=256, accumulate=2, max_context=128, first_context=128),
@@ -408,7 +450,7 @@ _ALL = (
                 dataclasses.replace(QA, steps=3, step_tokens=256, accumulate=2, max_context=256, first_context=256),
             ),
         ),
-        options={"selector": "salient"},
+        options=CHOOSING,
     ),
     _ablation("base", "the method as it is, for the others to be compared with"),
     _ablation("lm", "the same after pretraining on text", before=Stage("lm", ("lm/train-00.jsonl.gz",), SHORT_LM)),
@@ -427,6 +469,12 @@ _ALL = (
         "anchors on what questions ask for",
         before=Stage("salience", SHORT_QUESTIONS, SALIENCE),
         options={"selector": "salient"},
+    ),
+    _ablation(
+        "budget",
+        "heads that keep what they need",
+        before=Stage("budget", SHORT_QUESTIONS, FRESH_BUDGET),
+        options={"budget": "learned"},
     ),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

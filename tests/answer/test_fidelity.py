@@ -18,6 +18,7 @@ from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.session import Session
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.records import NO_ANSWER, Document, Hit, Passage
+from tests.conftest import grid
 
 QUESTION = "Who kept the lamp?"
 TEXTS = ["The lamp of Cape Verity burned oil.", "Ada Quill kept it for nine years.", "Gas came from Leeds in 1911."]
@@ -43,7 +44,7 @@ def by_transformers(backbone, parts):
     cache, position, slots = DynamicCache(), 0, 0
     for part in parts:
         if isinstance(part, Memory):
-            for layer, (keys, values) in enumerate(zip(part.keys, part.values, strict=True)):
+            for layer, (keys, values) in enumerate(zip(*grid(part), strict=True)):
                 cache.update(keys[None], values[None], layer)
             position, slots = part.next_position, slots + part.slots
         else:

@@ -12,6 +12,7 @@ from sac_rag.answer.prompt import Prompt, Recall
 from sac_rag.answer.reader import Reader, Sampling
 from sac_rag.answer.service import Service
 from sac_rag.errors import LibraryCorrupt
+from tests.compress.test_session import uneven
 from tests.laws.test_memory_laws import ids
 
 
@@ -22,7 +23,7 @@ def text(n: int, seed: int) -> list[int]:
 @pytest.fixture
 def setting(make_sac):
     method = make_sac(trained=True)
-    kvs = method.compress([text(n, n) for n in (80, 40)], 5.0)
+    kvs = [*method.compress([text(80, 80)], 5.0), uneven(method.backbone, 40, 1)]
     reader = Reader(method.backbone, [2])
     lock = threading.RLock()
 
@@ -155,6 +156,17 @@ def test_an_edited_history_goes_on_from_what_is_common(setting):
     generation = service.submit(other, Sampling(max_new_tokens=4), keep=True)
     list(generation)
     assert generation.reused == 0
+
+
+def test_a_history_without_its_later_memory_goes_on_in_front_of_it(setting):
+    method, kvs, reader, service = setting
+    front = recall(method, kvs)
+    later = recall(method, kvs[1:], key="later", start=front.next_position + 20)
+    list(service.submit(Prompt((front, text(20, 1), later, text(5, 2))), Sampling(max_new_tokens=4), keep=True))
+    without = Prompt((front, [*text(20, 1), *text(6, 3)]))
+    generation = service.submit(without, Sampling(max_new_tokens=4), keep=True)
+    assert list(generation) == reader.generate([loaded(without)], Sampling(max_new_tokens=4))[0].token_ids
+    assert generation.reused == front.slots + 20
 
 
 def test_kept_conversations_are_bounded(setting):

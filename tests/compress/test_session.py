@@ -1,12 +1,13 @@
-"""Reading behind memory against transformers: spliced prompts, batches, later turns, joined sessions."""
+"""Reading behind memory against transformers and token by token: even memories and such whose heads keep unlike
+numbers of tokens, spliced prompts, batches, later turns, joined and rewound sessions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from sac_rag.compress.anchor_kv import AnchorKV
-from sac_rag.compress.backbone import Backbone
+from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
+from sac_rag.compress.backbone import Backbone, Reading
 from sac_rag.compress.placing import compose
 from sac_rag.compress.session import BLOCK, Session
 from sac_rag.errors import MemoryInvalid
@@ -28,6 +29,61 @@ def text(n: int, seed: int) -> list[int]:
     return ids(n, seed=seed).tolist()
 
 
+def uneven(b: Backbone, length: int, seed: int) -> AnchorKV:
+    """A random memory of a passage: heads keep any number of its tokens, some of them none, and one layer nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    layers, heads, dim = b.kv_shape
+    counts = torch.randint(0, length + 1, (layers, heads), generator=generator)
+    counts[torch.rand(layers, heads, generator=generator) < 0.3] = 0
+    counts[seed % layers] = 0
+    counts[(seed + 1) % layers, seed % heads] = length
+    runs = [torch.randperm(length, generator=generator)[:n].sort().values for n in counts.flatten().tolist()]
+    slots = Slots.of(runs, layers, heads)
+    keys, values = torch.randn(2, slots.positions.numel(), dim, generator=generator).to(b.dtype)
+    return AnchorKV(keys, values, slots.positions, slots.counts, length)
+
+
+def placed(b: Backbone, length: int, seed: int, start: int = 0) -> Memory:
+    return compose([uneven(b, length, seed)], b.inv_freq, start=start)
+
+
+def wide(**settings) -> Backbone:
+    """In bf16, with heads as wide as real ones: what differs in the order of its sums differs in its bits."""
+    return Backbone(tiny_llama(**{"hidden_size": 256, **settings}).bfloat16(), byte_tokenizer())
+
+
+def token_by_token(b: Backbone, parts) -> torch.Tensor:
+    """The oracle of runs: next logits (vocabulary,), every head with a list of its own keys and values."""
+    layers, groups, dim = b.kv_shape
+    repeat = b.config.num_attention_heads // groups
+    held = [[([], []) for _ in range(groups)] for _ in range(layers)]
+
+    def mix(layer, q, k, v):
+        out = []
+        for head in range(groups * repeat):
+            keys, values = held[layer][head // repeat]
+            if head % repeat == 0:
+                keys.append(k[0, head // repeat])
+                values.append(v[0, head // repeat])
+            weights = (torch.stack(keys) @ q[0, head] * dim**-0.5).softmax(0)
+            out.append(weights @ torch.stack(values))
+        return torch.cat(out)[None]
+
+    position = 0
+    for part in parts:
+        if isinstance(part, Memory):
+            for layer, runs in enumerate(part.layer_runs()):
+                for (keys, values), run in zip(held[layer], runs, strict=True):
+                    keys += run[0]
+                    values += run[1]
+            position = part.next_position
+            continue
+        for token in part:
+            logits = b.walk(torch.tensor([token]), torch.tensor([position]), mix)
+            position += 1
+    return logits[0]
+
+
 @pytest.mark.parametrize("tail", [1, 2, 17])
 def test_memory_then_tokens_is_what_transformers_computes(sac, tail):
     method, kvs = sac
@@ -43,11 +99,12 @@ def test_pieces_as_memory_equal_the_pieces_as_text(make_backbone):
     pieces = [text(n, n) for n in (7, 20, 5, 13, 4)]
     whole = torch.tensor([t for p in pieces for t in p])
     with torch.inference_mode():
-        (kv,) = b.encode([whole], [torch.arange(49)], causal=True, use_lora=False)
+        (kv,) = b.encode([whole], [b.even(torch.arange(49))], causal=True, use_lora=False)
+        keys, values = (t.view(*kv.counts.shape, 49, -1) for t in (kv.keys, kv.values))
         parts = list(pieces)
         for index, start, end in ((1, 7, 27), (3, 32, 45)):
             n = end - start
-            span = AnchorKV(kv.keys[:, :, start:end], kv.values[:, :, start:end], torch.arange(n), n)
+            span = AnchorKV.even(keys[:, :, start:end], values[:, :, start:end], torch.arange(n), n)
             parts[index] = compose([span], b.inv_freq, start=start)
         got = Session(b, [parts])
         torch.testing.assert_close(got.logits[0], b.plain_logits(whole)[-1], **CLOSE)
@@ -133,13 +190,14 @@ def test_a_row_taken_out_and_rewound_is_the_shorter_row(sac):
     batch.read([[text(2, 3)], [text(5, 4)]])
     one = batch.row(1)
     assert one.slots == memory.slots + 11
-    one.rewind(memory.slots + 4, memory.next_position + 4)
+    one.rewind(memory.next_position + 4)
+    assert one.slots == memory.slots + 4
     one.read([[text(3, 5)]])
     want = Session(b, [[memory, text(6, 2)[:4], text(3, 5)]])
     torch.testing.assert_close(one.logits, want.logits, **CLOSE)
     batch.step(torch.tensor([3, 4]))
     with pytest.raises(ValueError, match="cannot rewind 2 rows"):
-        batch.rewind(1, 1)
+        batch.rewind(1)
 
 
 def test_a_row_computes_the_same_bits_in_any_company():
@@ -174,3 +232,153 @@ def test_a_prompt_has_the_same_bits_however_it_was_read(cuts):
         for token in prompt[cuts[0] :]:
             steps.step(torch.tensor([token]))
     assert torch.equal(parts.logits, whole.logits) and torch.equal(steps.logits, whole.logits)
+
+
+# -- memories whose heads keep unlike numbers of tokens ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tail", [1, 9, 70])
+@pytest.mark.parametrize("seed", range(4))
+def test_uneven_memory_is_read_as_in_training(make_backbone, seed, tail):
+    """Prefill and steps, beyond the end of a block, against `Backbone.read` of memory and text at once."""
+    b = make_backbone(lora=False)
+    memory = compose([uneven(b, 150, seed), uneven(b, 40, seed + 9)], b.inv_freq)
+    tokens = text(tail + BLOCK + 5, seed)
+    with torch.inference_mode():
+        want = b.read([memory], [Reading(torch.tensor(tokens), torch.arange(tail - 1, len(tokens)), 0)])
+        session = Session(b, [[memory, tokens[:tail]]])
+        got = [session.logits, *(session.step(torch.tensor([t])) for t in tokens[tail:])]
+    torch.testing.assert_close(torch.cat(got), want, atol=1e-5, rtol=1e-4)
+    mean = memory.keys.shape[0] / memory.counts.numel() + len(tokens)
+    assert session.slots == round(mean) and session.positions == [190 + len(tokens)]
+
+
+def test_uneven_memories_stand_anywhere_in_a_prompt(make_backbone):
+    b = make_backbone(lora=False)
+    first, second = placed(b, 70, 1, start=3), placed(b, 30, 2, start=73)
+    parts = [text(3, 1), first, second, [], text(8, 2), placed(b, 90, 3, start=111), text(2, 3), text(4, 4)]
+    with torch.inference_mode():
+        session = Session(b, [parts])
+        torch.testing.assert_close(session.logits[0], token_by_token(b, parts), atol=1e-5, rtol=1e-4)
+        more = [placed(b, 20, 4, start=207), text(5, 5)]
+        session.read([more])
+        torch.testing.assert_close(session.logits[0], token_by_token(b, parts + more), atol=1e-5, rtol=1e-4)
+        session.step(torch.tensor([7]))
+        torch.testing.assert_close(session.logits[0], token_by_token(b, [*parts, *more, [7]]), atol=1e-5, rtol=1e-4)
+
+
+def test_a_layer_that_keeps_nothing_holds_its_tokens_only(make_backbone):
+    b = make_backbone(lora=False)
+    memory = placed(b, 300, 0)
+    session = Session(b, [[memory, text(5, 1)]])
+    held = [keys.shape[2] for keys, _ in session._cache]
+    want = [-(-(n + 5) // BLOCK) * BLOCK for n in memory.counts.amax(1).tolist()]
+    assert held == want and min(held) == BLOCK < 300 < max(held)
+
+
+def test_rows_with_uneven_memory_compute_the_same_bits_in_any_company():
+    """Prefill, steps, a later turn, rows that join and leave: equal, not close, to the same rows alone."""
+    b = wide()
+    every = uneven(b, 80, 1)
+    even = AnchorKV.even(*torch.randn(2, *b.kv_shape[:2], 25, 64).bfloat16(), torch.arange(0, 100, 4), 100)
+    rows = [
+        [compose([uneven(b, 200, 0)], b.inv_freq), text(40, 1)],
+        [text(90, 2)],
+        [text(5, 3), compose([every, even], b.inv_freq, start=5), text(7, 4)],
+        [compose([even], b.inv_freq), text(31, 5)],
+        [placed(b, 64, 2), text(64, 6), placed(b, 10, 3, start=128), text(1, 7)],
+    ]
+    with torch.inference_mode():
+        alone = [Session(b, [row]) for row in rows]
+        together = Session(b, rows[:3])
+        together.join(Session(b, rows[3:]))
+
+        def check() -> None:
+            assert torch.equal(together.logits, torch.cat([s.logits for s in alone]))
+            assert together.positions == [p for s in alone for p in s.positions]
+
+        def step(seed: int) -> None:
+            tokens = torch.tensor(text(len(alone), seed))
+            together.step(tokens)
+            for i, s in enumerate(alone):
+                s.step(tokens[i : i + 1])
+            check()
+
+        check()
+        for n in range(BLOCK):
+            step(30 + n)
+        together.keep([4, 0, 2])
+        alone = [alone[i] for i in (4, 0, 2)]
+        turns = [
+            [placed(b, 50, 10 + i, start=at), text(3 + i, 60 + i)] if i else [text(4, 60)]
+            for i, at in enumerate(together.positions)
+        ]
+        together.read(turns)
+        for s, turn in zip(alone, turns, strict=True):
+            s.read([turn])
+        check()
+        step(200)
+        taken = together.row(1)
+        assert taken.slots == alone[1].slots
+        assert torch.equal(taken.step(torch.tensor([9])), alone[1].step(torch.tensor([9])))
+
+
+@pytest.mark.parametrize("cuts", [(1,), (30,), (63, 64), (7, 90, 139)], ids=str)
+def test_text_behind_uneven_memory_has_the_same_bits_however_it_was_read(cuts):
+    b = wide(num_key_value_heads=1)
+    front = [text(10, 2), placed(b, 40, 1, start=10)]
+    prompt = text(140, 1)
+    with torch.inference_mode():
+        whole = Session(b, [[*front, prompt]])
+        parts = Session(b, [[*front, prompt[: cuts[0]]]])
+        for start, end in zip(cuts, (*cuts[1:], 140), strict=True):
+            parts.read([[prompt[start:end]]])
+        steps = Session(b, [front[:1]])
+        steps.read([[front[1], prompt[: cuts[0]]]])
+        for token in prompt[cuts[0] :]:
+            steps.step(torch.tensor([token]))
+    assert torch.equal(parts.logits, whole.logits) and torch.equal(steps.logits, whole.logits)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 10, 60, 63, 70, 90, 94, 102])
+def test_a_rewound_session_is_a_fresh_one(keep):
+    """In front of uneven memories, between and behind them, and at their ends."""
+    b = wide()
+    parts = [text(10, 1), placed(b, 50, 1, start=10), text(10, 2), placed(b, 20, 2, start=70), text(12, 3)]
+    left, at = [], 0
+    for part in parts:
+        end = part.next_position if isinstance(part, Memory) else at + len(part)
+        if at < keep:
+            left.append(part if end <= keep else part[: keep - at])
+        at = end
+    more = [placed(b, 30, 3, start=keep), text(9, 4)]
+    with torch.inference_mode():
+        session = Session(b, [parts])
+        for n in range(70):
+            session.step(torch.tensor(text(1, n)))
+        session.rewind(keep)
+        assert session.positions == [keep]
+        fresh = Session(b, [[*left, *more]])
+        session.read([more])
+        assert torch.equal(session.logits, fresh.logits) and session.slots == fresh.slots
+        tokens = torch.tensor([5])
+        assert torch.equal(session.step(tokens), fresh.step(tokens))
+        session.rewind(keep + 30)
+        session.read([[text(9, 4)]])
+        assert torch.equal(session.logits, Session(b, [[*left, *more]]).logits)
+
+
+def test_a_session_rewinds_to_places_that_it_has_read(make_backbone):
+    b = make_backbone(lora=False)
+    session = Session(b, [[text(10, 1), placed(b, 100, 1, start=10), text(10, 2)]])
+    for position in (-1, 121):
+        with pytest.raises(ValueError, match=f"to position {position}"):
+            session.rewind(position)
+    for position in (11, 109):
+        with pytest.raises(ValueError, match="inside the memory that begins at 10"):
+            session.rewind(position)
+    assert session.positions == [120]
+    session.rewind(120)
+    session.rewind(10)
+    with pytest.raises(ValueError, match="cannot rewind"):
+        session.rewind(110)

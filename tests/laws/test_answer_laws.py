@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Reader, Sampling, TextStream, decode
+from tests.compress.test_session import uneven
 from tests.conftest import byte_tokenizer
 from tests.laws.test_memory_laws import ids
 
@@ -23,6 +24,7 @@ def prompts(make_sac):
         Prompt((ids(4, seed=3).tolist(),)),
         Prompt((method.memory([kvs[2], kvs[0]]), ids(12, seed=4).tolist())),
         Prompt((ids(5, seed=5).tolist(), method.memory(kvs[:1], start=5), ids(3, seed=6).tolist())),
+        Prompt((method.memory([uneven(method.backbone, 150, 1), kvs[1]]), ids(8, seed=7).tolist())),
     ]
 
 

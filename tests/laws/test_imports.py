@@ -133,7 +133,7 @@ def test_only_the_backbone_knows_llama_internals() -> None:
                 wrong.append(f"{place(path, node)}: imports {name}")
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute) and node.attr == "layers":
-                wrong.append(f"{place(path, node)}: touches .layers (of an AnchorKV: use keys.shape[0])")
+                wrong.append(f"{place(path, node)}: touches .layers (of an AnchorKV: use counts.shape[0])")
     assert not wrong, "\n".join(wrong)
 
 

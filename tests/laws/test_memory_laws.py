@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.backbone import Reading
-from sac_rag.compress.placing import compose
+from sac_rag.compress.budgets import BUDGETS
+from sac_rag.compress.placing import compose, packed
 from sac_rag.compress.rope import rotate
 from sac_rag.compress.selectors import SELECTORS, anchor_count, uniform
 from sac_rag.compress.session import Session
-from tests.conftest import tiny_llama
+from tests.conftest import grid, tiny_llama
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -42,11 +43,11 @@ def cached(model, tokens):
 def test_law_1_all_tokens_anchored_is_ordinary_prefill(make_backbone, rope):
     b = make_backbone(**({"rope_parameters": rope} if rope else {}))
     head, tail = ids(60), ids(9, seed=1)
-    (kv,) = b.encode([head], [torch.arange(60)], anchor_embedding=torch.zeros(b.width), causal=True)
+    (kv,) = b.encode([head], [b.even(torch.arange(60))], anchor_embedding=torch.zeros(b.width), causal=True)
     memory = compose([kv], b.inv_freq, scaling=b.rope_scaling)
     keys, values = cached(b.decoder, head)
-    torch.testing.assert_close(memory.keys, keys, atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(memory.values, values, atol=2e-6, rtol=1e-5)
+    for got, want in zip(grid(memory), (keys, values), strict=True):
+        torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-5)
     want = b.decoder(torch.cat((head, tail))[None]).logits[0, 60:]
     got = b.read([memory], [Reading(tail, torch.arange(9), 0)])
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
@@ -76,12 +77,13 @@ def test_law_2_rotation_is_that_of_transformers(make_backbone, rope):
 def test_law_3_a_passage_loaded_at_an_offset_is_the_passage_computed_there(make_backbone, rope):
     b = make_backbone(lora=False, **({"rope_parameters": rope} if rope else {}))
     first, second = ids(33), ids(50, seed=1)
-    a, kv = b.encode([first, second], [torch.arange(0, 33, 4), torch.arange(2, 50, 5)], causal=True)
+    picks = [b.even(torch.arange(0, 33, 4)), b.even(torch.arange(2, 50, 5))]
+    a, kv = b.encode([first, second], picks, causal=True)
     memory = compose([a, kv], b.inv_freq, scaling=b.rope_scaling)
     # The oracle reads the second passage at positions 33.. with nothing in front of it.
     cache = b.decoder(second[None], position_ids=torch.arange(33, 83)[None], use_cache=True).past_key_values
     keys = torch.stack([x.keys[0] for x in cache.layers])[:, :, 2::5]
-    torch.testing.assert_close(memory.keys[:, :, a.anchors :], keys, atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(grid(memory)[0][:, :, a.anchors :], keys, atol=5e-6, rtol=1e-5)
     assert memory.next_position == 83
 
 
@@ -143,23 +145,25 @@ def test_selectors_ascend_and_repeat(make_backbone, name, count):
 
 
 def test_spans_of_anchors_cover_the_passage():
-    kv = AnchorKV(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), torch.tensor([1, 4, 9, 10]), 13)
+    kv = AnchorKV.even(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), torch.tensor([1, 4, 9, 10]), 13)
     spans = kv.spans()
     assert spans[0][0] == 0 and spans[-1][1] == 13
     assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
     assert all(s <= p < e for p, (s, e) in zip(kv.positions.tolist(), spans, strict=True))
 
 
+@pytest.mark.parametrize("budget", sorted(BUDGETS))
 @pytest.mark.parametrize("causal", [False, True])
-def test_law_9_packed_compression_equals_one_by_one(make_sac, causal):
-    method = make_sac(trained=True, causal=causal)
+def test_law_9_packed_compression_equals_one_by_one(make_sac, causal, budget):
+    method = make_sac(trained=True, causal=causal, budget=budget)
     chunks = [ids(n, seed=n).tolist() for n in (1, 17, 200, 64, 5)]
     together = method.compress(chunks, 5.0)
     small_batches = method.compress(chunks, 5.0, batch_tokens=64)
     for chunk, a, b in zip(chunks, together, small_batches, strict=True):
         (alone,) = method.compress([chunk], 5.0)
         for other in (a, b):
-            assert torch.equal(alone.positions, other.positions) and alone.source_len == other.source_len == len(chunk)
+            assert torch.equal(alone.positions, other.positions) and torch.equal(alone.counts, other.counts)
+            assert alone.source_len == other.source_len == len(chunk)
             torch.testing.assert_close(alone.keys, other.keys, atol=2e-6, rtol=1e-5)
             torch.testing.assert_close(alone.values, other.values, atol=2e-6, rtol=1e-5)
 
@@ -168,18 +172,93 @@ def test_bidirectional_anchors_see_what_follows_and_causal_ones_do_not(make_sac)
     one, other = ids(40).tolist(), [*ids(39).tolist(), 5]
     for causal in (False, True):
         a, b = make_sac(trained=True, causal=causal).compress([one, other], 5.0)
-        assert torch.equal(a.keys[1:], b.keys[1:]) is causal
+        assert torch.equal(grid(a)[0][1:], grid(b)[0][1:]) is causal
 
 
-def test_training_attention_equals_the_fused_kernel(make_sac):
-    """The differentiable CPU path of attention against the one that serving uses."""
-    method = make_sac(trained=True)
-    chunk = ids(70).tolist()
+@pytest.mark.parametrize("budget", sorted(BUDGETS))
+def test_training_attention_equals_the_fused_kernel(make_sac, budget):
+    """The differentiable CPU path of attention against the one that serving uses, writing and reading."""
+    method = make_sac(trained=True, budget=budget)
+    chunk, text = ids(70).tolist(), Reading(ids(9, seed=1), torch.arange(9), 0)
     with torch.no_grad():
         (fused,) = method.write([chunk], [5.0])
+        want = method.backbone.read([method.memory([fused])], [text])
     (manual,) = method.write([chunk], [5.0])
     assert manual.keys.requires_grad and not fused.keys.requires_grad
     torch.testing.assert_close(manual.keys.detach(), fused.keys, atol=2e-6, rtol=1e-5)
+    got = method.backbone.read([method.memory([manual])], [text])
+    torch.testing.assert_close(got.detach(), want, atol=2e-5, rtol=1e-4)
+
+
+def uneven(layers, heads, length, seed=0):
+    """Runs of unlike length, some empty, of any tokens."""
+    rng = random.Random(seed)
+    sizes = [rng.choice([0, 1, length // 3, length]) for _ in range(layers * heads)]
+    sizes[rng.randrange(len(sizes))] = length // 2
+    return Slots.of(
+        [torch.tensor(sorted(rng.sample(range(length), n)), dtype=torch.int64) for n in sizes], layers, heads
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+@torch.no_grad()
+def test_what_a_head_keeps_is_what_it_would_keep_of_all(make_backbone, seed):
+    b = make_backbone()
+    layers, heads, _ = b.kv_shape
+    chunks = [ids(30), ids(47, seed=1)]
+    picks = [uneven(layers, heads, len(c), seed + 10 * i) for i, c in enumerate(chunks)]
+    every = [b.even(torch.arange(len(c))) for c in chunks]
+    for kv, whole, pick in zip(b.encode(chunks, picks), b.encode(chunks, every), picks, strict=True):
+        assert torch.equal(kv.validate().counts, pick.counts)
+        at = pick.runs() * whole.source_len + pick.positions
+        torch.testing.assert_close(kv.keys, whole.keys[at], atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(kv.values, whole.values[at], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@torch.no_grad()
+def test_runs_of_several_memories_are_joined_head_by_head(make_backbone, seed):
+    b = make_backbone()
+    layers, heads, _ = b.kv_shape
+    chunks = [ids(30), ids(47, seed=1), ids(5, seed=2)]
+    parts = b.encode(chunks, [uneven(layers, heads, len(c), seed + i) for i, c in enumerate(chunks)])
+    memory = compose(parts, b.inv_freq)
+    runs = [
+        compose([part], b.inv_freq, start=start).layer_runs() for part, start in zip(parts, (0, 30, 77), strict=True)
+    ]
+    for layer, both in enumerate(memory.layer_runs()):
+        for head, (keys, values) in enumerate(both):
+            assert torch.equal(keys, torch.cat([r[layer][head][0] for r in runs]))
+            assert torch.equal(values, torch.cat([r[layer][head][1] for r in runs]))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_every_head_attends_its_own_run(grad):
+    """Against one head at a time, each in front of the tokens with its own run alone."""
+    from sac_rag.compress.backbone import _attend, _Front, _fronts
+
+    made = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(7, h, 8, generator=made) for h in (6, 3, 3))
+    counts = torch.tensor([[4, 0, 9]])
+    keys, values = torch.randn(2, 13, 8, generator=made)
+    (front,) = _fronts(Memory(keys, values, counts, 20, 20))
+    got = _attend(q.requires_grad_(grad), k, v, causal=True, front=front)
+    for head, run in enumerate(zip(keys.split([4, 0, 9]), values.split([4, 0, 9]), strict=True)):
+        own = None if not len(run[0]) else _Front(run[0][:, None], run[1][:, None], None)
+        part = slice(head, head + 1)
+        want = _attend(q[:, 2 * head : 2 * head + 2], k[:, part], v[:, part], causal=True, front=own)
+        torch.testing.assert_close(got[:, 16 * head : 16 * head + 16], want, atol=2e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_packed_places_take_up_what_a_head_keeps_on_average():
+    runs = [torch.tensor([3, 9]), torch.tensor([9]), torch.tensor([], dtype=torch.int64), torch.tensor([0, 3])]
+    slots = Slots.of(runs, 2, 2)
+    kv = AnchorKV(torch.zeros(5, 4), torch.zeros(5, 4), slots.positions, slots.counts, 12).validate()
+    (first, second), following = packed([kv, kv])
+    assert kv.anchors == 1 and kv.slots.anchors.tolist() == [0, 3, 9]
+    assert first.tolist() == [0, 0, 0, 0, 0] and second.tolist() == [1, 1, 1, 1, 1] and following == 2
+    assert kv.spans() == [(0, 2), (2, 6), (6, 12)]
 
 
 def test_the_low_rank_path_equals_peft(make_sac):

@@ -43,7 +43,7 @@ def memory_of(passage_id: str, dtype: torch.dtype = torch.bfloat16) -> AnchorKV:
     g = torch.Generator().manual_seed(int(passage_id[:12], 16))
     anchors = 3 + int(passage_id[12], 16) % 5
     keys, values = (torch.randn(2, 2, anchors, 8, generator=g).to(dtype) for _ in range(2))
-    return AnchorKV(keys, values, torch.arange(anchors) * 5 + 2, anchors * 5)
+    return AnchorKV.even(keys, values, torch.arange(anchors) * 5 + 2, anchors * 5)
 
 
 def put(
@@ -77,6 +77,7 @@ def same(a: AnchorKV, b: AnchorKV) -> bool:
         torch.equal(a.keys, b.keys)
         and torch.equal(a.values, b.values)
         and torch.equal(a.positions, b.positions)
+        and torch.equal(a.counts, b.counts)
         and a.source_len == b.source_len
     )
 

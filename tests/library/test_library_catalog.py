@@ -173,7 +173,7 @@ def test_put_says_what_does_not_fit_and_changes_nothing(library: Library) -> Non
     memories, vectors = {p.id: memory_of(p.id) for p in new}, {p.id: vector_of(p.id) for p in new}
     first = new[0].id
     broken = memory_of(first)
-    broken.values[0, 0, 0, 0] = float("nan")
+    broken.values[0, 0] = float("nan")
     document = Document("b", "")
     cases = [
         (document, new, {}, vectors, "without a memory"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from library_support import memory_of, passages_of, same, vector_of
 
-from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.anchor_kv import AnchorKV, Slots
 from sac_rag.errors import ConfigError, LibraryCorrupt, MemoryInvalid
 from sac_rag.library.codecs import CODECS, get_codec, pack, unpack
 from sac_rag.library.library import Library
@@ -19,8 +22,27 @@ BOTH = pytest.mark.parametrize("name", sorted(CODECS))
 
 
 def kv(keys: torch.Tensor, values: torch.Tensor | None = None) -> AnchorKV:
+    """The same tokens in all heads; keys and values (layers, kv_heads, anchors, head_dim)."""
     anchors = keys.shape[2]
-    return AnchorKV(keys, keys.clone() if values is None else values, torch.arange(anchors) * 2, anchors * 2)
+    return AnchorKV.even(keys, keys.clone() if values is None else values, torch.arange(anchors) * 2, anchors * 2)
+
+
+def uneven(counts: list[list[int]], scale: float = 1.0, dtype: torch.dtype = torch.float32, seed: int = 0) -> AnchorKV:
+    """Runs of these lengths, each of random tokens of the same passage, channels of different magnitudes."""
+    g = torch.Generator().manual_seed(seed)
+    tokens = 3 * max(map(max, counts))
+    runs = [torch.randperm(tokens, generator=g)[:n].sort().values for row in counts for n in row]
+    slots = Slots.of(runs, len(counts), len(counts[0]))
+    loud = torch.rand(len(runs), 1, generator=g)[slots.runs()] * scale * torch.logspace(-3, 3, 8)
+    keys, values = ((torch.randn(len(slots.positions), 8, generator=g) * loud).to(dtype) for _ in range(2))
+    return AnchorKV(keys, values, slots.positions, slots.counts, tokens).validate()
+
+
+def earlier(tensors: dict[str, torch.Tensor], shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+    """Encoded tensors of an even memory as they were stored before heads differed; (layers, kv_heads, anchors)."""
+    old = {n: t.view(*shape[:2], -1) for n, t in tensors.items() if n.endswith("_scales")}
+    old |= {n: tensors[n].view(*shape, -1) for n in ("keys", "values")}
+    return old | {"positions": tensors["positions"][: shape[2]].int(), "source_len": tensors["source_len"]}
 
 
 def through(name: str, memory: AnchorKV) -> tuple[AnchorKV, dict[str, torch.Tensor]]:
@@ -32,10 +54,13 @@ def through(name: str, memory: AnchorKV) -> tuple[AnchorKV, dict[str, torch.Tens
 
 
 def bound(name: str, x: torch.Tensor, tensors: dict[str, torch.Tensor], which: str) -> torch.Tensor:
-    """Largest error allowed for each number of x."""
+    """Largest error allowed for each number of x (slots, head_dim)."""
     if name == "bf16":
         return x.float().abs() * 2**-8 + 1e-38
-    return (tensors[f"{which}_scales"].float().unsqueeze(2) * (0.5 + 1e-5)).expand_as(x)
+    scales = iter(tensors[f"{which}_scales"].float())
+    rows = [next(scales).expand(n, -1) for n in tensors["counts"].flatten().tolist() if n]
+    assert next(scales, None) is None
+    return torch.cat(rows) * (0.5 + 1e-5)
 
 
 @BOTH
@@ -52,11 +77,62 @@ def test_error_is_bounded(name: str, scale: float, dtype: torch.dtype, anchors: 
     values = (torch.randn(2, 2, anchors, 8, generator=g) * torch.logspace(-3, 3, 8)).to(dtype)
     memory = kv(keys, values)
     out, tensors = through(name, memory)
-    for which, before, after in (("key", keys, out.keys), ("value", values, out.values)):
+    assert_close(name, memory, out, tensors)
+
+
+def assert_close(name: str, memory: AnchorKV, out: AnchorKV, tensors: dict[str, torch.Tensor]) -> None:
+    for which, before, after in (("key", memory.keys, out.keys), ("value", memory.values, out.values)):
         error = (after.float() - before.float()).abs()
         assert bool((error <= bound(name, before, tensors, which)).all())
-    assert torch.equal(out.positions, memory.positions)
+    assert torch.equal(out.positions, memory.positions) and torch.equal(out.counts, memory.counts)
     assert out.source_len == memory.source_len
+
+
+COUNTS = st.tuples(st.integers(1, 4), st.integers(1, 3)).flatmap(
+    lambda shape: st.lists(
+        st.lists(st.sampled_from([0, 0, 1, 2, 9]), min_size=shape[1], max_size=shape[1]),
+        min_size=shape[0],
+        max_size=shape[0],
+    )
+)
+
+
+@BOTH
+@given(
+    counts=COUNTS.filter(lambda counts: any(map(any, counts))),
+    scale=st.sampled_from([1e-4, 1.0, 1e7]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_uneven_memories_keep_their_runs(
+    name: str, counts: list[list[int]], scale: float, dtype: torch.dtype, seed: int
+) -> None:
+    memory = uneven(counts, scale, dtype, seed)
+    out, tensors = through(name, memory)
+    assert_close(name, memory, out, tensors)
+    assert out.counts.tolist() == counts
+    if (name, dtype) == ("bf16", torch.bfloat16):
+        assert same(out, memory)
+
+
+def test_the_scales_of_a_run_are_its_own() -> None:
+    memory = uneven([[3, 0], [1, 4]])
+    keys = memory.keys.clone()
+    keys[3:] *= 10
+    (a, _), (b, tensors) = through("int8", memory), through("int8", replace(memory, keys=keys))
+    assert torch.equal(a.keys[:3], b.keys[:3])
+    assert tensors["key_scales"].shape == (3, 8)
+
+
+@BOTH
+@pytest.mark.parametrize(("tokens", "dtype"), [(32767, torch.int16), (32768, torch.int32)])
+def test_places_take_two_bytes_where_they_fit(name: str, tokens: int, dtype: torch.dtype) -> None:
+    whole = torch.zeros(tokens, 1)
+    memory = AnchorKV(whole, whole, torch.arange(tokens), torch.tensor([[tokens, 0]]), tokens)
+    out, tensors = through(name, memory)
+    assert tensors["positions"].dtype == tensors["counts"].dtype == dtype
+    assert torch.equal(out.positions, memory.positions) and torch.equal(out.counts, memory.counts)
 
 
 def test_bf16_input_is_kept_bit_for_bit() -> None:
@@ -64,11 +140,61 @@ def test_bf16_input_is_kept_bit_for_bit() -> None:
     assert same(through("bf16", memory)[0], memory)
 
 
+@BOTH
+def test_memories_of_earlier_versions_are_read(name: str) -> None:
+    memory = kv(torch.randn(3, 2, 4, 8), torch.randn(3, 2, 4, 8))
+    expected, tensors = through(name, memory)
+    old = earlier(tensors, (3, 2, 4))
+    assert same(get_codec(name).decode(old), expected)
+    for change in (
+        {"positions": old["positions"][:3]},
+        {"positions": old["positions"].repeat(6)},
+        {"positions": old["positions"].float()},
+        {"values": old["values"][:, :, :3]},
+        {"values": old["values"][:, :1]},
+        {"values": tensors["values"]},
+        {"counts": tensors["counts"]},
+        *(
+            {n: t}
+            for n in old
+            if n.endswith("_scales")
+            for t in (old[n][:2], tensors[n], old[n][..., None], old[n].view(2, 3, 8))
+        ),
+    ):
+        with pytest.raises(MemoryInvalid):
+            get_codec(name).decode(old | change)
+
+
+@BOTH
+def test_libraries_of_earlier_versions_are_read(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = passages_of("old", ["word one", "word two"]), passages_of("new", ["word three"])
+    memories = {p.id: memory_of(p.id, torch.float32) for p in [*old, *new]}
+    codec = type(get_codec(name))
+    encode = codec.encode
+    with Library.create(folder, {}, codec=name, dim=8) as library:
+        with monkeypatch.context() as patch, library.transaction() as tx:
+            patch.setattr(codec, "encode", lambda self, m: earlier(encode(self, m), (2, 2, m.anchors)))
+            tx.put(Document("old", ""), old, {p.id: memories[p.id] for p in old}, {p.id: vector_of(p.id) for p in old})
+        with library.transaction() as tx:
+            tx.put(Document("new", ""), new, {p.id: memories[p.id] for p in new}, {p.id: vector_of(p.id) for p in new})
+    with Library.open(folder, write=True) as library:
+        for _ in range(2):
+            assert library.verify() == []
+            for i, loaded in zip(memories, library.load(list(memories)), strict=True):
+                assert same(loaded, through(name, memories[i])[0])
+            with library.transaction() as tx:
+                tx.remove_passages([old[0].id])
+            del memories[old[0].id]
+            library.gc()
+            old = old[1:]
+
+
 @pytest.mark.parametrize("anchors", [1, 5])
 def test_int8_is_exact_up_to_scale_rounding_for_constant_channels(anchors: int) -> None:
-    channel = torch.randn(2, 2, 1, 8) * torch.logspace(-4, 4, 8)
-    out, _ = through("int8", kv(channel.expand(2, 2, anchors, 8).contiguous()))
+    channel = (torch.randn(2, 2, 1, 8) * torch.logspace(-4, 4, 8)).expand(2, 2, anchors, 8)
+    out, _ = through("int8", kv(channel.contiguous()))
     # Channels below 127 * 2^-14 have subnormal float16 scales; their absolute error is what stays small.
+    channel = channel.flatten(0, 2)
     error = (out.keys - channel).abs()
     assert bool((error <= channel.abs() * 2**-10 + 2**-24 * 127).all())
 
@@ -78,7 +204,7 @@ def test_int8_zero_channels_and_tiny_values() -> None:
     keys[..., 1] = 1e-42
     out, tensors = through("int8", kv(keys))
     assert bool((out.keys[..., 0] == 0).all())
-    assert bool((out.keys - keys).abs().max() <= tensors["key_scales"].float().max() / 2)
+    assert bool((out.keys - keys.flatten(0, 2)).abs().max() <= tensors["key_scales"].float().max() / 2)
 
 
 def test_int8_falls_back_to_float32_scales() -> None:
@@ -123,13 +249,55 @@ def test_decode_rejects_nan_wrong_shapes_and_missing_tensors(name: str) -> None:
         {"positions": torch.tensor([2, 1, 0], dtype=torch.int32)},
         {"positions": torch.tensor([[0, 1, 2]], dtype=torch.int32)},
         {"source_len": torch.tensor([0], dtype=torch.int32)},
-        {"values": good["values"][:, :, :2]},
+        {"positions": good["positions"].float()},
+        {"positions": good["positions"][:-1]},
+        {"source_len": torch.tensor([2], dtype=torch.int32)},
+        {"source_len": good["source_len"].short()},
+        {"values": good["values"][:2]},
+        {"values": good["values"][:, :2]},
+        {"keys": good["keys"].flatten()},
+        {"keys": good["keys"].view(2, 2, 3, 8)},
+        {"keys": good["keys"].short()},
     ):
         with pytest.raises(MemoryInvalid):
             codec.decode(good | change)
     for missing in good:
         with pytest.raises(MemoryInvalid, match=missing):
             codec.decode({k: v for k, v in good.items() if k != missing})
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [[3, 3], [3, 2]], [[3, 3], [3, 4]], [[-3, 9], [3, 3]], [3, 3, 3, 3], [[[3, 3], [3, 3]]], [[]], [[0, 0], [0, 0]],
+        [[2**31 - 1, 2**31 - 1], [2**31 - 1, 2**31 - 1]], [[2**31 - 1, 13], [-(2**31), 0]], [[1, 5], [3, 3]],
+    ],
+)  # fmt: skip
+def test_decode_trusts_no_counts(name: str, counts: list[list[int]]) -> None:
+    codec = get_codec(name)
+    good = codec.encode(kv(torch.randn(2, 2, 3, 8)))
+    with pytest.raises(MemoryInvalid):
+        codec.decode(good | {"counts": torch.tensor(counts, dtype=torch.int32)})
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_counts_are_whole_numbers(name: str, dtype: torch.dtype) -> None:
+    good = get_codec(name).encode(kv(torch.randn(2, 2, 3, 8)))
+    with pytest.raises(MemoryInvalid, match="counts"):
+        get_codec(name).decode(good | {"counts": good["counts"].to(dtype)})
+
+
+@pytest.mark.parametrize("scales", [(3, 8), (2, 8), (4, 8), (3, 7), (3, 1), (24,), (3, 2, 4), (1, 3, 8)])
+def test_int8_takes_one_scale_for_each_run_and_channel(scales: tuple[int, ...]) -> None:
+    good = get_codec("int8").encode(uneven([[3, 0], [1, 4]]))
+    changed = good | {"value_scales": torch.ones(scales, dtype=torch.float16)}
+    if scales == (3, 8):
+        assert get_codec("int8").decode(changed).counts.tolist() == [[3, 0], [1, 4]]
+        changed["value_scales"] = changed["value_scales"].short()
+    with pytest.raises(MemoryInvalid, match="scales"):
+        get_codec("int8").decode(changed)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +319,13 @@ def test_unknown_codec_has_a_suggestion() -> None:
 
 
 @BOTH
-def test_scales_survive_reopening(name: str, folder: object) -> None:
-    passages = passages_of("d", ["word one", "word two"])
+def test_scales_survive_reopening(name: str, folder: Path) -> None:
+    passages = passages_of("d", ["word one", "word two", "word three"])
     memories = {p.id: memory_of(p.id, torch.float32) for p in passages}
-    with Library.create(folder, {}, codec=name, dim=8) as library, library.transaction() as tx:  # type: ignore[arg-type]
+    memories[passages[2].id] = uneven([[0, 7, 1], [4, 0, 0]])
+    with Library.create(folder, {}, codec=name, dim=8) as library, library.transaction() as tx:
         tx.put(Document("d", ""), passages, memories, {p.id: vector_of(p.id) for p in passages})
-    with Library.open(folder) as library:  # type: ignore[arg-type]
+    with Library.open(folder) as library:
         for p, loaded in zip(passages, library.load([p.id for p in passages]), strict=True):
             expected, tensors = through(name, memories[p.id])
             assert same(loaded, expected)

@@ -20,7 +20,7 @@ from sac_rag.library.library import Library
 from sac_rag.records import Document, Hit, Passage
 
 D = 24
-TINY = AnchorKV(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), torch.tensor([0]), 1)
+TINY = AnchorKV.even(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), torch.tensor([0]), 1)
 VOCABULARY = [f"{a}{b}" for a in ("river", "stone", "cloud", "engine", "violin") for b in ("", "bed", "s", "let")]
 
 

@@ -36,7 +36,7 @@ def test_other_tools_read_it_as_safetensors(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert info.size == path.stat().st_size == info.start + sum(s.length for s in slots)
     tensors = load_file(path)
-    assert len(tensors) == 4 * len(IDS)
+    assert len(tensors) == 5 * len(IDS)
     for passage_id in IDS:
         expected = get_codec("bf16").encode(memory_of(passage_id))
         assert all(tensors[f"{passage_id}.{name}"].equal(t) for name, t in expected.items())

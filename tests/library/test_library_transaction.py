@@ -270,7 +270,7 @@ def test_stats_count_what_is_on_disk(library: Library, folder: Path) -> None:
     memories = [memory_of(p.id) for uri in STATE for p in passages_of(uri, STATE[uri])]
     assert stats.anchors == sum(m.anchors for m in memories)
     assert stats.source_tokens == sum(m.source_len for m in memories)
-    assert stats.kv_bytes == sum(m.nbytes + 4 * m.anchors + 4 for m in memories)
+    assert stats.kv_bytes == sum(m.nbytes + 2 * m.positions.numel() + 2 * m.counts.numel() + 4 for m in memories)
     files = [f for f in folder.iterdir() if f.name != "writer.lock"]
     assert stats.total_bytes == sum(f.stat().st_size for f in files)
     assert stats.bytes_per_source_token == stats.total_bytes / stats.source_tokens

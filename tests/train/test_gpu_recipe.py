@@ -40,18 +40,18 @@ def test_tiny_from_data_to_scores_and_again(data_folder, tiny_base, tmp_path):
     cut = script(*same, *dev, "--time-budget", "0")
     assert cut.returncode == 0, cut.stderr[-3000:]
     results = json.loads((out / "results.json").read_text())
-    assert [t["steps"] for t in results["training"]] == [1, 1, 1], "out of time: still scored and saved"
+    assert [t["steps"] for t in results["training"]] == [1, 1, 1, 1], "out of time: still scored and saved"
     assert [(r["reader"], r["ratio"]) for r in results["runs"]] == [
         ("text", None), ("memory", 2.0), ("memory", 5.0), ("memory", 15.0), ("memory", 51.0)
     ]  # fmt: skip
     assert all(r["n"] == 2 and r["set"] == "squad.dev" for r in results["runs"])
     assert all(t["examples_per_s"] > 0 and t["share_of_peak"] is None for t in results["training"])
-    assert cut.stdout.count("unknown card (cpu)") == 3 and "squad.dev" in cut.stdout
+    assert cut.stdout.count("unknown card (cpu)") == 4 and "squad.dev" in cut.stdout
 
     resumed = script(*same, *dev)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     again = json.loads((out / "results.json").read_text())
-    assert [t["steps"] for t in again["training"]] == [1, 1, 3]
+    assert [t["steps"] for t in again["training"]] == [1, 1, 1, 3]
     model, tokenizer = load_base(tiny_base, torch.device("cpu"), torch.float32)
     _, card = adapter.load(out, model, tokenizer, base_fingerprint=fingerprint_of(tiny_base))
     assert card.metrics["runs"] == again["runs"] and card.method == "sac"

@@ -32,7 +32,7 @@ from sac_rag.train.objectives import (
     loss_of,
     question_batch,
 )
-from tests.conftest import by_transformers, byte_tokenizer, tiny_llama
+from tests.conftest import by_transformers, byte_tokenizer, grid, tiny_llama
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,))
 NAMES = ["Ada", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal"]
@@ -307,8 +307,8 @@ def test_a_biased_encoder_equals_a_slow_oracle_and_learns_through_it(make_sac):
         h = b.encoder.model.embed_tokens(torch.tensor([ids])) + method.anchor_embedding
         mask = torch.full((len(ids), len(ids)), -1.5).triu(1)[None, None]
         cache = b.encoder.model(inputs_embeds=h, attention_mask=mask, use_cache=True).past_key_values
-    for layer in range(kv.values.shape[0]):
-        torch.testing.assert_close(kv.values[layer].detach(), cache.layers[layer].values[0], atol=2e-5, rtol=1e-4)
+    for layer, values in enumerate(grid(kv)[1]):
+        torch.testing.assert_close(values.detach(), cache.layers[layer].values[0], atol=2e-5, rtol=1e-4)
     batch = question_batch(some_contexts(b), [3.0] * 6, method, Shares(), random.Random(0))
     loss, _ = loss_of(batch, method, future_bias=-1.5)
     loss.backward()

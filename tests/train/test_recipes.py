@@ -38,8 +38,9 @@ def bytes_of(folder):
 def test_an_adapter_to_ship_chooses_anchors_and_answers_at_four_ratios(name):
     recipe = RECIPES[name]
     *before, qa = recipe.stages
-    assert recipe.options == {"selector": "salient"}
-    objectives = ["qa", "qa", "qa", "salience"] if name == "default" else ["salience", "lm"]
+    assert recipe.options == {"selector": "salient", "budget": "learned"}
+    slow, quick = ["qa", "qa", "qa", "salience", "qa", "qa", "budget"], ["salience", "budget", "lm"]
+    objectives = slow if name == "default" else quick
     assert [s.config.objective for s in before] == objectives
     assert all(s.config.ratios == (15.0,) for s in before if s.config.objective == "lm")
     assert (qa.config.objective, qa.config.ratios) == ("qa", (2.0, 5.0, 15.0, 51.0))
@@ -59,10 +60,10 @@ def test_full_ft_is_the_same_shape_reading_the_whole_text():
 
 def test_ablations_differ_from_their_base_in_what_they_name_alone():
     base = RECIPES["ablation-base"]
-    names = {"lm", "quote", "causal", "future", "no-anchor-embedding", "random", "salient"}
+    names = {"lm", "quote", "causal", "future", "no-anchor-embedding", "random", "salient", "budget"}
     assert {r.name for r in ABLATIONS} == {base.name, *(f"ablation-{n}" for n in names)}
     for recipe in ABLATIONS:
-        assert all(s.config.steps == 300 for s in recipe.stages if s.config.objective != "salience")
+        assert all(s.config.steps == 300 for s in recipe.stages if s.config.objective in ("qa", "lm"))
         assert all(s.config.seed == 0 for s in recipe.stages)
         plain = dataclasses.replace(recipe, name=base.name, about=base.about, options=base.options)
         if recipe.name == "ablation-lm":
@@ -70,6 +71,9 @@ def test_ablations_differ_from_their_base_in_what_they_name_alone():
             plain = dataclasses.replace(plain, stages=recipe.stages[1:])
         if recipe.name == "ablation-salient":
             assert recipe.stages[0].config.objective == "salience" and recipe.options == {"selector": "salient"}
+            plain = dataclasses.replace(plain, stages=recipe.stages[1:])
+        if recipe.name == "ablation-budget":
+            assert recipe.stages[0].config.objective == "budget" and recipe.options == {"budget": "learned"}
             plain = dataclasses.replace(plain, stages=recipe.stages[1:])
         if recipe.name == "ablation-quote":
             (qa,), (questions,) = recipe.stages, base.stages
@@ -101,7 +105,7 @@ def test_their_options_are_taken_by_the_method(recipe):
 
 
 def test_scaling_shrinks_steps_and_all_that_is_counted_in_them():
-    _, lm, qa = RECIPES["large"].scaled(0.01).stages
+    *_, lm, qa = RECIPES["large"].scaled(0.01).stages
     assert (lm.config.steps, lm.config.warmup, qa.config.steps) == (40, 1, 30)
     future = RECIPES["ablation-future"].scaled(0.001).stages[0].config
     assert (future.steps, future.future_steps) == (1, 1)
@@ -147,14 +151,15 @@ def test_a_recipe_that_is_stopped_and_resumed_makes_the_same_bytes(data_folder, 
     recipe, seen = RECIPES["tiny"], []
     whole = made_by(recipe, data_folder, tmp_path / "whole", listen=lambda s, p: seen.append((s.name, p.step)))
     assert whole.whole and whole.folder == tmp_path / "whole"
-    assert seen == [("salience", 1), ("salience", 2), ("lm", 1), ("lm", 2), ("qa", 1), ("qa", 2), ("qa", 3)]
+    steps = {"salience": 2, "budget": 2, "lm": 2, "qa": 3}
+    assert seen == [(stage, step) for stage, n in steps.items() for step in range(1, n + 1)]
     assert Card.read(tmp_path / "whole") == whole.card
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "whole/3-qa") != bytes_of(tmp_path / "whole/2-lm")
-    assert [s["objective"] for s in whole.card.training["stages"]] == ["salience", "lm", "qa"]
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "whole/4-qa") != bytes_of(tmp_path / "whole/3-lm")
+    assert [s["objective"] for s in whole.card.training["stages"]] == ["salience", "budget", "lm", "qa"]
     assert whole.card.ratios == (2.0, 5.0, 15.0, 51.0)
 
     out = tmp_path / "broken"
-    for begun in ("1-salience", "1-salience", "2-lm", "2-lm", "3-qa", "3-qa"):
+    for begun in ("1-salience", "1-salience", "2-budget", "2-budget", "3-lm", "3-lm", "4-qa", "4-qa"):
         stopped = made_by(recipe, data_folder, out, stop=lambda: True)
         assert not stopped.whole and stopped.folder == out / begun and not (out / "card.json").exists()
     made_by(recipe, data_folder, out, stop=lambda: True)  # the last step: nothing is left to stop
@@ -166,14 +171,14 @@ def test_a_recipe_that_is_stopped_and_resumed_makes_the_same_bytes(data_folder, 
 
 def test_time_that_runs_out_cuts_stages_short_and_the_last_adapter_is_there(data_folder, made_by, tmp_path):
     done = made_by(RECIPES["tiny"], data_folder, tmp_path / "out", seconds=0.0)
-    assert done.whole and bytes_of(tmp_path / "out") == bytes_of(tmp_path / "out/3-qa")
-    assert [s["steps_done"] for s in done.card.training["stages"]] == [1, 1, 1]
-    before = bytes_of(tmp_path / "out/2-lm")
+    assert done.whole and bytes_of(tmp_path / "out") == bytes_of(tmp_path / "out/4-qa")
+    assert [s["steps_done"] for s in done.card.training["stages"]] == [1, 1, 1, 1]
+    before = bytes_of(tmp_path / "out/3-lm")
     more = made_by(RECIPES["tiny"], data_folder, tmp_path / "out")
-    assert [s["steps_done"] for s in more.card.training["stages"]] == [1, 1, 3], (
+    assert [s["steps_done"] for s in more.card.training["stages"]] == [1, 1, 1, 3], (
         "the last stage goes on, those before it are built on"
     )
-    assert bytes_of(tmp_path / "out/2-lm") == before
+    assert bytes_of(tmp_path / "out/3-lm") == before
 
 
 def test_another_recipe_or_scale_is_refused_in_the_same_folder(data_folder, made_by, tmp_path):
@@ -189,7 +194,7 @@ def test_another_recipe_or_scale_is_refused_in_the_same_folder(data_folder, made
 
 
 def test_the_ablation_of_the_anchor_embedding_trains_everything_else(data_folder, made_by, tmp_path):
-    options, later = RECIPES["ablation-no-anchor-embedding"].options, RECIPES["tiny"].stages[1:]
+    options, later = RECIPES["ablation-no-anchor-embedding"].options, RECIPES["tiny"].stages[2:]
     recipe = dataclasses.replace(RECIPES["tiny"], options=options, stages=later)
     made_by(recipe, data_folder, tmp_path / "out")
     tensors = read_tensors(tmp_path / "out/adapter.safetensors")

@@ -16,6 +16,8 @@ from sac_rag.config import MAX_PASSAGE_TOKENS
 
 SELECTOR = "selector."
 """Begins the names of parameters that choose anchors: they are fitted in a stage of their own."""
+BUDGET = "budget."
+"""Begins the names of parameters that say what each head keeps: fitted in a stage of their own too."""
 
 
 class Method(ABC):
@@ -45,7 +47,8 @@ class Method(ABC):
         if layout.prefix and layout.prefix not in self._prefixes:
             ids = torch.tensor(self.backbone.template(layout.prefix), dtype=torch.int64)
             with torch.no_grad():
-                made = self.backbone.encode([ids], [torch.arange(len(ids))], causal=True, use_lora=False)
+                every = self.backbone.even(torch.arange(len(ids)))
+                made = self.backbone.encode([ids], [every], causal=True, use_lora=False)
             self._prefixes[layout.prefix] = made[0]
         return self._prefixes[layout.prefix] if layout.prefix else None
 

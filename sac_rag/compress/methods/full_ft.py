@@ -32,7 +32,7 @@ class FullFt(Method):
         self, chunks: Sequence[Sequence[int]], ratios: Sequence[float], *, future_bias: float | None = None
     ) -> list[AnchorKV]:
         ids = [torch.tensor([*self._front, *c]) for c in chunks]
-        return self.backbone.encode(ids, [torch.arange(len(i)) for i in ids], causal=True)
+        return self.backbone.encode(ids, [self.backbone.even(torch.arange(len(i))) for i in ids], causal=True)
 
     def pieces(self, token_ids: Sequence[int]) -> list[Sequence[int]]:
         """The whole context: every token of it sees all those before."""

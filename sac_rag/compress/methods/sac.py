@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.anchor_kv import AnchorKV, Slots
 from sac_rag.compress.backbone import Backbone
+from sac_rag.compress.budgets import BUDGETS, Budget
 from sac_rag.compress.layout import PromptLayout
-from sac_rag.compress.methods.base import SELECTOR, Method
+from sac_rag.compress.methods.base import BUDGET, SELECTOR, Method
 from sac_rag.compress.selectors import SELECTORS, Selector, anchor_count
 from sac_rag.errors import MemoryInvalid
 
@@ -22,9 +23,9 @@ from sac_rag.errors import MemoryInvalid
 class Sac(Method):
     """One anchor embedding for all ratios, so one adapter serves them all.
 
-    selector: which tokens become anchors. causal, mark_anchors: the ablations without the bidirectional mask and
-    without the anchor embedding, which then stays zero (table 4). learn_prefix: train the keys and values of the
-    layout's prefix, which start as the base model's own.
+    selector: which tokens become anchors. budget: how many of them each head keeps. causal, mark_anchors: the ablations
+    without the bidirectional mask and without the anchor embedding, which then stays zero (table 4). learn_prefix:
+    train the keys and values of the layout's prefix, which start as the base model's own.
     """
 
     name = "sac"
@@ -35,12 +36,14 @@ class Sac(Method):
         layout: PromptLayout,
         *,
         selector: str = "uniform",
+        budget: str = "even",
         causal: bool = False,
         mark_anchors: bool = True,
         learn_prefix: bool = True,
     ) -> None:
         super().__init__(backbone, layout)
         self.selector: Selector = SELECTORS.load(selector)(backbone)
+        self.budget: Budget = BUDGETS.load(budget)(backbone)
         self.causal = causal
         zeros = torch.zeros(backbone.width, device=backbone.device)
         self.anchor_embedding = nn.Parameter(zeros, requires_grad=mark_anchors)
@@ -58,30 +61,41 @@ class Sac(Method):
         if not all(chunks):
             raise MemoryInvalid("an empty passage cannot be compressed; give at least one token")
         ids = [torch.tensor(c, dtype=torch.int64) for c in chunks]
-        picks = [self.selector(c, anchor_count(len(c), r)) for c, r in zip(chunks, ratios, strict=True)]
+        picks = [self.picks(c, r) for c, r in zip(chunks, ratios, strict=True)]
         return self.backbone.encode(
             ids, picks, anchor_embedding=self.anchor_embedding, causal=self.causal, future_bias=future_bias
         )
 
+    def picks(self, token_ids: Sequence[int], ratio: float) -> Slots:
+        """The tokens of a passage that each head keeps: of its budget, the best by the selector."""
+        counts = self.budget(len(token_ids), anchor_count(len(token_ids), ratio))
+        runs = counts.flatten().tolist()
+        found = self.selector.each(token_ids, set(runs))
+        return Slots.of([found[n] for n in runs], *counts.shape)
+
     def parameters(self) -> Mapping[str, nn.Parameter]:
         found = {"anchor_embedding": self.anchor_embedding, **dict(self.backbone.trainable())}
         found |= {f"{SELECTOR}{n}": p for n, p in self.selector.named_parameters()}
+        found |= {f"{BUDGET}{n}": p for n, p in self.budget.named_parameters()}
         if self._prefix:
             found |= {f"prefix.{n}": p for n, p in self._prefix.named_parameters()}
         return found
 
 
 class _Prefix(nn.Module):
-    """Keys and values of the prefix tokens, fp32; exact KV of the base model until trained."""
+    """Keys and values of the prefix tokens, (layers, kv_heads, tokens, head_dim), fp32; exact KV of the base model
+    until trained."""
 
     def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
         super().__init__()
         ids = torch.tensor(backbone.template(layout.prefix))
         with torch.no_grad():
-            (kv,) = backbone.encode([ids], [torch.arange(len(ids))], causal=True, use_lora=False)
-        self.keys = nn.Parameter(kv.keys.float())
-        self.values = nn.Parameter(kv.values.float())
+            (kv,) = backbone.encode([ids], [backbone.even(torch.arange(len(ids)))], causal=True, use_lora=False)
+        layers, heads, dim = backbone.kv_shape
+        self.keys, self.values = (
+            nn.Parameter(t.float().view(layers, heads, len(ids), dim)) for t in (kv.keys, kv.values)
+        )
 
     def kv(self) -> AnchorKV:
         n = self.keys.shape[2]
-        return AnchorKV(self.keys, self.values, torch.arange(n, device=self.keys.device), n)
+        return AnchorKV.even(self.keys, self.values, torch.arange(n, device=self.keys.device), n)

@@ -1,0 +1,48 @@
+"""Fitting the budget: which heads of the decoder need the memory to answer?"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from sac_rag.compress.budgets import Learned
+from sac_rag.compress.methods.base import Method
+from sac_rag.compress.methods.sac import Sac
+from sac_rag.errors import ConfigError
+from sac_rag.train.objectives import Batch, answer_loss, readings_of
+
+
+def check_budget(method: Method) -> None:
+    """Raises ConfigError for a method whose heads all keep the same."""
+    if not isinstance(method, Sac) or not isinstance(method.budget, Learned):
+        raise ConfigError(
+            f"objective budget fits what each head keeps, and this {method.name} adapter has nothing to fit; "
+            "train a new one with --option budget=learned"
+        )
+
+
+def budget_loss(
+    batch: Batch, method: Method, *, future_bias: float | None = None
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Answer loss (nats) where each head's attention goes to the memory by its share alone, differentiable in the
+    scores.
+
+    The memory holds all tokens, as the adapter writes them at 1x (future_bias: as in `Method.write`); without it a head
+    sees the prefix. A context's shares have the mean that its ratio leaves: what is learned is which heads to serve
+    first, at every ratio at once.
+    """
+    budget = cast(Learned, cast(Sac, method).budget)
+    with torch.no_grad():
+        encoded = method.write(batch.chunks, [1.0] * len(batch.chunks), future_bias=future_bias)
+        memories = [
+            method.memory([encoded[k] for j in front for k in batch.pieces[j]], layout=layout)
+            for front, layout in zip(batch.front, batch.layouts, strict=True)
+        ]
+        bare = [
+            method.memory((), layout=layout) if (method.prefix if layout is None else layout.prefix) else None
+            for layout in batch.layouts
+        ]
+    ratios = [batch.ratios[pieces[0]] for pieces in batch.pieces]
+    shares = torch.stack([budget.shares(1 / r) for r in ratios])
+    return answer_loss(batch, method.backbone.read(memories, readings_of(batch), without=bare, shares=shares))
