@@ -204,6 +204,7 @@ def test_a_recipe_trains_all_stages_and_says_what_it_is(sac: Sac, toys: Toys, fo
     assert done.code == 0, done.err
     assert [(s["objective"], s["steps"], s["accumulate"]) for s in done.json["training"]["stages"]] == [
         ("salience", 1, 1),
+        ("budget", 1, 1),
         ("lm", 1, 1),
         ("qa", 1, 1),
     ]
@@ -217,7 +218,7 @@ def test_a_recipe_is_followed_by_several_processes(sac: Sac, toys: Toys, folder:
     args = ("--base", str(toys.base), "--dtype", "float32", "--steps-scale", "0.4", "--json")
     done = sac("train", "--recipe", "tiny", folder, "-o", "out", *args, "--processes", "2")
     assert done.code == 0, done.err
-    assert [(s["steps_done"], s["accumulate"]) for s in done.json["training"]["stages"]] == [(1, 2)] * 3
+    assert [(s["steps_done"], s["accumulate"]) for s in done.json["training"]["stages"]] == [(1, 2)] * 4
     assert done.json == json.loads(Path("out/card.json").read_text()) and done.err.count("recipe tiny") == 1
     many = sac("train", "--recipe", "tiny", folder, "-o", "many", *args, "--processes", "3")
     assert many.code == 2 and "a step has 2 micro-batches" in many.err and not Path("many").exists()
