@@ -49,7 +49,10 @@ class TrainConfig:
     recall_weight: float = 0.25
     """Loss weight of continuing a quoted piece of the context from memory; falls to a fifth over the stage."""
     quote_weight: float = 0.3
-    """Loss weight of a token of a text to be quoted (quote:PATH); a token of an answer has 1."""
+    """Loss weight of a token of a text to be quoted (quote:PATH); a token of an answer has 1, see `length_norm`."""
+    length_norm: float = 0.0
+    """A token of an answer of n tokens has weight n to the power of -length_norm: at 0 all tokens are alike and long
+    answers weigh most, at 1 all answers are."""
     distractor_share: float = 0.5
     """Share of contexts whose memory also holds others of the micro-batch, shuffled."""
     distractors_from: float = 0.5
@@ -94,6 +97,8 @@ class TrainConfig:
                 f"future_steps is {self.future_steps} of {self.steps} steps; it must lie in 1..{self.steps}, or the "
                 "encoder would not end bidirectional"
             )
+        if not 0 <= self.length_norm <= 1:
+            raise ConfigError(f"length_norm is {self.length_norm:g}; it must lie in 0..1")
         if not 0 <= self.start_share < 1:
             raise ConfigError(f"start_share is {self.start_share:g}; it must be at least 0 and below 1")
         if not 0 <= self.distil_weight < math.inf or (self.distil_weight and self.objective != "qa"):

@@ -228,6 +228,7 @@ def _draw(
     shares = Shares(
         recall_weight=config.recall_weight * (1 - 0.8 * done),
         quote_weight=config.quote_weight,
+        length_norm=config.length_norm,
         distractor_share=config.distractor_share if done >= config.distractors_from else 0.0,
         layouts=layouts,
         layout_share=config.prompt_share,

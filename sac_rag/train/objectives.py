@@ -90,6 +90,8 @@ class Shares:
     """Loss weight of a token of the recall objective; 0 leaves it out."""
     quote_weight: float = 0.3
     """Loss weight of a token of a text to be quoted."""
+    length_norm: float = 0.0
+    """Loss weight of a token of an answer of n scored tokens: n to the power of -length_norm."""
     recall_tokens: int = 24
     """Tokens to continue from memory in one recall reading."""
     distractor_share: float = 0.0
@@ -130,7 +132,9 @@ def question_batch(
             rows = [Row([*(head := ask(q)), *a, *end], len(head), pair=(q, a)) for q, a in pairs]
         else:
             rows = [Row([*(head := ask(q)), *backbone.tokens(NO_ANSWER), *end], len(head)) for q, _ in pairs[:1]]
-        batch.examples += 0 if c.quoted else len(rows)
+        if not c.quoted:
+            rows = [r._replace(weight=(len(r.ids) - r.first) ** -shares.length_norm) for r in rows]
+            batch.examples += len(rows)
         if shares.recall_weight and not c.quoted and i in front and len(c.ids) > shares.recall_tokens + 16:
             start = rng.randrange(len(c.ids) - shares.recall_tokens - CUE)
             piece = c.ids[start : start + CUE + shares.recall_tokens]

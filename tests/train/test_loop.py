@@ -222,6 +222,20 @@ def test_a_text_to_be_quoted_is_asked_for_piece_by_piece_by_their_first_tokens(m
         assert batch.front[0] == [0] and len(batch.front[1]) > 1, "quoted from a memory of its own"
 
 
+@pytest.mark.parametrize("norm", [0.0, 0.5, 1.0])
+def test_long_answers_weigh_more_than_short_ones_as_far_as_is_wanted(make_sac, norm):
+    method = make_sac()
+    b = method.backbone
+    pairs = (("Who?", "Ada"), ("Who else?", "Ada and her three brothers"))
+    context = TokenisedContext(b.tokens("Ada went to Rome by boat."), tuple((b.tokens(q), b.tokens(a)) for q, a in pairs))
+    shares = Shares(recall_weight=0.0, length_norm=norm)
+    batch = question_batch([context], [2.0], method, shares, random.Random(0))
+    counts = [len(row.ids) - row.first for row in batch.readings[0]]
+    sums = [n * row.weight for n, row in zip(counts, batch.readings[0], strict=True)]
+    assert max(counts) > 3 * min(counts)
+    assert max(sums) / min(sums) == pytest.approx((max(counts) / min(counts)) ** (1 - norm))
+
+
 def test_full_ft_equals_reading_the_whole_text_with_lora():
     spec = LoraSpec(4, 8.0, LORA_TARGETS, whole=True)
     b = Backbone(tiny_llama(), byte_tokenizer(), spec)
