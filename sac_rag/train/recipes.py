@@ -260,18 +260,6 @@ HEADS_QA = dataclasses.replace(
     seed=7,
 )
 """Behind a budget, half of the contexts at 15x and 51x: at these the memory was poorest."""
-FINER_QA = dataclasses.replace(
-    HEADS_QA,
-    steps=520,
-    ratio_weights=(0.1, 0.33, 0.3, 0.27),
-    learning_rate=5e-4,
-    decay_from=0.25,
-    recall_weight=0.1,
-    length_norm=0.5,
-    start_share=0.0,
-    seed=8,
-)
-"""Half the rate, and short answers weigh more: a token of a long answer that is copied is easy."""
 EASY_QUESTIONS = (
     "qa/squad.train.jsonl.gz=0.5",
     "qa/nq.train.jsonl.gz=0.12",
@@ -401,7 +389,7 @@ _ALL = (
     Recipe(
         "default",
         "What made the shipped adapter: short passages, several of them, clozes, then a selector, questions at 2x to "
-        "51x of long contexts and under several prompts, and a budget of heads. Some eleven hours on two CPU cores.",
+        "51x of long contexts and under several prompts, and a budget of heads. Some ten hours on two CPU cores.",
         (
             Stage("first", EASY_QUESTIONS, FIRST_QA),
             Stage("second", EASY_QUESTIONS, SECOND_QA),
@@ -411,7 +399,6 @@ _ALL = (
             Stage("more", MIXED_QUESTIONS, MORE_QA),
             Stage("budget", ASKED, BUDGET),
             Stage("heads", MIXED_QUESTIONS, HEADS_QA),
-            Stage("finer", MIXED_QUESTIONS, FINER_QA),
         ),
         options=CHOOSING,
         licence=f"Tensors: Apache-2.0. Trained on {TEXT_LICENCE}; questions of {QUESTIONS_LICENCE}.",
