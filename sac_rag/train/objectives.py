@@ -127,14 +127,11 @@ def question_batch(
         pairs = rng.sample(c.pairs, min(shares.questions * c.texts, len(c.pairs)))
         if c.quoted:
             front, rows = [i], [r._replace(weight=shares.quote_weight, recall=True) for r in _quotes(ask, c.ids, rng)]
-            batch.examples += 1
         elif i in front:
-            rows = [Row([*(head := ask(q)), *a, *end], len(head), pair=(q, a)) for q, a in pairs]
+            rows = [_answer(ask(q), [*a, *end], shares, pair=(q, a)) for q, a in pairs]
         else:
-            rows = [Row([*(head := ask(q)), *backbone.tokens(NO_ANSWER), *end], len(head)) for q, _ in pairs[:1]]
-        if not c.quoted:
-            rows = [r._replace(weight=(len(r.ids) - r.first) ** -shares.length_norm) for r in rows]
-            batch.examples += len(rows)
+            rows = [_answer(ask(q), [*backbone.tokens(NO_ANSWER), *end], shares) for q, _ in pairs[:1]]
+        batch.examples += 1 if c.quoted else len(rows)
         if shares.recall_weight and not c.quoted and i in front and len(c.ids) > shares.recall_tokens + 16:
             start = rng.randrange(len(c.ids) - shares.recall_tokens - CUE)
             piece = c.ids[start : start + CUE + shares.recall_tokens]
@@ -146,6 +143,13 @@ def question_batch(
         else:
             batch.add(method.pieces(c.ids), ratio, front, rows)
     return batch
+
+
+def _answer(
+    head: Sequence[int], said: Sequence[int], shares: Shares, pair: tuple[list[int], list[int]] | None = None
+) -> Row:
+    """A question with what is to be said."""
+    return Row([*head, *said], len(head), len(said) ** -shares.length_norm, pair=pair)
 
 
 def _quote(ask: Callable[[Sequence[int]], list[int]], piece: Sequence[int]) -> Row:

@@ -259,7 +259,7 @@ HEADS_QA = dataclasses.replace(
     start_share=0.35,
     seed=7,
 )
-"""Behind a budget, half of the contexts at 15x and 51x: at these the memory was poorest."""
+"""Behind a budget, six tenths of the contexts at 15x and 51x: at these the memory was poorest."""
 EASY_QUESTIONS = (
     "qa/squad.train.jsonl.gz=0.5",
     "qa/nq.train.jsonl.gz=0.12",

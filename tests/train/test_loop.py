@@ -226,14 +226,18 @@ def test_a_text_to_be_quoted_is_asked_for_piece_by_piece_by_their_first_tokens(m
 def test_long_answers_weigh_more_than_short_ones_as_far_as_is_wanted(make_sac, norm):
     method = make_sac()
     b = method.backbone
-    pairs = (("Who?", "Ada"), ("Who else?", "Ada and her three brothers"))
-    context = TokenisedContext(b.tokens("Ada went to Rome by boat."), tuple((b.tokens(q), b.tokens(a)) for q, a in pairs))
+    asked = (("Who?", "Ada"), ("Who else?", "Ada and her three brothers"))
+    pairs = tuple((b.tokens(q), b.tokens(a)) for q, a in asked)
+    context = TokenisedContext(b.tokens("Ada went to Rome by boat."), pairs)
     shares = Shares(recall_weight=0.0, length_norm=norm)
     batch = question_batch([context], [2.0], method, shares, random.Random(0))
     counts = [len(row.ids) - row.first for row in batch.readings[0]]
     sums = [n * row.weight for n, row in zip(counts, batch.readings[0], strict=True)]
     assert max(counts) > 3 * min(counts)
     assert max(sums) / min(sums) == pytest.approx((max(counts) / min(counts)) ** (1 - norm))
+    for bad in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match=f"length_norm is {bad:g}; it must lie in 0..1"):
+            dataclasses.replace(CONFIG, length_norm=bad)
 
 
 def test_full_ft_equals_reading_the_whole_text_with_lora():
