@@ -49,7 +49,7 @@ class TrainConfig:
     recall_weight: float = 0.25
     """Loss weight of continuing a quoted piece of the context from memory; falls to a fifth over the stage."""
     quote_weight: float = 0.3
-    """Loss weight of a token of a text to be quoted (quote:PATH); one of an answer has 1 unless `length_norm` says less."""
+    """Loss weight of a token of a text to be quoted (quote:PATH); one of an answer has 1, or less by `length_norm`."""
     length_norm: float = 0.0
     """A token of an answer of n tokens has weight n to the power of -length_norm: at 0 all tokens are alike and long
     answers weigh most, at 1 all answers are."""
