@@ -101,7 +101,7 @@ def mixed_prompt(
     front: tuple[Piece, ...] = ([*head, *body, *gap],)
     if method.prefix is not None:
         front = (method.memory((), placing=placing), [*body, *gap])
-    tail = method.memory(parts, placing=placing, start=len(head) + len(body) + len(gap))
+    tail = method.memory(parts, placing=placing, start=len(head) + len(body) + len(gap), opens=False)
     source = len(body) + sum(m.source_len for m in parts)
     return Assembled(Prompt((*front, tail, ids)), tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept))
 

@@ -162,10 +162,10 @@ def _laid(method: Method, groups: Sequence[str | list[str]], shelf: Shelf, placi
     position = 0
     first = next((i for i, g in enumerate(groups) if isinstance(g, list)), None)
     if first is not None and method.prefix is not None and "".join(groups[:first]) == method.layout.prefix:  # type: ignore[arg-type]
-        groups = groups[first:]  # the adapter's own prefix comes with the memory
+        groups, first = groups[first:], 0  # the adapter's own prefix comes with the memory
     for i, group in enumerate(groups):
         if isinstance(group, list):
-            recall = _recall(method, group, shelf, placing, position)
+            recall = _recall(method, group, shelf, placing, position, opens=i == first)
             parts.append(recall)
             position = recall.next_position
         else:
@@ -188,16 +188,17 @@ def _ids(method: Method, text: str, *, behind_memory: bool) -> list[int]:
     return backbone.tokens(text)
 
 
-def _recall(method: Method, ids: list[str], shelf: Shelf, placing: str, start: int) -> Recall:
+def _recall(method: Method, ids: list[str], shelf: Shelf, placing: str, start: int, *, opens: bool) -> Recall:
     extents = shelf.extents(ids)
-    prefix = method.prefix if not start else None
+    prefix = method.prefix if opens else None
     own = [(prefix.anchors, prefix.source_len)] if prefix is not None else []
     slots = sum(a for a, _ in (*own, *extents))
     span = slots if placing == "packed" else sum(n for _, n in (*own, *extents))
 
     def load() -> Memory:
         device = method.backbone.device
-        return method.memory([m.to(device=device) for m in shelf.load(ids)], placing=placing, start=start)
+        parts = [m.to(device=device) for m in shelf.load(ids)]
+        return method.memory(parts, placing=placing, start=start, opens=opens)
 
-    key = (shelf.key, tuple(ids), placing)
+    key = (shelf.key, tuple(ids), placing, opens)
     return Recall(key, start, start + span, slots, sum(n for _, n in extents), load)

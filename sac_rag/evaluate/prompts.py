@@ -59,10 +59,11 @@ def prompts_of(
 
     tails = [[asking(q.question) for q in questions] for _, questions in contexts]
     prefix = backbone.template((layout or method.layout).prefix)
+    ahead = len(prefix) + (method.prefix.source_len if layout and method.prefix else 0)
     ids: list[list[int]] = [[] for _ in contexts]
     if reader != "closed":
         ids = [backbone.tokens(text) for text, _ in contexts]
-        rooms = [_room(method, len(prefix), max(map(len, tail))) for tail in tails]
+        rooms = [_room(method, ahead, max(map(len, tail))) for tail in tails]
         asked.cut = sum(len(i) > room for i, room in zip(ids, rooms, strict=True))
         ids = [i[:room] for i, room in zip(ids, rooms, strict=True)]
     memories = {}

@@ -18,8 +18,8 @@ from sac_rag.evaluate.runs import Prediction, RunT, Scored
 from sac_rag.models.adapters import WEIGHTS, find_adapter
 from sac_rag.models.sources import fingerprint_of, resolve_base, tokenizer_fingerprint_of
 
-SCORING = 1
-"""Raised when scoring changes, so that results stored before are not taken for new ones."""
+SCORING = 2
+"""Raised when scoring or what a reader is shown changes, so that results stored before are not taken for new ones."""
 
 
 @dataclass(frozen=True)

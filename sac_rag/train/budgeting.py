@@ -40,7 +40,7 @@ def budget_loss(
             for front, layout in zip(batch.front, batch.layouts, strict=True)
         ]
         bare = [
-            method.memory((), layout=layout) if (method.prefix if layout is None else layout.prefix) else None
+            method.memory((), layout=layout) if method.prefix or (layout and layout.prefix) else None
             for layout in batch.layouts
         ]
     ratios = [batch.ratios[pieces[0]] for pieces in batch.pieces]

@@ -48,8 +48,12 @@ def test_memories_stand_where_the_passages_are_named(setting):
         *b.template("<|im_end|>\n<|im_start|>user\n"), *b.tokens("Why?"), ("c",),
         *b.template("<|im_end|>\n<|im_start|>assistant\n"),
     ]  # fmt: skip
-    assert prompt.slots == sum(kv.anchors for kv in kvs.values())
+    assert prompt.slots == sum(kv.anchors for kv in (method.prefix, *kvs.values()))
     assert prompt.source_tokens == sum(kv.source_len for kv in kvs.values())
+    first, second = (p for p in prompt.parts if isinstance(p, Recall))
+    want = method.memory([kvs["a"], kvs["b"]], start=first.start)
+    assert first.load().keys.equal(want.keys) and (first.slots, first.next_position) == (want.slots, want.next_position)
+    assert second.slots == kvs["c"].anchors, "the adapter's prefix stands in front of the first memory alone"
     session = Session(b, [prompt.after(0)])
     assert (
         session.positions == [prompt.extent(len(prompt.units()))[1]] and session.slots == prompt.tokens + prompt.slots

@@ -39,7 +39,7 @@ class Method(ABC):
 
     @property
     def prefix(self) -> AnchorKV | None:
-        """Uncompressed memory of the layout's prefix, placed in front of every passage."""
+        """Uncompressed memory of the layout's prefix, placed in front of the first passage of every prompt."""
         return None
 
     def plain_prefix(self, layout: PromptLayout) -> AnchorKV | None:
@@ -102,15 +102,16 @@ class Method(ABC):
         placing: str = "source",
         start: int = 0,
         layout: PromptLayout | None = None,
+        opens: bool = True,
     ) -> Memory:
-        """`parts` placed and joined for the decoder, behind the layout's prefix when they begin a prompt.
+        """`parts` placed and joined for the decoder, behind `prefix` where they are the first of a prompt (`opens`).
 
-        layout: another layout than the method's own, whose prefix is read by the base model.
+        layout: another layout than the method's own: its prefix, as the base model reads it, stands in front of both.
         """
-        front = [] if start else [p for p in (self.prefix if layout is None else self.plain_prefix(layout),) if p]
+        front = (self.plain_prefix(layout) if layout else None, self.prefix if opens else None)
         backbone = self.backbone
         return compose(
-            [*front, *parts],
+            [*(p for p in front if p), *parts],
             backbone.inv_freq,
             placing=placing,
             scaling=backbone.rope_scaling,
