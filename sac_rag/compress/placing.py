@@ -68,7 +68,7 @@ def compose(
     values = torch.cat([m.values for m in memories]).to(dtype)
     if len(memories) > 1:
         order = _run_by_run([m.counts for m in memories]).to(keys.device)
-        keys, values = keys[order], values[order]
+        keys, values = keys.index_select(0, order), values.index_select(0, order)
     counts = torch.stack([m.counts for m in memories]).sum(0)
     return Memory(keys, values, counts, start + following, sum(m.source_len for m in memories), start)
 
