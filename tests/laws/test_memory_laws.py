@@ -64,6 +64,15 @@ def test_law_2_rotations_add(a, b):
     torch.testing.assert_close(twice, rotate(k, at + b, inv_freq), atol=3e-3, rtol=0)
 
 
+@pytest.mark.parametrize("start", [0, 7, 4000])
+def test_slots_at_the_same_places_turn_as_each_alone(make_backbone, start):
+    """Many slots at few positions, whose angles are computed once each: the same bits."""
+    inv_freq = make_backbone(lora=False).inv_freq
+    keys, at = torch.randn(90, inv_freq.numel() * 2), start + torch.arange(90) * 7 % 11
+    alone = torch.cat([rotate(keys[i : i + 1], at[i : i + 1], inv_freq) for i in range(90)])
+    assert torch.equal(rotate(keys, at, inv_freq), alone)
+
+
 @pytest.mark.parametrize("rope", [None, LLAMA3], ids=["plain", "llama3"])
 def test_law_2_rotation_is_that_of_transformers(make_backbone, rope):
     b = make_backbone(lora=False, **({"rope_parameters": rope} if rope else {}))
