@@ -121,12 +121,15 @@ def _squad(root: Any, source: str) -> Iterator[Context]:
     try:
         for article in root["data"]:
             for paragraph in article["paragraphs"]:
-                questions = tuple(
-                    Question(str(qa["id"]), qa["question"].strip(), tuple(a["text"] for a in qa["answers"]))
+                asked = (
+                    Question(
+                        str(qa["id"]),
+                        qa["question"].strip(),
+                        tuple(a["text"] for a in qa["answers"] if a["text"].strip()),
+                    )
                     for qa in paragraph["qas"]
-                    if qa["answers"]
                 )
-                yield Context(paragraph["context"], questions, source)
+                yield Context(paragraph["context"], tuple(q for q in asked if q.answers), source)
     except (KeyError, TypeError) as error:
         raise TrainingError(f"{source}: not SQuAD-style JSON (data/paragraphs/qas): missing {error}") from error
 

@@ -20,6 +20,7 @@ SQUAD = {
                     "qas": [
                         {"id": "1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]},
                         {"id": "2", "question": "Why?", "answers": []},
+                        {"id": "3", "question": "How?", "answers": [{"text": " ", "answer_start": 3}]},
                     ],
                 }
             ]
