@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sac_rag.answer.prompt import Piece, Prompt
+from sac_rag.answer.prompt import Prompt
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods.base import Method
 from sac_rag.errors import ConfigError
@@ -82,8 +82,8 @@ def mixed_prompt(
     """The first `texts` hits as plain text, the others as their memories, best first, then the question.
 
     The text stands where it stands in a text prompt: behind the prefix, a separator after each passage; positions go
-    on through text and memory alike. The prefix is the adapter's own, as for memory. Where all that fits is text, or
-    none is, the prompt is that of `text_prompt` or `memory_prompt`.
+    on through text and memory alike. The memory begins with the adapter's own prefix, as in any prompt. Where all that
+    fits is text, or none is, the prompt is that of `text_prompt` or `memory_prompt`.
     """
     if not texts:
         return memory_prompt(method, hits, memories, question, placing=placing, reserve=reserve)
@@ -92,18 +92,17 @@ def mixed_prompt(
     gap = backbone.template(layout.separator)
     read = [backbone.tokens(h.passage.text) for h in hits[:texts]]
     sizes = [len(t) + len(gap) for t in read] + [m.source_len if placing == "source" else m.anchors for m in memories]
-    kept = _fitting(method, sizes, len(head) + len(ids), reserve)
+    own = method.prefix.source_len if method.prefix is not None else 0
+    kept = _fitting(method, sizes, len(head) + own + len(ids), reserve)
     if kept <= texts:
         short = text_prompt(method, hits[:texts], question, reserve=reserve)
         return replace(short, notices=_notices(len(hits), len(short.hits)))
     parts = [m.to(device=backbone.device) for m in memories[: kept - texts]]
     body = _joined(read, gap)
-    front: tuple[Piece, ...] = ([*head, *body, *gap],)
-    if method.prefix is not None:
-        front = (method.memory((), placing=placing), [*body, *gap])
-    tail = method.memory(parts, placing=placing, start=len(head) + len(body) + len(gap), opens=False)
+    front = [*head, *body, *gap]
+    tail = method.memory(parts, placing=placing, start=len(front))
     source = len(body) + sum(m.source_len for m in parts)
-    return Assembled(Prompt((*front, tail, ids)), tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept))
+    return Assembled(Prompt((front, tail, ids)), tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept))
 
 
 def texts_of(method: Method, hits: Sequence[Hit], *, passages: int, tokens: int, score: float | None = None) -> int:

@@ -112,14 +112,15 @@ class _Kept:
     slots: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.slots = self.session.slots
+        self.slots = self.session.held
 
 
 class Service:
     """One batch of rows under way; requests join between two tokens.
 
     busy: held while the model computes, so that compressing takes turns with answering. max_rows: answers made at
-    the same time; more wait. kept_slots: cache slots held of finished conversations, the longest unused go first.
+    the same time; more wait. kept_slots: cache slots that finished conversations may take up, in a head on
+    average, the longest unused go first.
     One daemon thread computes; it starts with the first request and ends when there is none for a while.
     """
 

@@ -63,6 +63,11 @@ class Session:
         return round(int(self._filled.sum()) / math.prod(self._filled.shape[1:]))
 
     @property
+    def held(self) -> int:
+        """Slots that the caches take up, in a head on average: more than are filled, as a layer's heads are alike."""
+        return round(sum(keys.shape[0] * keys.shape[2] for keys, _ in self._cache) / len(self._cache))
+
+    @property
     def positions(self) -> list[int]:
         """Per row, the position of the next token."""
         return list(self._next)
@@ -145,9 +150,14 @@ class Session:
         self._next, self._stands = [self._next[r] for r in rows], [self._stands[r] for r in rows]
 
     def row(self, index: int) -> Session:
-        """A session of one row, with a copy of its cache."""
+        """A session of one row, with a copy of its cache, as long as it needs to be."""
         one = copy.copy(self)
         one.keep([index])
+        widths = map(_blocks, one._filled[0].amax(1).tolist())
+        one._cache = [
+            (keys[:, :, :n].clone(), values[:, :, :n].clone())
+            for (keys, values), n in zip(one._cache, widths, strict=True)
+        ]
         return one
 
     def rewind(self, position: int) -> None:

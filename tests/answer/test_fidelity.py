@@ -76,18 +76,17 @@ def test_mixed_stands_where_the_text_prompt_stands(case, texts, placing):
     method, hits, memories = case
     backbone, layout = method.backbone, method.layout
     mixed = mixed_prompt(method, hits, texts, memories[texts:], QUESTION, placing=placing)
-    prefix, body, tail, ids = mixed.prompt.parts
+    body, tail, ids = mixed.prompt.parts
     (whole,) = text_prompt(method, hits, QUESTION).prompt.parts
-    head = backbone.template(layout.prefix)
-    assert [*head, *body] == whole[: len(head) + len(body)]
-    assert whole[len(head) + len(body) :][:5] == backbone.tokens(TEXTS[texts])[:5]
+    assert body[: len(backbone.template(layout.prefix))] == backbone.template(layout.prefix)
+    assert body == whole[: len(body)] and whole[len(body) :][:5] == backbone.tokens(TEXTS[texts])[:5]
     assert whole[-len(ids) :] == ids
-    rest = memories[texts:]
+    rest = [method.prefix, *memories[texts:]]
     taken = sum(m.source_len if placing == "source" else m.anchors for m in rest)
-    assert prefix.next_position == len(head) and tail.start == len(head) + len(body)
+    assert tail.start == len(body)
     assert mixed.prompt.extent(len(mixed.prompt.units()))[1] == tail.start + taken + len(ids)
     assert mixed.fidelity == "mixed" and mixed.hits == tuple(hits) and mixed.notices == ()
-    assert mixed.anchors == len(head) + sum(m.anchors for m in rest)
+    assert mixed.anchors == sum(m.anchors for m in rest)
     with torch.inference_mode():
         got = Session(backbone, [mixed.prompt.after(0)]).logits[0]
     assert torch.allclose(got, by_transformers(backbone, mixed.prompt.parts), atol=1e-4)
@@ -106,8 +105,8 @@ def test_an_adapter_without_a_prefix_has_the_text_first(make_sac):
 def test_what_does_not_fit_is_left_out_from_the_end(case):
     method, hits, memories = case
     backbone = method.backbone
-    fixed = len(backbone.template(method.layout.prefix)) + len(text_prompt(method, [], QUESTION).prompt.parts[0])
-    fixed -= len(backbone.template(method.layout.prefix))
+    own = method.prefix.source_len
+    fixed = own + len(text_prompt(method, [], QUESTION).prompt.parts[0])
     sizes = [len(backbone.tokens(t)) for t in TEXTS]
     gap = len(backbone.template(method.layout.separator))
 
@@ -120,7 +119,7 @@ def test_what_does_not_fit_is_left_out_from_the_end(case):
     assert both.hits == tuple(hits[:2]) and both.fidelity == "mixed" and "1 of 3 passages" in both.notices[0]
     one = room(sizes[0] + gap + sizes[1] - 1)
     assert one.hits == tuple(hits[:1]) and one.fidelity == "text" and "2 of 3 passages" in one.notices[0]
-    assert room(sizes[0] + gap - 1).hits == ()
+    assert room(sizes[0] + gap - 1 - own).hits == ()
     with pytest.raises(ConfigError, match="ask a shorter question"):
         room(-1)
 

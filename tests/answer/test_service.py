@@ -11,6 +11,7 @@ import pytest
 from sac_rag.answer.prompt import Prompt, Recall
 from sac_rag.answer.reader import Reader, Sampling
 from sac_rag.answer.service import Service
+from sac_rag.compress.session import BLOCK
 from sac_rag.errors import LibraryCorrupt
 from tests.compress.test_session import uneven
 from tests.laws.test_memory_laws import ids
@@ -171,10 +172,10 @@ def test_a_history_without_its_later_memory_goes_on_in_front_of_it(setting):
 
 def test_kept_conversations_are_bounded(setting):
     *_, service = setting
-    service.kept_slots = 100
+    service.kept_slots = 200
     for i in range(6):
         list(service.submit(Prompt((text(40, i),)), Sampling(max_new_tokens=3), keep=True))
-    assert sum(k.slots for k in service._kept) <= 100
+    assert [k.slots for k in service._kept] == [BLOCK] * 3
 
 
 def test_async_streams_do_not_block_the_loop(setting):

@@ -276,6 +276,17 @@ def test_a_layer_that_keeps_nothing_holds_its_tokens_only(make_backbone):
     assert held == want and min(held) == BLOCK < 300 < max(held)
 
 
+def test_a_row_taken_out_takes_up_what_it_needs(make_backbone):
+    """Layers are as long as their fullest head, and no longer for the rows that stood beside it."""
+    b = make_backbone(lora=False)
+    memory = placed(b, 90, 0)
+    batch = Session(b, [[memory, text(5, 1)], [text(900, 2)]])
+    needed = [-(-(n + 5) // BLOCK) * BLOCK for n in memory.counts.amax(1).tolist()]
+    assert batch.row(0).held == round(sum(needed) / len(needed)) > batch.row(0).slots
+    assert batch.row(1).held == -(-900 // BLOCK) * BLOCK
+    assert batch.held >= 2 * 900
+
+
 def test_rows_with_uneven_memory_compute_the_same_bits_in_any_company():
     """Prefill, steps, a later turn, rows that join and leave: equal, not close, to the same rows alone."""
     b = wide()
