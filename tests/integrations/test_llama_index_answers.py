@@ -168,7 +168,10 @@ def test_a_stock_engine_reads_memory_with_no_more_than_its_llm_changed(
     texts, ids = "".join(map(seen.text, range(len(seen.calls)))), [p.id for p in rag.library.passages()]
     assert sorted(i for c in range(len(seen.calls)) for i in seen.ids(c)) == sorted(ids)
     assert not any(text in texts for text in TEXTS.values())
-    assert sum(p.slots for p in seen.prompts) == sum(a for a, _ in rag.extents(ids))
+    calls = sum(p.slots > 0 for p in seen.prompts)
+    assert sum(p.slots for p in seen.prompts) == calls * rag.engine.method.prefix.anchors + sum(
+        a for a, _ in rag.extents(ids)
+    )
     assert not re.search(r"\[\[sac", texts)
 
 

@@ -67,7 +67,7 @@ def test_an_answer_is_the_models_behind_the_memory(rag: SacRag) -> None:
     assert response.message.content == decode(tokenizer, want)
     usage = response.additional_kwargs
     extents = rag.extents([i for n in ("canal.md", "tides.md") for i in rag.library.passage_ids(n)])
-    assert usage["anchors"] == sum(a for a, _ in extents)
+    assert usage["anchors"] == rag.engine.method.prefix.anchors + sum(a for a, _ in extents)
     assert usage["source_tokens"] == sum(n for _, n in extents)
     assert (usage["completion_tokens"], usage["total_tokens"]) == (len(want), usage["prompt_tokens"] + len(want))
     # Every other character is a token of this model: no byte of a passage was read as text.
@@ -132,7 +132,8 @@ def test_callbacks_and_metadata_tell_the_truth(rag: SacRag) -> None:
     assert counter.prompt_llm_token_count > usage["prompt_tokens"] > 10
     assert counter.completion_llm_token_count == usage["completion_tokens"] * 2
     m = llm.metadata
-    assert (m.context_window, m.num_output, m.is_chat_model) == (2048, 5, True)
+    room = 2048 - rag.engine.method.prefix.source_len
+    assert (m.context_window, m.num_output, m.is_chat_model) == (room, 5, True)
     assert m.model_name == rag.config.model
 
 
@@ -147,9 +148,9 @@ def test_a_tag_counts_as_what_it_takes_of_the_context(rag: SacRag, monkeypatch: 
     text, read = f"{tag}{tags(rag, 'tides.md')} Why?", Seen(rag, monkeypatch)
     SacLLM(rag, max_tokens=1).complete(text)
     prompt = read.prompts[0]
-    assert prompt.extent(len(prompt.units()))[1] - len(count(text)) == len(
-        rag.engine.method.backbone.template("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n")
-    )
+    method = rag.engine.method
+    around = method.backbone.template("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n")
+    assert prompt.extent(len(prompt.units()))[1] - len(count(text)) == len(around) + method.prefix.source_len
 
 
 def forged(rag: SacRag, n: int) -> list[str]:

@@ -175,7 +175,8 @@ def both_run(
     with SacRag.open(folder / "tutorial.lib") as rag:
         passages = rag.library.get(ids)
         assert len(passages) == len(ids) > 0
-        assert prompt.slots == sum(a for a, _ in rag.extents(ids)) < sum(p.tokens for p in passages)
+        anchors, prefix = sum(a for a, _ in rag.extents(ids)), rag.engine.method.prefix
+        assert prompt.slots - prefix.anchors == anchors < sum(p.tokens for p in passages)
         assert prompt.source_tokens == sum(p.tokens for p in passages)
         # Every token that was read is one of the text around the passages.
         frame = rag.engine.method.backbone.tokenizer

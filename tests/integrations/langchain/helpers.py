@@ -37,3 +37,9 @@ def usage(message: Any) -> tuple[int, int, int]:
     """(tokens read, memory slots among them, tokens written)."""
     u = message.usage_metadata
     return u["input_tokens"], u["input_token_details"]["cache_read"], u["output_tokens"]
+
+
+def slots(rag: SacRag, passages: Sequence[str]) -> int:
+    """Cache slots of these passages' memories in a prompt, and of the prefix in front of them."""
+    assert rag.engine.method.prefix is not None
+    return rag.engine.method.prefix.anchors + sum(a for a, _ in rag.extents(passages))

@@ -21,7 +21,7 @@ from sac_rag import SacRag
 from sac_rag.answer.prompt import Recall
 from sac_rag.errors import ConfigError, LibraryNotFound
 
-from .helpers import QUESTION, found, ids, read, tags, usage
+from .helpers import QUESTION, found, ids, read, slots, tags, usage
 
 
 def test_a_tag_is_read_as_a_memory_and_counted_as_such(rag: SacRag, chat: ChatSac) -> None:
@@ -30,8 +30,8 @@ def test_a_tag_is_read_as_a_memory_and_counted_as_such(rag: SacRag, chat: ChatSa
     short = chat.invoke(f"{document.metadata['sac_tag']}\n{QUESTION}")
     ((anchors, source),) = rag.extents(ids([document]))
     everything, cached, written = usage(short)
-    assert cached == anchors < source == short.response_metadata["source_tokens"]
-    assert usage(plain)[:2] == (everything - anchors + source, 0)
+    assert cached == slots(rag, ids([document])) and anchors < source == short.response_metadata["source_tokens"]
+    assert usage(plain)[:2] == (everything - cached + source, 0)
     assert short.usage_metadata["total_tokens"] == everything + written
     assert short.content != plain.content
 
@@ -48,7 +48,7 @@ def test_blocks_name_memories_like_tags(rag: SacRag, chat: ChatSac) -> None:
     )
     assert (tagged.content, usage(tagged)) == (blocks.content, usage(blocks))
     both = chat.invoke([HumanMessage([{"type": "sac_kv", "id": [one, two]}, QUESTION])])
-    assert usage(both)[1] == sum(a for a, _ in rag.extents([one, two]))
+    assert usage(both)[1] == slots(rag, [one, two])
     wrapped = HumanMessage([{"type": "non_standard", "value": {"type": "sac_kv", "id": one}}])
     assert read(chat, [wrapped]) == [one]
 
@@ -78,7 +78,7 @@ def test_blocks_stand_anywhere_in_any_turn(rag: SacRag, chat: ChatSac) -> None:
     assert [p.key[1] for p in prompts[0].parts if isinstance(p, Recall)] == [(c,), (a,), (b,)]
     one, two = chat.invoke(blocks), chat.invoke(text)
     assert (one.content, usage(one)) == (two.content, usage(two))
-    assert usage(one)[1] == sum(n for n, _ in rag.extents([a, b, c]))
+    assert usage(one)[1] == slots(rag, [a, b, c])
 
 
 def test_blocks_survive_what_is_done_to_messages(rag: SacRag, chat: ChatSac) -> None:
@@ -101,7 +101,7 @@ def test_blocks_survive_what_is_done_to_messages(rag: SacRag, chat: ChatSac) -> 
     app.invoke({"messages": messages}, thread)
     second = app.invoke({"messages": [HumanMessage("And then?")]}, thread)["messages"][-1]
     assert read(chat, app.get_state(thread).values["messages"]) == [two, one]
-    assert usage(second)[1] == sum(n for n, _ in rag.extents([one, two]))
+    assert usage(second)[1] == slots(rag, [one, two])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_roles_tools_and_names(rag: SacRag, chat: ChatSac) -> None:
         ChatMessage("Go on.", role="developer"),
     ]
     assert read(chat, messages) == ids(documents)
-    assert usage(chat.invoke(messages))[1] == sum(a for a, _ in rag.extents(ids(documents)))
+    assert usage(chat.invoke(messages))[1] == slots(rag, ids(documents))
     with pytest.raises(ConfigError, match="'critic'"):
         chat.invoke([ChatMessage("No.", role="critic")])
 

@@ -37,7 +37,7 @@ from sac_rag.errors import ConfigError
 from sac_rag.records import Document as Stored
 from tests.integrations.conftest import TEXTS
 
-from .helpers import QUESTION, found, ids, read, tags, usage
+from .helpers import QUESTION, found, ids, read, slots, tags, usage
 
 
 def test_tags_are_for_the_model_that_reads_them(rag: SacRag, chat: ChatSac) -> None:
@@ -250,4 +250,4 @@ async def test_documents_of_any_retriever_get_memories_once(
     assert compressor.compress_documents(out, QUESTION) == out
     assert sum(compressed) == 2
     reply = chat.invoke(format_docs_sac(out[:1], chat))
-    assert usage(reply)[1] == rag.extents(ids(out[:1]))[0][0] > 0
+    assert usage(reply)[1] == slots(rag, ids(out[:1])) > 0

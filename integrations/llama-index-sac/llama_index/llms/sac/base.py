@@ -82,10 +82,11 @@ class SacLLM(CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """Opens the library: the model knows how long its context is."""
+        """Opens the library: the model knows how long its context is, and what the adapter's prefix takes of it."""
         engine = self._source.rag.engine
+        prefix = engine.method.prefix
         return LLMMetadata(
-            context_window=engine.method.backbone.context_length,
+            context_window=engine.method.backbone.context_length - (prefix.source_len if prefix else 0),
             num_output=self.max_tokens,
             is_chat_model=True,
             model_name=engine.model_name,

@@ -98,6 +98,8 @@ class SacSynthesizer(BaseSynthesizer):
         layout, backbone, count = method.layout, method.backbone, self._sac.tokenizer
         room = backbone.context_length - self._sac.max_tokens
         room -= len(backbone.template(layout.prefix)) + len(question_ids(method, query))
+        if method.prefix and len(layout_messages(method, "", query)) == 1:
+            room -= method.prefix.source_len  # it comes beside what such a template puts in front
         kept: list[str] = []
         chunks = list(dict.fromkeys(chunks))
         for chunk in chunks:
