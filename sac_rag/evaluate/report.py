@@ -73,7 +73,7 @@ def thinned(rows: Sequence[Any], most: int) -> list[Any]:
 def render(folder: Path) -> str:
     """The whole page; raises ConfigError naming a file that is no recorded run."""
     parts = [HEAD]
-    for path in sorted(folder.glob("*.json")):
+    for path in _recorded(folder):
         try:
             run = json.loads(path.read_text("utf-8"))
             parts.append(f"## {run['title']}\n\n```bash\n{run['command']}\n```\n\n{run['note']}".rstrip() + "\n")
@@ -89,9 +89,19 @@ def render(folder: Path) -> str:
 def drawn(folder: Path) -> dict[str, str]:
     """File name -> SVG of every figure on the page; they lie in the folder of the records."""
     found: dict[str, str] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in _recorded(folder):
         found |= _figures(path, json.loads(path.read_text("utf-8")))
     return found
+
+
+def _recorded(folder: Path) -> list[Path]:
+    """The records by the number that their names begin with, 10 behind 9."""
+
+    def place(path: Path) -> tuple[int, str]:
+        number, _, name = path.stem.partition("-")
+        return (int(number), name) if number.isdecimal() else (sys.maxsize, path.stem)
+
+    return sorted(folder.glob("*.json"), key=place)
 
 
 def _figures(path: Path, run: Mapping[str, Any]) -> dict[str, str]:

@@ -38,6 +38,13 @@ def test_a_recorded_run_becomes_a_table(tmp_path):
     assert "![" not in page and "Made with" not in page
 
 
+def test_records_stand_in_the_order_of_their_numbers(tmp_path):
+    for name in ("10-ten", "9-nine", "other", "2-two"):
+        record(tmp_path, name, name, "sac eval a", "", {"runs": [{"set": "a", "f1": 0.5}]})
+    page = render(tmp_path)
+    assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == ["2-two", "9-nine", "10-ten", "other"]
+
+
 def test_intervals_stand_in_the_cell_and_empty_columns_are_left_out(tmp_path):
     row = {"set": "a", "f1": 0.5, "em": 0.25, "f1_low": 0.4, "f1_high": 0.6, "em_low": 0.2, "em_high": 0.3}
     record(tmp_path, "x", "T", "c", "", {"runs": [{**row, "retention": 0.9, "ratio": None, "peak_mib": 12.0}]})
