@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,3 +304,15 @@ def test_a_dropped_stream_stops_working(docs, tiny_config, tmp_path):
         time.sleep(0.05)
         assert len(calls) == seen
         assert rag.ask("Who met the birch?", max_new_tokens=2).text is not None
+
+
+def test_a_sharpened_adapter_of_the_same_tensors_is_another_one(docs, tiny_config, tiny_adapter, tmp_path):
+    sharp = tmp_path / "sharp"
+    shutil.copytree(tiny_adapter, sharp)
+    card = json.loads((sharp / "card.json").read_text())
+    (sharp / "card.json").write_text(json.dumps({**card, "options": {**card["options"], "sharpness": 0.15}}))
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        plain = rag.library.fingerprint
+    with SacRag.index(docs, tmp_path / "b.lib", dataclasses.replace(tiny_config, adapter=str(sharp))) as rag:
+        sharpened = rag.library.fingerprint
+    assert sharpened == {**plain, "adapter": str(sharp), "sharpness": 0.15} and "sharpness" not in plain

@@ -94,6 +94,8 @@ class Engine:
 
     def fingerprint(self, config: IndexConfig, embedder: Embedder) -> dict[str, Any]:
         """Everything that stored memories depend on, by name: what a library is opened against."""
+        # Named only where it is set, so that libraries from before there was such an option still open.
+        sharpened = {"sharpness": s} if (s := self.card.options.get("sharpness")) else {}
         return {
             "model": config.model,
             "model_sha256": fingerprint_of(self.path),
@@ -105,6 +107,7 @@ class Engine:
             "ratio": config.ratio,
             "selector": self.card.options.get("selector", "uniform"),
             "budget": self.card.options.get("budget", "even"),
+            **sharpened,
             "passage_tokens": config.passage_tokens,
             "overlap": config.overlap,
             "embedder": config.embedder,

@@ -36,7 +36,7 @@ class Card:
     lora: dict[str, Any] = field(default_factory=dict)
     """Fields of LoraSpec."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the method (selector, budget, causal, learn_prefix)."""
+    """Keyword arguments of the method (selector, budget, causal, learn_prefix, sharpness)."""
     layout: dict[str, str] = field(default_factory=dict)
     """Fields of PromptLayout."""
     training: dict[str, Any] = field(default_factory=dict)
