@@ -29,6 +29,8 @@ from sac_rag.text.walk import walk
 GROUP_BYTES = 48_000
 """Source bytes that are read, compressed and committed together. Groups depend on the files alone, never on what is
 stored already, so an interrupted run resumed gives the bytes of an undisturbed one."""
+GIVEN = "given:"
+"""In front of the content hash of a document that came as text: no file of that name is ever gone."""
 EMBEDDED_TOGETHER = 256
 """Passages embedded between two reports of progress; as with groups, it has a say in the last bits of a vector."""
 
@@ -155,7 +157,7 @@ class Indexer:
         ready = self._checked(documents, vectors, embedder) if vectors else {}
         report = self.report
         report.files = report.done = len(documents)
-        self._store(list(documents), ready)
+        self._store(list(documents), ready, origin=GIVEN)
         return report
 
     def _tell(self, step: str) -> None:
@@ -179,11 +181,13 @@ class Indexer:
         dim = self.library.head.dim
         return {uri: normalise(vector, dim, f"document {uri!r}") for uri, vector in vectors.items()}
 
-    def _store(self, documents: list[Document], ready: Mapping[str, np.ndarray] | None = None) -> None:
+    def _store(
+        self, documents: list[Document], ready: Mapping[str, np.ndarray] | None = None, *, origin: str = ""
+    ) -> None:
         """Compress what is new in a group of documents and commit it. ready: vectors of whole documents, by uri."""
         report, todo = self.report, []
         for document in documents:
-            digest = self._digest(document)
+            digest = origin + self._digest(document)
             before = self.library.content_hash(document.uri)
             if before == digest:
                 report.unchanged += 1
@@ -242,12 +246,21 @@ class Indexer:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
     def _sync(self, given: Sequence[str | Path], found: set[str]) -> None:
+        """Remove documents read from files under the given folders that are not there any more."""
         folders = tuple(Path(p).as_posix().rstrip("/") + "/" for p in given if Path(p).is_dir())
-        everything = any(Path(p).as_posix() == "." for p in given)
+        here = any(Path(p).as_posix() == "." for p in given)
+        unseen = {Path(skip.path).as_posix() for skip in self.report.skipped}
+
+        def under(uri: str) -> bool:
+            return uri.startswith(folders) or (here and not os.path.isabs(uri) and not uri.startswith("../"))
+
         gone = [
             d.uri
             for d in self.library.documents()
-            if d.uri not in found and (d.uri.startswith(folders) or (everything and not os.path.isabs(d.uri)))
+            if d.uri not in found
+            and under(d.uri)
+            and not (d.content_hash or GIVEN).startswith(GIVEN)
+            and unseen.isdisjoint((d.uri, *(p.as_posix() for p in Path(d.uri).parents)))
         ]
         if gone:
             with self.library.transaction() as tx:

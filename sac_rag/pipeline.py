@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +29,7 @@ from sac_rag.indexing import Indexer, IndexReport, Listen, Made
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare
 from sac_rag.models.embedder import Embedder
+from sac_rag.models.pinned import PINNED
 from sac_rag.records import Answer, Document, Hit
 
 SAME_EMBEDDER = 0.99
@@ -105,7 +105,7 @@ class SacRag:
             config = own
         config = config or IndexConfig()
         engine = Engine.shared(config.model, config.method, config.adapter, device=device, dtype=dtype)
-        embedder = Embedder.shared(config.embedder)
+        embedder = Embedder.shared(config.embedder, device=str(engine.device))
         wanted = engine.fingerprint(config, embedder)
         if create and not exists:
             opened = Library.create(library, wanted, codec=config.codec, dim=embedder.dim, exist_ok=True)
@@ -373,7 +373,8 @@ def _absolute(config: IndexConfig) -> IndexConfig:
     """Folders and files by absolute path: a library opens from any working directory."""
 
     def place(name: str) -> str:
-        return str(Path(name).resolve()) if os.sep in name and Path(name).exists() else name
+        local = Path(name).expanduser()
+        return str(local.resolve()) if name not in ("default", *PINNED) and local.exists() else name
 
     return dataclasses.replace(
         config, model=place(config.model), adapter=place(config.adapter), embedder=place(config.embedder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ import torch
 from sac_rag import AskConfig, SacRag
 from sac_rag.errors import ConfigError, DocumentError, GateError, LibraryError, LibraryMismatch, LibraryNotFound
 from sac_rag.library.library import Library
+from sac_rag.models.embedder import Embedder
 from sac_rag.records import Document
 
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath"]
@@ -151,6 +153,14 @@ def test_killed_twice_and_resumed_gives_the_same_ids_and_bytes(docs, tiny_config
     assert contents(tmp_path / "killed.lib") == contents(tmp_path / "whole.lib")
 
 
+def test_the_embedder_is_where_the_model_is(docs, tiny_config, tmp_path, monkeypatch):
+    SacRag.index(docs, tmp_path / "a.lib", tiny_config).close()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with SacRag.open(tmp_path / "a.lib", device="cpu") as rag:
+        assert rag.retrieve("Who met the clerk?")
+        assert rag.embedder is Embedder.shared(tiny_config.embedder, device="cpu")
+
+
 def test_remove_is_immediate_and_gc_gives_bytes_back(docs, tiny_config, tmp_path):
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
         uri = (docs / "2.md").as_posix()
@@ -179,6 +189,30 @@ def test_sync_removes_vanished_files_only_under_the_given_folders(docs, tiny_con
         assert {d.uri for d in rag.library.documents()} == {"memo", *(f"docs/{i}.md" for i in range(1, 6))}
 
 
+def test_sync_of_a_folder_removes_nothing_that_is_not_known_to_be_gone(docs, tiny_config, tmp_path, monkeypatch):
+    (tmp_path / "beside.md").write_text(sentences(3, 5))
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        rag.put([Document("memo", sentences(4, 3)), Document("docs/memo", sentences(5, 3))])
+        monkeypatch.chdir(docs)
+        rag.add(["../beside.md", "."])
+        (tmp_path / "beside.md").unlink()
+        Path("0.md").unlink()
+        before = {d.uri for d in rag.library.documents()}
+        scandir = os.scandir
+
+        def scan(path):
+            if os.path.basename(path) == "sub":
+                raise PermissionError(errno.EACCES, "denied")
+            return scandir(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", scan)
+            report = rag.add(".", sync=True)
+        assert ("sub", "permission denied") in [(s.path, s.reason) for s in report.skipped]
+        gone = {"0.md"} | {u for u in before if u.startswith("docs/") and u != "docs/memo"}
+        assert before - {d.uri for d in rag.library.documents()} == gone and report.removed == len(gone)
+
+
 def test_strict_fails_at_the_first_bad_file(docs, tiny_config, tmp_path):
     with pytest.raises(DocumentError, match=r"bad\.txt"):
         SacRag.index(docs, tmp_path / "a.lib", tiny_config, strict=True)
@@ -192,6 +226,11 @@ def test_opening_needs_no_settings_and_refuses_other_ones(docs, tiny_config, tmp
     SacRag.index(docs, tmp_path / "b.lib", relative).close()
     monkeypatch.chdir("/")
     SacRag.open(tmp_path / "b.lib").close()
+    monkeypatch.chdir(Path(tiny_config.adapter).parent)
+    bare = dataclasses.replace(tiny_config, adapter=Path(tiny_config.adapter).name)
+    SacRag.index(tmp_path / docs, tmp_path / "c.lib", bare).close()
+    monkeypatch.chdir("/")
+    SacRag.open(tmp_path / "c.lib", config=tiny_config).close()
     for change, values in [({"ratio": 15.0}, ["5.0", "15.0"]), ({"passage_tokens": 64}, ["128", "64"])]:
         with pytest.raises(LibraryMismatch) as error:
             SacRag.open(tmp_path / "a.lib", config=dataclasses.replace(tiny_config, **change))

@@ -23,6 +23,8 @@ app = typer.Typer(name="sac", **_SHELL)
 
 NOT_SETTINGS = {"help", "version", "install_completion", "show_completion"}
 """Flags that are neither read from the environment nor from sac.toml."""
+OWN = {("demo", "library")}
+"""(command, flag) that are given by hand alone: the demo's documents do not belong into a library of one's own."""
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel="Global")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks on errors.", rich_help_panel="Global")]
@@ -85,7 +87,7 @@ def flag_of(parameter: Any) -> str | None:
 def settable(command: Any) -> dict[str, Any]:
     """Options of a command that may come from the environment or a file, by their long name."""
     found = ((flag_of(p), p) for p in command.params)
-    return {flag: p for flag, p in found if flag and flag not in NOT_SETTINGS}
+    return {flag: p for flag, p in found if flag and flag not in NOT_SETTINGS and (command.name, flag) not in OWN}
 
 
 def with_environment(command: Any) -> Any:

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 RECIPE = "Recipe"
 TRAINING = fields.settings_of("sac_rag.train.config:TrainConfig", panel="Training")
 LORA = fields.settings_of("sac_rag.compress.backbone:LoraSpec", prefix="lora_", panel="LoRA (fixed by --from)")
-LAYOUT = fields.settings_of(
-    "sac_rag.compress.layout:PromptLayout", prefix="layout_", panel="Prompt layout (fixed by --from)"
+LAYOUT = tuple(
+    dataclasses.replace(setting, default=None)  # it follows from the model
+    for setting in fields.settings_of(
+        "sac_rag.compress.layout:PromptLayout",
+        prefix="layout_",
+        panel="Prompt layout (else by the model's chat template; fixed by --from)",
+    )
 )
 
 
@@ -83,7 +88,8 @@ def train(
         typer.Option(min=64, help="Tokens of its micro-batches; large ones suit a large GPU.", rich_help_panel=RECIPE),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Keyword of the method, such as selector=random.", metavar="KEY=VALUE")
+        list[str] | None,
+        typer.Option(help="Keyword of the method, such as selector=random; else those of --from.", metavar="KEY=VALUE"),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence line of the adapter's card.")] = None,
     processes: Annotated[
@@ -123,7 +129,6 @@ def train(
     options = _options(option or ())
     with console.working("loading"):
         from sac_rag.compress.backbone import LoraSpec
-        from sac_rag.compress.layout import PromptLayout
         from sac_rag.train.config import TrainConfig
         from sac_rag.train.run import run
 
@@ -145,7 +150,7 @@ def train(
             method=method,
             options=options,
             lora=LoraSpec(**lora) if lora else None,
-            layout=PromptLayout(**layout) if layout else None,
+            layout=layout or None,
             start_from=start_from,
             teacher=teacher,
             licence=licence,

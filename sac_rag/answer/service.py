@@ -190,6 +190,10 @@ class Service:
                     for job in (*self._under_way, *self._waiting):
                         self._end(job, None)
                     return
+                for job in self._waiting:
+                    if job.cancelled:
+                        self._end(job, None)
+                self._waiting = [j for j in self._waiting if not j.over]
                 new = self._waiting[: self.max_rows - len(self._under_way)]
                 del self._waiting[: len(new)]
                 if not new and not self._under_way:
@@ -202,7 +206,7 @@ class Service:
                         if job.keep:
                             self._keep(job)
                     self._drop(stopped)
-                    self._admit([j for j in new if not j.cancelled])
+                    self._admit(new)
                     self._decoding.advance()
                     self._report()
             except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -92,8 +93,15 @@ def build(model: Any, tokenizer: Any, card: Card) -> Method:
         raise AdapterError(f"method {card.method!r} does not take the options {card.options}: {error}") from error
 
 
-def load(folder: Path, model: Any, tokenizer: Any, *, base_fingerprint: str | None = None) -> tuple[Method, Card]:
-    """The trained method of an adapter folder, ready to compress.
+def load(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    *,
+    base_fingerprint: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Method, Card]:
+    """The trained method of an adapter folder, ready to compress. options: in place of those of its card.
 
     Raises AdapterError when it was made for other base weights, or when its tensors are not exactly those
     that its card implies (names, shapes, bf16/fp16/fp32, total size).
@@ -104,6 +112,7 @@ def load(folder: Path, model: Any, tokenizer: Any, *, base_fingerprint: str | No
             f"{folder} was trained for {card.base} ({card.base_fingerprint[:12]}), the loaded model is "
             f"{base_fingerprint[:12]}; choose the adapter of this model, or the model of this adapter"
         )
+    card = dataclasses.replace(card, options={**card.options, **(options or {})})
     method = build(model, tokenizer, card)
     assign(method, read_tensors(folder / "adapter.safetensors"), str(folder))
     return method, card

@@ -45,15 +45,17 @@ class Embedder:
     threads; `Embedder.shared` gives all libraries of a process one.
     """
 
-    _shared: ClassVar[dict[tuple[str, str], Embedder]] = {}
+    _shared: ClassVar[dict[tuple[str, str, str], Embedder]] = {}
     _sharing = threading.Lock()
 
     @classmethod
-    def shared(cls, name: str = DEFAULT_EMBEDDER) -> Embedder:
-        """The embedder of this name, loaded once a process; anew when its files have changed."""
-        made = cls(name)
+    def shared(cls, name: str = DEFAULT_EMBEDDER, *, device: str = "auto") -> Embedder:
+        """The embedder of this name on a device, loaded once a process; anew when its files have changed."""
+        from sac_rag.models.loading import choose_device
+
+        made = cls(name, device=str(choose_device(device)))
         with cls._sharing:
-            return cls._shared.setdefault((str(made.path), made.fingerprint), made)
+            return cls._shared.setdefault((str(made.path), made.fingerprint, str(made._device)), made)
 
     def __init__(
         self,

@@ -55,11 +55,15 @@ class TrainConfig:
     answers weigh most, at 1 all answers are."""
     distractor_share: float = 0.5
     """Share of contexts whose memory also holds others of the micro-batch, shuffled."""
+    max_distractors: int = 4
+    """Most others in one memory; from one to this many are drawn."""
     distractors_from: float = 0.5
     """Share of the stage after which distractors begin; 0 for an adapter that already reads one passage."""
     joined_share: float = 0.0
     """Share of contexts that are joined with the next of the micro-batch to one passage, where both fit into one: each
     time with another one, as passages of a document lie together."""
+    joined_texts: int = 2
+    """Most contexts that are joined to one passage."""
     prompts: tuple[str, ...] = ()
     """Names of other prompts than the adapter's own layout, of `sac_rag.compress.templates`."""
     prompt_share: float = 0.5
@@ -97,6 +101,8 @@ class TrainConfig:
                 f"future_steps is {self.future_steps} of {self.steps} steps; it must lie in 1..{self.steps}, or the "
                 "encoder would not end bidirectional"
             )
+        if self.max_distractors < 1 or self.joined_texts < 2:
+            raise ConfigError(f"max_distractors {self.max_distractors} (>= 1), joined_texts {self.joined_texts} (>= 2)")
         if not 0 <= self.length_norm <= 1:
             raise ConfigError(f"length_norm is {self.length_norm:g}; it must lie in 0..1")
         if not 0 <= self.start_share < 1:

@@ -230,6 +230,7 @@ def _draw(
         quote_weight=config.quote_weight,
         length_norm=config.length_norm,
         distractor_share=config.distractor_share if done >= config.distractors_from else 0.0,
+        max_distractors=config.max_distractors,
         layouts=layouts,
         layout_share=config.prompt_share,
         mismatch_share=config.mismatch_share,
@@ -242,7 +243,8 @@ def _draw(
         pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
         tokens += len(c.ids) * (1 + c.quoted) + sum(pairs)
     if config.joined_share:
-        contexts = _joined(contexts, config.joined_share, method.backbone.tokens(GAP), rng)
+        gap = method.backbone.tokens(GAP)
+        contexts = _joined(contexts, config.joined_share, config.joined_texts, gap, rng)
     ratios = rng.choices(config.ratios, config.ratio_weights, k=len(contexts))
     if config.objective == "lm":
         return continuation_batch(contexts, ratios, method)
@@ -252,13 +254,13 @@ def _draw(
 
 
 def _joined(
-    contexts: Sequence[TokenisedContext], share: float, gap: Sequence[int], rng: random.Random
+    contexts: Sequence[TokenisedContext], share: float, most: int, gap: Sequence[int], rng: random.Random
 ) -> list[TokenisedContext]:
-    """Some contexts as one with the next, where that is a passage still."""
+    """Some contexts as one with the next, of at most so many, where that is a passage still."""
     made: list[TokenisedContext] = []
     for c in contexts:
         last = made[-1] if made else None
-        if last and last.pairs and c.pairs and last.texts == 1 and rng.random() < share:
+        if last and last.pairs and c.pairs and last.texts < most and rng.random() < share:
             both = last.joined(c, gap)
             if len(both.ids) <= MAX_PASSAGE_TOKENS:
                 made[-1] = both

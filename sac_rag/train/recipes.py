@@ -26,6 +26,8 @@ class Stage:
     data: tuple[str, ...]
     """PATH=WEIGHT, cloze:PATH=WEIGHT or quote:PATH=WEIGHT, relative to the data folder."""
     config: TrainConfig
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the method that it changes, for itself and the stages behind it."""
 
     @property
     def tokens(self) -> int:
@@ -260,6 +262,45 @@ HEADS_QA = dataclasses.replace(
     seed=7,
 )
 """Behind a budget, six tenths of the contexts at 15x and 51x: at these the memory was poorest."""
+SEVERAL_QUESTIONS = (
+    "qa/squad.train.jsonl.gz=0.26",
+    "qa/nq.train.jsonl.gz=0.15",
+    "qa/squadshifts_amazon.train.jsonl.gz=0.09",
+    "qa/fairytaleqa.train.jsonl.gz=0.1",
+    "qa/quoref.train.jsonl.gz=0.03",
+    "qa/ropes.train.jsonl.gz=0.03",
+    "qa/hotpotqa.train.jsonl.gz=0.045",
+    "qa/2wikimultihopqa.train.jsonl.gz=0.02",
+    "qa/timeqa.train.jsonl.gz=0.015",
+    "qa/cosmosqa.train.jsonl.gz=0.01",
+    "qa/boolq.train.jsonl.gz=0.01",
+    "summ/scitldr.train.jsonl.gz=0.01",
+    "cloze:qa/squad.train.jsonl.gz=0.03",
+    "cloze:qa/nq.train.jsonl.gz=0.05",
+    "cloze:qa/quoref.train.jsonl.gz=0.02",
+    "cloze:qa/hotpotqa.train.jsonl.gz=0.03",
+    "cloze:lm/train-*.jsonl.gz=0.1",
+)
+"""More of the long ones: some 0.4 of the tokens."""
+SEVERAL_QA = dataclasses.replace(
+    MIXED_QA,
+    steps=420,
+    step_tokens=2500,
+    ratio_weights=(0.1, 0.38, 0.32, 0.2),
+    learning_rate=8e-4,
+    decay_from=0.4,
+    max_context=2040,
+    first_context=2040,
+    recall_weight=0.15,
+    distractor_share=0.6,
+    max_distractors=9,
+    joined_share=0.4,
+    joined_texts=4,
+    prompt_share=0.4,
+    start_share=0.35,
+    seed=8,
+)
+"""Most questions stand behind several passages, up to ten: others of the micro-batch, whose encoding costs nothing."""
 EASY_QUESTIONS = (
     "qa/squad.train.jsonl.gz=0.5",
     "qa/nq.train.jsonl.gz=0.12",
@@ -399,6 +440,7 @@ _ALL = (
             Stage("more", MIXED_QUESTIONS, MORE_QA),
             Stage("budget", ASKED, BUDGET),
             Stage("heads", MIXED_QUESTIONS, HEADS_QA),
+            Stage("several", SEVERAL_QUESTIONS, SEVERAL_QA, {"sharpness": 0.15}),
         ),
         options=CHOOSING,
         licence=f"Tensors: Apache-2.0. Trained on {TEXT_LICENCE}; questions of {QUESTIONS_LICENCE}.",

@@ -34,7 +34,7 @@ def run(
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
     lora: LoraSpec | None = None,
-    layout: PromptLayout | None = None,
+    layout: Mapping[str, str] | None = None,
     start_from: str | Path | None = None,
     teacher: str | Path | None = None,
     licence: str | None = None,
@@ -48,10 +48,11 @@ def run(
     `cloze:PATH` asks questions made out of the file's texts in place of those it has, `quote:PATH` for the texts
     themselves. teacher: folder of a Full-FT
     adapter of the same base and layout, for `config.distil_weight`.
+    layout: strings of the prompt in place of those of the model's chat template.
     What is None comes from the adapter `start_from`, whose tensors are then the first ones, or else is a default: the
-    pinned base, method "sac", LoraSpec() and the "qa" prompt in the model's chat template. Raises ConfigError when
-    something is asked for that `start_from` does not have, TrainingError for unusable data or checkpoints, ModelError,
-    AdapterError.
+    pinned base, method "sac", LoraSpec() and the "qa" prompt in the model's chat template. options change those of
+    `start_from` where its tensors fit them. Raises ConfigError when something else is asked for that it does not have,
+    TrainingError for unusable data or checkpoints, ModelError, AdapterError.
     """
     config = config or TrainConfig()
     specs = _checked(sources_of(data))
@@ -60,9 +61,8 @@ def run(
     name = base or (before.base if before else DEFAULT_MODEL)
     wanted = {
         "method": method,
-        "options": None if options is None else dict(options),
         "lora": None if lora is None else _plain(lora),
-        "layout": None if layout is None else layout.to_mapping(),
+        "layout": layout,
     }
     if before:
         _agree(before, wanted, str(folder))
@@ -71,7 +71,8 @@ def run(
     model, tokenizer = load_base(path, place, choose_dtype(dtype, place))
     built: Method
     if folder:
-        built, card = adapter.load(folder, model, tokenizer, base_fingerprint=fingerprint_of(path))
+        found = fingerprint_of(path)
+        built, card = adapter.load(folder, model, tokenizer, base_fingerprint=found, options=options)
         ratios = tuple(sorted({*card.ratios, *config.ratios}))
         card = dataclasses.replace(
             card, ratios=ratios, metrics={}, licence=card.licence if licence is None else licence
@@ -84,7 +85,7 @@ def run(
             ratios=config.ratios,
             lora=_plain(lora or LoraSpec()),
             options=dict(options or {}),
-            layout=(layout or layout_of(tokenizer)).to_mapping(),
+            layout=PromptLayout.from_mapping({**layout_of(tokenizer).to_mapping(), **(layout or {})}).to_mapping(),
             licence=licence or "",
         )
         built = adapter.build(model, tokenizer, card)
@@ -121,7 +122,9 @@ def _agree(card: Card, wanted: Mapping[str, Any], origin: str) -> None:
     except (TypeError, KeyError) as error:
         raise AdapterError(f"{origin}: LoRA settings {card.lora} are not rank, alpha, targets: {error}") from error
     layout = PromptLayout.from_mapping(card.layout).to_mapping()
-    has = {"method": card.method, "options": card.options, "lora": lora, "layout": layout}
+    if wanted["layout"] is not None:
+        wanted = {**wanted, "layout": {**layout, **wanted["layout"]}}
+    has = {"method": card.method, "lora": lora, "layout": layout}
     for name, value in wanted.items():
         if value is not None and value != has[name]:
             raise ConfigError(

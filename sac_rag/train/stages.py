@@ -64,7 +64,8 @@ def follow(
     before: Path | None = None
     card: Card | None = None
     asked = False
-    fresh: dict[str, Any] = {"base": base, "method": recipe.method, "options": recipe.options, "lora": recipe.lora}
+    fresh: dict[str, Any] = {"base": base, "method": recipe.method, "lora": recipe.lora}
+    options = dict(recipe.options)
 
     def user_stops() -> bool:
         nonlocal asked
@@ -72,6 +73,7 @@ def follow(
         return asked
 
     for n, (stage, folder) in enumerate(zip(recipe.stages, folders, strict=True)):
+        options |= stage.options
         card = Card.read(folder) if (folder / CARD).is_file() else None
         if card is None or (n == begun and not _over(card, stage)):
             share = stage.tokens / sum(s.tokens for s in recipe.stages[n:])
@@ -94,6 +96,7 @@ def follow(
                 dtype=dtype,
                 listen=heard,
                 stop=ends,
+                options=options,
                 **(fresh if before is None else {"start_from": before}),
             )
             seconds = None if seconds is None else seconds - (time.monotonic() - start)
@@ -121,6 +124,7 @@ def _agree(recipe: Recipe, base: str, output: Path, *, write: bool) -> None:
     for stage in plain["stages"]:
         plan |= {f"{stage['name']}.data": stage["data"]}
         plan |= {f"{stage['name']}.{key}": value for key, value in stage["config"].items()}
+        plan |= {f"{stage['name']}.options.{key}": value for key, value in stage["options"].items()}
     plan = json.loads(json.dumps(plan))
     path = output / PLAN
     if path.is_file():

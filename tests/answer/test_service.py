@@ -125,6 +125,23 @@ def test_a_dropped_generation_leaves_the_batch(setting):
     assert not service._under_way
 
 
+def test_cancelling_what_waits_ends_it_for_whoever_listens(setting):
+    *_, service = setting
+    under_way = [
+        service.submit(Prompt((text(5, i),)), Sampling(max_new_tokens=1_000_000, min_new_tokens=1_000_000))
+        for i in range(service.max_rows)
+    ]
+    assert all(isinstance(next(g), int) for g in under_way)
+    waiting, heard = service.submit(Prompt((text(5, 9),)), Sampling()), []
+    listener = threading.Thread(target=lambda: heard.append(list(waiting)), daemon=True)
+    listener.start()
+    waiting.cancel()
+    listener.join(timeout=20)
+    for generation in under_way:
+        generation.cancel()
+    assert heard == [[]]
+
+
 def test_a_conversation_goes_on_without_reading_or_loading_again(setting):
     method, kvs, reader, service = setting
     loads = []

@@ -64,6 +64,11 @@ def test_every_flag_has_help_and_an_environment_variable() -> None:
             assert parameter.envvar == f"SAC_{flag.upper()}"
 
 
+def test_the_demo_never_writes_into_the_library_of_the_environment() -> None:
+    (library,) = (p for p in COMMANDS["demo",].params if p.name == "library")
+    assert library.envvar is None and "--library" in library.opts
+
+
 def test_one_variable_has_one_meaning_of_type() -> None:
     """SAC_SEED is read by several commands: where a flag is called the same it must take the same."""
     seen: dict[str, set[bool]] = {}

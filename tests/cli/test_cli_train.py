@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_toys import Sac, Toys
 
 SIZES = ("--step-tokens", "300", "--max-context", "128", "--first-context", "96", "--warmup", "1", "--dtype", "float32")
@@ -51,6 +52,21 @@ def test_train_makes_an_adapter_that_index_takes(sac: Sac, toys: Toys, data: str
     assert [stage["steps"] for stage in warm.json["training"]["stages"]] == [2, 1]
     other = sac("train", data, "-o", "runs/c", "--from", "runs/a", "--lora-rank", "3", "--processes", "1")
     assert other.code == 2 and "lora" in other.err and not Path("runs/c").exists()
+
+
+def test_a_layout_is_the_models_own_but_for_what_is_given(sac: Sac, toys: Toys, data: str) -> None:
+    from sac_rag.compress.templates import layout_of
+    from sac_rag.models.loading import load_base
+
+    own = layout_of(load_base(toys.base, torch.device("cpu"), torch.float32)[1]).to_mapping()
+    flags = ("-o", "runs/a", "--base", str(toys.base), "--steps", "1", "--lora-rank", "2", "--json", *SMALL)
+    done = sac("train", data, *flags, "--layout-before", " Asked: ")
+    assert done.code == 0, done.err
+    assert done.json["layout"] == {**own, "before": " Asked: "}
+    same = ("--from", "runs/a", "--steps", "1", "--processes", "1", *SMALL)
+    assert sac("train", data, "-o", "runs/b", *same, "--layout-before", " Asked: ").code == 0
+    other = sac("train", data, "-o", "runs/c", *same, "--layout-after", "!")
+    assert other.code == 2 and "has layout" in other.err and not Path("runs/c").exists()
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(

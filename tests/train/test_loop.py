@@ -402,6 +402,32 @@ def test_joined_contexts_are_one_passage_with_the_questions_of_both(make_sac, da
     assert some.examples == plain.examples
 
 
+def test_as_many_contexts_are_joined_as_are_asked_for(make_sac, data):
+    method = make_sac()
+    config = dataclasses.replace(CONFIG, step_tokens=400, joined_share=1.0, joined_texts=3, recall_weight=0.0)
+    plain = loop._draw(method, mixture(method, data), dataclasses.replace(config, joined_share=0.0), (), 0, 0)
+    some = loop._draw(method, mixture(method, data), config, (), 0, 0)
+    gap, (a, b, c, *_) = method.backbone.tokens(loop.GAP), plain.chunks
+    assert len(plain.chunks) == 5 and len(some.chunks) == 2 and some.examples == plain.examples
+    assert list(some.chunks[0]) == [*a, *gap, *b, *gap, *c]
+
+
+def test_a_config_says_how_many_distractors(make_sac, data):
+    method = make_sac()
+    config = dataclasses.replace(CONFIG, step_tokens=800, distractor_share=1.0, distractors_from=0.0)
+    most = {}
+    for n in (1, 9):
+        drawn = [
+            loop._draw(method, mixture(method, data), dataclasses.replace(config, max_distractors=n), (), step, 0)
+            for step in range(4)
+        ]
+        most[n] = max(len(front) for batch in drawn for front in batch.front)
+    assert most[1] == 2 and 6 < most[9] <= 10
+    for bad in ({"max_distractors": 0}, {"joined_texts": 1}):
+        with pytest.raises(ConfigError, match=f"{next(iter(bad))} {next(iter(bad.values()))}"):
+            dataclasses.replace(CONFIG, **bad)
+
+
 def test_contexts_that_together_are_no_passage_stay_apart(make_sac, data, monkeypatch):
     method = make_sac()
     monkeypatch.setattr(loop, "MAX_PASSAGE_TOKENS", 60)

@@ -11,9 +11,10 @@ import torch
 from sac_rag.compress import adapter
 from sac_rag.compress.adapter import Card, read_tensors
 from sac_rag.compress.templates import layout_of
-from sac_rag.errors import ConfigError
+from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.train import stages
 from sac_rag.train.recipes import RECIPES, Recipe, find_recipe
+from sac_rag.train.run import run
 from sac_rag.train.stages import follow
 from tests.conftest import byte_tokenizer, tiny_llama
 
@@ -39,7 +40,7 @@ def test_an_adapter_to_ship_chooses_anchors_and_answers_at_four_ratios(name):
     recipe = RECIPES[name]
     *before, qa = recipe.stages
     assert recipe.options == {"selector": "salient", "budget": "learned"}
-    slow, quick = ["qa", "qa", "qa", "salience", "qa", "qa", "budget"], ["salience", "budget", "lm"]
+    slow, quick = ["qa", "qa", "qa", "salience", "qa", "qa", "budget", "qa"], ["salience", "budget", "lm"]
     objectives = slow if name == "default" else quick
     assert [s.config.objective for s in before] == objectives
     assert all(s.config.ratios == (15.0,) for s in before if s.config.objective == "lm")
@@ -128,6 +129,26 @@ def test_a_pattern_shares_its_weight_among_its_files(data_folder):
     recipe = Recipe("r", "", (dataclasses.replace(RECIPES["tiny"].stages[0], data=("lm/train-*.jsonl.gz=3",)),))
     ((first, second),) = recipe.files(data_folder)
     assert first == f"{data_folder}/lm/train-00.jsonl.gz=1.5" and second.endswith("lm/train-01.jsonl.gz=1.5")
+
+
+def test_a_stage_may_change_options_for_itself_and_those_behind_it(data_folder, made_by, tmp_path):
+    (first, *_, last), sharp = RECIPES["tiny"].stages, {"sharpness": 0.15}
+    stages = (first, dataclasses.replace(last, options=sharp), dataclasses.replace(last, name="more"))
+    recipe = dataclasses.replace(RECIPES["tiny"], stages=stages)
+    made = made_by(recipe, data_folder, tmp_path / "out")
+    before = Card.read(tmp_path / "out/1-salience").options
+    assert before == recipe.options and made.card.options == {**before, **sharp}
+    assert Card.read(tmp_path / "out/2-qa").options == {**before, **sharp}
+    with pytest.raises(ConfigError, match=r"holds a run with qa\.options\.sharpness 0\.15, this one has None"):
+        made_by(dataclasses.replace(recipe, stages=(first, last, stages[2])), data_folder, tmp_path / "out")
+
+
+def test_options_whose_tensors_are_missing_are_refused(data_folder, tiny_base, tmp_path):
+    qa = RECIPES["tiny"].stages[-1]
+    (files,) = dataclasses.replace(RECIPES["tiny"], stages=(qa,)).files(data_folder)
+    run(files, tmp_path / "even", qa.config, base=str(tiny_base), **CPU)
+    with pytest.raises(AdapterError, match=r"even: tensors do not fit its card \(missing \['budget\."):
+        run(files, tmp_path / "uneven", qa.config, start_from=tmp_path / "even", options={"budget": "learned"}, **CPU)
 
 
 def test_missing_files_are_named_with_their_folder_before_anything_is_made(data_folder, made_by, tmp_path):

@@ -164,7 +164,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         return rag.engine.service.stream(prompt, call.sampling, keep=True), Writing(rag, prompt, call)
 
     def _prompt(self, messages: list[BaseMessage], call: Call) -> tuple[SacRag, Prompt]:
-        rag = self.opened()
+        rag = self.newest()
         scope = Scope(rag, call.wheres, call.allowed)
         return rag, rag.conversation(to_sac(messages, scope), call.sampling)
 

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -25,6 +25,8 @@ class LibraryUser(BaseModel):
     library: str | None = None
     """In place of `rag`: a library's folder, by default SAC_LIBRARY. It is opened at first use; all components of the
     process share it."""
+    _follows: bool = PrivateAttr(default=False)
+    """Whether `rag` was opened here."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,8 +62,15 @@ class LibraryUser(BaseModel):
         """The library, opened now if it was not. Raises what `SacRag.open` raises."""
         if self.rag is None:
             assert self.library is not None
-            self.rag = shared(self.library)
+            self.rag, self._follows = shared(self.library), True
         rag: SacRag = self.rag
+        return rag
+
+    def newest(self) -> SacRag:
+        """`opened()`, at the newest generation if it was opened here: what others index meanwhile is found."""
+        rag = self.opened()
+        if self._follows:
+            rag.library.refresh()
         return rag
 
 
@@ -90,7 +99,7 @@ def rag_of(source: Any) -> SacRag:
 def user_of(source: Any) -> dict[str, Any]:
     """Fields of a `LibraryUser` for a SacRag, a folder or another component."""
     if isinstance(source, LibraryUser):
-        return {"rag": source.rag, "library": source.library}
+        return {"rag": None if source._follows else source.rag, "library": source.library}
     if isinstance(source, str | os.PathLike):
         return {"library": os.fspath(source)}
     return {"rag": source}

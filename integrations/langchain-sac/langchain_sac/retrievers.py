@@ -52,7 +52,7 @@ class SacRetriever(LibraryUser, BaseRetriever):
         return await asyncio.to_thread(self._found, query, k, where)
 
     def _found(self, query: str, k: int | None, where: dict[str, Any] | None) -> list[Document]:
-        rag = self.opened()
+        rag = self.newest()
         both = narrowed(self.where, where)
         if both is None:
             return []

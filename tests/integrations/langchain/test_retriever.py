@@ -10,6 +10,7 @@ from langchain_core.load import dumps
 from langchain_core.retrievers import BaseRetriever
 
 from langchain_sac import SacEmbeddings, SacRetriever
+from langchain_sac.opening import user_of
 from sac_rag import AskConfig, IndexConfig, SacRag
 from sac_rag.answer.tags import text_digest
 from sac_rag.records import Document
@@ -37,6 +38,19 @@ def test_documents_are_the_passages_found(rag: SacRag) -> None:
     assert [d.metadata["score"] for d in found] == sorted((d.metadata["score"] for d in found), reverse=True)
     (first,) = retriever.invoke("miles", k=1)
     assert json.loads(dumps(first))["kwargs"]["metadata"] == first.metadata
+
+
+def test_a_retriever_by_folder_finds_what_is_indexed_later(chat_config: IndexConfig, tmp_path: Path) -> None:
+    question = "Who keeps bees?"
+    with SacRag.open(tmp_path / "grows.lib", config=chat_config, write=True, create=True) as rag:
+        rag.put([Document("a", "Ada tends the lamps.")])
+        given, by_folder = SacRetriever(rag=rag), SacRetriever.from_library(tmp_path / "grows.lib")
+        chain_user = user_of(by_folder)
+        assert [d.metadata["document"] for d in by_folder.invoke(question)] == ["a"]
+        rag.put([Document("b", "Bert keeps bees.")])
+        assert {d.metadata["document"] for d in by_folder.invoke(question)} == {"a", "b"}
+        assert by_folder.rag is not rag and given.opened() is rag is user_of(given)["rag"]
+        assert user_of(by_folder) == chain_user == {"rag": None, "library": str(tmp_path / "grows.lib")}
 
 
 async def test_k_where_and_async_agree_with_the_library(rag: SacRag) -> None:
