@@ -23,7 +23,7 @@ from sac_rag.models.embedder import Embedder
 from sac_rag.records import Document, Passage
 from sac_rag.text.isolation import ParserProcess
 from sac_rag.text.passages import offsets_of, split
-from sac_rag.text.readers import read
+from sac_rag.text.readers import EMPTY, NO_TEXT, read
 from sac_rag.text.walk import walk
 
 GROUP_BYTES = 48_000
@@ -31,6 +31,8 @@ GROUP_BYTES = 48_000
 stored already, so an interrupted run resumed gives the bytes of an undisturbed one."""
 GIVEN = "given:"
 """In front of the content hash of a document that came as text: no file of that name is ever gone."""
+BLANK = (EMPTY, NO_TEXT)
+"""Why a file was not indexed although it could be read: what was stored of it before is not there any more."""
 EMBEDDED_TOGETHER = 256
 """Passages embedded between two reports of progress; as with groups, it has a say in the last bits of a vector."""
 
@@ -123,19 +125,25 @@ class Indexer:
 
         self._tell("finding files")
         files = []
+        own = Path(os.path.abspath(self.library.path))
         for path in walk(given, on_skip=skip):
+            if Path(os.path.abspath(path)).is_relative_to(own):  # the library may lie among the documents
+                continue
             files.append(path)
             report.files += 1
             self._tell("finding files")
         with ParserProcess() as parser:
             for group in _groups(files):
-                documents = []
+                documents, blank = [], list[str]()
                 for path in group:
                     self._tell("reading")
                     try:
                         documents.append(read(path, parser=parser))
                     except DocumentError as error:
                         skip(error.path, error.reason)
+                        if error.reason in BLANK:
+                            blank.append(path.as_posix())
+                self._forget(blank)
                 self._group = len(group)
                 self._store(documents)
                 report.done += len(group)
@@ -154,6 +162,8 @@ class Indexer:
         embedder: str | None = None,
     ) -> IndexReport:
         """See `SacRag.put`."""
+        for document in documents:
+            _check_meta(document)
         ready = self._checked(documents, vectors, embedder) if vectors else {}
         report = self.report
         report.files = report.done = len(documents)
@@ -196,7 +206,8 @@ class Indexer:
                 offsets = offsets_of(self.engine.method.backbone.tokenizer)
                 passages = split(document, offsets, max_tokens=self.config.passage_tokens, overlap=self.config.overlap)
             if not passages:
-                report.skipped.append(Skip(document.uri, "no text"))
+                report.skipped.append(Skip(document.uri, NO_TEXT))
+                self._forget([document.uri])
                 continue
             known = set(self.library.passage_ids(document.uri)) if before else set()
             todo.append((document, digest, passages, [p for p in passages if p.id not in known]))
@@ -241,6 +252,14 @@ class Indexer:
                     content_hash=digest,
                 )
 
+    def _forget(self, uris: Sequence[str]) -> None:
+        """Remove those that are stored."""
+        if stored := [uri for uri in uris if self.library.documents([uri])]:
+            with self.library.transaction() as tx:
+                for uri in stored:
+                    tx.remove_document(uri)
+            self.report.removed += len(stored)
+
     def _digest(self, document: Document) -> str:
         parts = [document.text, document.headings, document.meta, self.config.passage_tokens, self.config.overlap]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
@@ -252,7 +271,9 @@ class Indexer:
         unseen = {Path(skip.path).as_posix() for skip in self.report.skipped}
 
         def under(uri: str) -> bool:
-            return uri.startswith(folders) or (here and not os.path.isabs(uri) and not uri.startswith("../"))
+            below = [uri[len(f) :] for f in folders if uri.startswith(f)]
+            below += [uri] if here and not os.path.isabs(uri) else []
+            return any(not rest.startswith("../") for rest in below)
 
         gone = [
             d.uri
@@ -262,11 +283,17 @@ class Indexer:
             and not (d.content_hash or GIVEN).startswith(GIVEN)
             and unseen.isdisjoint((d.uri, *(p.as_posix() for p in Path(d.uri).parents)))
         ]
-        if gone:
-            with self.library.transaction() as tx:
-                for uri in gone:
-                    tx.remove_document(uri)
-            self.report.removed = len(gone)
+        self._forget(gone)
+
+
+def _check_meta(document: Document) -> None:
+    for key, value in document.meta.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"metadata {key!r} of document {document.uri!r} is no JSON ({error}): make it a str"
+            ) from error
 
 
 def _embedded(passage: Passage) -> str:

@@ -212,7 +212,7 @@ class SacRag:
         """The passages that a question would be answered from, best first."""
         ask = ask or AskConfig()
         vector = None
-        if ask.search != "lexical":
+        if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
         return self.library.search(vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score)
 

@@ -98,3 +98,11 @@ class Answer:
     """Whether `text` is NO_ANSWER in place of the model's answer."""
     withheld: str | None = None
     """The model's answer when it abstained."""
+
+
+def unicode_of(text: str) -> str:
+    """A text that every tokenizer takes: two surrogates become their character, a lone one U+FFFD.
+
+    A client that cuts a text within an emoji leaves one, as do bytes of a command line that are no UTF-8.
+    """
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

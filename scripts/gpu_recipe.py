@@ -45,7 +45,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--data", required=True, help="folder with lm/ and qa/")
+    add("--data", required=True, help="folder with lm/, qa/ and summ/")
     add("--output", required=True, help="folder for everything that is made")
     add("--recipe", default="large", help="name of a recipe (sac train --help lists them)")
     add("--base", default=DEFAULT_MODEL, help="base model: a folder, a name, a hub id or a .gguf file")

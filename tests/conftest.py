@@ -1,4 +1,4 @@
-"""Fixtures without downloads: a random two-layer Llama with a byte tokenizer, built in milliseconds."""
+"""Fixtures without downloads: a random three-layer Llama with a byte tokenizer, built in milliseconds."""
 
 from __future__ import annotations
 

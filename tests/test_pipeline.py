@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sac_rag import AskConfig, SacRag
 from sac_rag.errors import ConfigError, DocumentError, GateError, LibraryError, LibraryMismatch, LibraryNotFound
@@ -159,6 +160,69 @@ def test_the_embedder_is_where_the_model_is(docs, tiny_config, tmp_path, monkeyp
     with SacRag.open(tmp_path / "a.lib", device="cpu") as rag:
         assert rag.retrieve("Who met the clerk?")
         assert rag.embedder is Embedder.shared(tiny_config.embedder, device="cpu")
+
+
+def test_a_document_that_was_emptied_is_gone(docs, tiny_config, tmp_path):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        rag.put([Document("memo", sentences(4, 3))])
+        before = {d.uri for d in rag.library.documents()}
+        (docs / "0.md").write_text("")
+        (docs / "1.md").write_text(" \n")
+        report = rag.add(docs)
+        assert report.removed == 2 and {"docs/0.md", "docs/1.md"} <= {s.path for s in report.skipped}
+        assert rag.put([Document("memo", " ")]).removed == 1
+        assert before - {d.uri for d in rag.library.documents()} == {"docs/0.md", "docs/1.md", "memo"}
+
+
+def test_metadata_that_cannot_be_kept_is_named_before_anything_is_stored(docs, tiny_config, tmp_path):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        good, generation = Document("good", "A heron."), rag.library.stats().generation
+        for value in (float("nan"), {1, 2}):
+            with pytest.raises(ConfigError, match="metadata 'price' of document 'bad' is no JSON"):
+                rag.put([good, Document("bad", "Two herons.", meta={"price": value})])
+        assert rag.library.stats().generation == generation
+        rag.put([Document("paper", sentences(1, 3), meta={"pages": "12-19"})])
+        assert "pages" not in rag.library.passages("paper")[0].meta
+
+
+def test_a_library_among_its_documents_is_not_read(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.md").write_text(sentences(1, 3))
+    for _ in range(2):
+        with SacRag.index(".", "sac.lib", tiny_config, strict=True) as rag:
+            assert (rag.report.files, rag.report.skipped) == (1, [])
+
+
+def test_an_adapter_that_was_trained_on_is_loaded_anew(docs, tiny_config, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(tiny_config.adapter, folder)
+    config = dataclasses.replace(tiny_config, adapter=str(folder))
+    with SacRag.index(docs, tmp_path / "a.lib", config) as rag:
+        card = json.loads((folder / "card.json").read_text())
+        (folder / "card.json").write_text(json.dumps({**card, "calibration": {}, "metrics": {"runs": []}}))
+        with SacRag.open(tmp_path / "a.lib") as same:
+            assert same.engine is rag.engine
+        tensors = load_file(folder / "adapter.safetensors")
+        save_file({n: t + 0.01 for n, t in tensors.items()}, folder / "adapter.safetensors")
+        with pytest.raises(LibraryMismatch, match="adapter_sha256"):
+            SacRag.open(tmp_path / "a.lib")
+        with SacRag.index(docs, tmp_path / "b.lib", config) as other:
+            assert other.engine is not rag.engine
+            assert other.engine.adapter_sha256 != rag.engine.adapter_sha256
+    SacRag.open(tmp_path / "b.lib").close()
+
+
+def test_a_cache_that_cannot_be_written_costs_no_answer(docs, tiny_config, tmp_path, monkeypatch):
+    SacRag.index(docs, tmp_path / "a.lib", tiny_config).close()
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "read-only")
+
+    monkeypatch.setattr("sac_rag.answer.gate.write_atomic", refuse)
+    with SacRag.open(tmp_path / "a.lib") as rag:
+        monkeypatch.setattr("sac_rag.answer.gate._note", lambda engine, library: tmp_path / "none.json")
+        assert rag.ask("Who met the clerk?", max_new_tokens=2).sources
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_remove_is_immediate_and_gc_gives_bytes_back(docs, tiny_config, tmp_path):

@@ -12,6 +12,7 @@ from sac_cli import answers, console, fields
 from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened, where_of
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError, SacError
+from sac_rag.records import unicode_of
 
 if TYPE_CHECKING:
     from sac_rag.config import AskConfig
@@ -65,7 +66,7 @@ def ask(
     if question is None and sys.stdin.isatty():
         raise ConfigError('no question; write sac ask "…", or - to read them from standard input')
     many = question is None or question == "-"
-    questions = _lines() if many else [question or ""]
+    questions = _lines() if many else [unicode_of(question or "")]
     with opened(library, device=device, dtype=dtype) as rag:
         failed = _answer(rag, questions, settings, conditions, text=text, both=both, as_json=as_json, many=many)
     if failed:
@@ -102,8 +103,8 @@ def _answer(
                 raise
             failed += 1
             console.error(f"{question!r}: {error}")
-            if as_json:  # line n of the output belongs to line n of the input
-                console.emit({"error": str(error)})
+            if as_json:
+                console.emit({"question": question, "error": str(error)})
     return failed
 
 
@@ -120,11 +121,11 @@ def _one(
     if both:
         compressed, plain = answers.both_ways(rag, question, settings, where)
         if as_json:
-            console.emit(answers.both_dict(compressed, plain))
+            console.emit({"question": question, **answers.both_dict(compressed, plain)})
         else:
             answers.show_both(compressed, plain)
             answers.show_sources(compressed)
     elif as_json:
-        console.emit(answers.answer_dict(rag.ask(question, settings, where=where, text=text)))
+        console.emit({"question": question, **answers.answer_dict(rag.ask(question, settings, where=where, text=text))})
     else:
         answers.show_sources(answers.speak(rag.stream(question, settings, where=where, text=text)))

@@ -113,7 +113,7 @@ def train(
     a phrase that was taken out of it. quote: asks for the text itself, piece by piece.
 
     --recipe trains all stages of a known training in folders 1-… and 2-… of the output, which gets the last adapter;
-    the data are then one folder with lm/ and qa/ in it.
+    the data are then one folder with lm/, qa/ and summ/ in it.
 
     The same command resumes a stopped run exactly, also with another number of --processes. Ctrl-C saves a checkpoint
     and ends, a second one kills. Losses of every step go to metrics.jsonl in the output folder.

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from sac_rag.compress.adapter import Card
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods.base import Method
 from sac_rag.config import DEFAULT_MODEL, IndexConfig
-from sac_rag.errors import ConfigError
+from sac_rag.errors import ConfigError, SacError
 from sac_rag.models.adapters import WEIGHTS, find_adapter
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.loading import choose_device, choose_dtype, eos_ids, load_base
@@ -36,6 +36,7 @@ class Engine:
         self.path = resolve_base(model)
         self.adapter_path = find_adapter(model, method, adapter)
         self.card = Card.read(self.adapter_path)
+        self.adapter_sha256 = _sha256(self.adapter_path)
         if self.card.method != method:
             raise ConfigError(f"adapter {self.adapter_path} is for method {self.card.method!r}, not {method!r}")
         self.device = choose_device(device)
@@ -61,12 +62,14 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
     ) -> Engine:
-        """The engine of these settings, loaded at the first call of the process; "auto" is the device that it means."""
+        """The engine of these settings, loaded at the first call of the process, and anew when its adapter has been
+        trained on since; "auto" is the device that it means."""
         key = cls._key(model, method, adapter, device, dtype)
         with cls._lock:
-            if key not in cls._shared:
-                cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype)
-            return cls._shared[key]
+            engine = cls._shared.get(key)
+            if engine is None or not engine.is_current():
+                engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype)
+            return engine
 
     @staticmethod
     def _key(model: str, method: str, adapter: str, device: str, dtype: str) -> tuple[str, ...]:
@@ -88,9 +91,16 @@ class Engine:
             found = self.method.compress([backbone.tokens(t) for t in texts], ratio, done=done)
             return [m.to(device="cpu") for m in found]
 
-    @cached_property
-    def adapter_sha256(self) -> str:
-        return hashlib.sha256((self.adapter_path / WEIGHTS).read_bytes()).hexdigest()
+    def is_current(self) -> bool:
+        """Whether the adapter's folder still holds what was loaded; calibrating changes nothing of that."""
+        try:
+            card, found = Card.read(self.adapter_path), _sha256(self.adapter_path)
+        except (SacError, OSError):
+            return False
+        mine = self.card
+        return found == self.adapter_sha256 and (card.lora, card.options, card.layout) == (
+            *(mine.lora, mine.options, mine.layout),
+        )
 
     def fingerprint(self, config: IndexConfig, embedder: Embedder) -> dict[str, Any]:
         """Everything that stored memories depend on, by name: what a library is opened against."""
@@ -113,3 +123,7 @@ class Engine:
             "embedder": config.embedder,
             "embedder_sha256": embedder.fingerprint,
         }
+
+
+def _sha256(adapter: Path) -> str:
+    return hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,8 +77,9 @@ def check(engine: Engine, library: Library | None = None) -> GateReport:
                 "Index the documents again with this model and these library versions, or report it"
             )
     if report.stored is not None or library is None:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(note, json.dumps(asdict(report)).encode())
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs another check next time
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(note, json.dumps(asdict(report)).encode())
     return report
 
 

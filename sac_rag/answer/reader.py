@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from sac_rag.answer.prompt import Prompt
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.session import Session
+from sac_rag.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Sampling:
     """Seed of sampling; a row's draws do not depend on its batch."""
     min_new_tokens: int = 0
     """Tokens before which an answer cannot end."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"an answer of {self.max_new_tokens} tokens was asked for; it must have at least 1")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ConfigError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1]")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be at least 0 and below 2**63")
 
 
 @dataclass

@@ -21,6 +21,7 @@ from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.packed import Packed, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
+from sac_rag.records import unicode_of
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -123,7 +124,7 @@ class Backbone:
 
     def tokens(self, text: str) -> list[int]:
         """Ids of untrusted text: nothing in it becomes a special token."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.tokenizer(unicode_of(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def template(self, text: str) -> list[int]:
         """Ids of a trusted template, special tokens included."""

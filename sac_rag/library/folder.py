@@ -13,10 +13,13 @@ import os
 import re
 import sqlite3
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryFull, LibraryLocked
+
+T = TypeVar("T")
 
 CATALOG = "catalog.sqlite"
 NEW_CATALOG = "catalog.sqlite.new"
@@ -40,21 +43,49 @@ def lexical_name(generation: int) -> str:
     return f"lexical-{int(generation)}.idx"
 
 
+def with_room(folder: Path, make: Callable[[], T]) -> T:
+    """What `make` opens; at the limit on open files that limit is raised, and LibraryError says what else helps."""
+    try:
+        return make()
+    except OSError as e:
+        if e.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        problem = e
+    try:
+        if _raise_limit():
+            return make()
+    except OSError as e:
+        if e.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+    raise LibraryError(
+        f"{folder} has more segments than this process may open: run `sac gc`, which joins them, or raise `ulimit -n`"
+    ) from problem
+
+
+def _raise_limit() -> bool:
+    """Let this process open as many files as it may; whether that is more than before."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for most in (hard, 10_240):  # macOS takes no "infinite"
+        with contextlib.suppress(OSError, ValueError):
+            if most != soft:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+                return True
+    return False
+
+
 def open_read(folder: Path, name: str) -> tuple[int, int]:
     """(file descriptor, size in bytes) of a regular file; LibraryCorrupt when it is missing or anything else."""
     path = folder / name
     try:
         # O_NONBLOCK: a FIFO in a file's place must not hang us.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = with_room(folder, lambda: os.open(path, flags))
     except OSError as e:
         if e.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.ENXIO):
             what = "is missing" if e.errno == errno.ENOENT else "is not a regular file"
             raise LibraryCorrupt(f"{path} {what}, but the catalog refers to it: restore it or index again") from e
-        if e.errno in (errno.EMFILE, errno.ENFILE):
-            raise LibraryError(
-                f"{folder} has more segments than this process may open: raise `ulimit -n`, or run gc with a larger "
-                "segment size"
-            ) from e
         raise LibraryError(f"cannot read {path}: {e.strerror}") from e
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):

@@ -61,7 +61,7 @@ class Segment:
         try:
             if size != info.size:
                 raise LibraryCorrupt(f"{self._path} has {size} bytes instead of {info.size}: restore it or index again")
-            self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+            self._map = files.with_room(folder, lambda: mmap.mmap(fd, size, access=mmap.ACCESS_READ))
         finally:
             os.close(fd)
         self._advise("MADV_RANDOM", 0, size)

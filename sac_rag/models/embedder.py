@@ -16,6 +16,7 @@ from sac_rag.errors import ConfigError, ModelError
 from sac_rag.models.fingerprints import fingerprint_of, tokenizer_fingerprint_of
 from sac_rag.models.progress import Progress
 from sac_rag.models.sources import resolve_embedder
+from sac_rag.records import unicode_of
 
 PROMPTS = {"passage": ("passage", "document"), "query": ("query",)}
 """What a text is → the names that model cards use for its prompt."""
@@ -128,7 +129,8 @@ class Embedder:
         room = self._max_tokens - len(before) - len(after)
         if self._plan.lower:
             texts = [text.lower() for text in texts]
-        encoded = self._tokenizer([prompt + text for text in texts], add_special_tokens=False, verbose=False).input_ids
+        inputs = [prompt + unicode_of(text) for text in texts]
+        encoded = self._tokenizer(inputs, add_special_tokens=False, verbose=False).input_ids
         windows, owners = [], []
         for owner, ids in enumerate(encoded):
             count = max(1, -(-len(ids) // room))

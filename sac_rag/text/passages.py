@@ -41,7 +41,9 @@ def split(document: Document, count_offsets: Offsets, *, max_tokens: int = 256, 
         raise DocumentError(document.uri, "text is not valid unicode") from None
 
     heading_starts = [at for at, _ in document.headings]
-    pages = document.meta.get("pages")
+    pages = document.meta.get("pages")  # offsets of a reader, unless somebody else calls something so
+    if not isinstance(pages, list) or not all(isinstance(at, int) for at in pages):
+        pages = []
     seen: Counter[str] = Counter()
     passages: list[Passage] = []
     for start, end, tokens in _Spans(document, count_offsets, max_tokens, overlap):

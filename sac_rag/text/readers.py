@@ -21,6 +21,9 @@ __all__ = ["OnSkip", "ParserProcess", "ReadLimits", "read", "read_all", "walk"]
 
 _log = logging.getLogger(__name__)
 
+EMPTY, NO_TEXT = "empty file", "no text"
+"""Reasons to skip a file that was read."""
+
 _QUICK_CHARS = 200_000
 """Markdown up to this size is outlined here: at most a few seconds for the worst text of that size."""
 
@@ -92,7 +95,7 @@ def _read(path: Path, limits: ReadLimits, parser: ParserProcess) -> Document:
             raise Refused(f"text over {limits.text_chars} characters")
         parsed = Parsed(text, _outline(uri, form, text, parser))
     if not parsed.text.strip():
-        raise Refused("no text")
+        raise Refused(NO_TEXT)
     return Document(uri, parsed.text, form.media_type, heading_paths(parsed.headings), parsed.meta)
 
 
@@ -108,7 +111,7 @@ def _bytes(path: Path, limit: int, *, known: bool) -> bytes:
             raise Refused("not a regular file")
         data = file.read(limit + 1)
     if not data:
-        raise Refused("empty file")
+        raise Refused(EMPTY)
     if len(data) > limit:
         raise Refused(f"file over {limit} bytes")
     return data

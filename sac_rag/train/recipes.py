@@ -102,7 +102,7 @@ class Recipe:
             rest = f" (missing too: {', '.join(missing[1:])})" if missing[1:] else ""
             raise ConfigError(
                 f"the recipe {self.name} needs {missing[0]}, which is not in the data folder {folder}{rest}; "
-                "give the folder that holds lm/ and qa/"
+                "give the folder that holds lm/, qa/ and summ/"
             )
         return [files for files, _ in found]
 

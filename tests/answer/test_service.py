@@ -12,7 +12,7 @@ from sac_rag.answer.prompt import Prompt, Recall
 from sac_rag.answer.reader import Reader, Sampling
 from sac_rag.answer.service import Service
 from sac_rag.compress.session import BLOCK
-from sac_rag.errors import LibraryCorrupt
+from sac_rag.errors import ConfigError, LibraryCorrupt
 from tests.compress.test_session import uneven
 from tests.laws.test_memory_laws import ids
 
@@ -123,6 +123,15 @@ def test_a_dropped_generation_leaves_the_batch(setting):
             break
         deadline.wait(0.05)
     assert not service._under_way
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_new_tokens", -1), ("temperature", float("nan")), ("temperature", -1.0), ("top_p", -0.1), ("seed", 2**64)],
+)
+def test_settings_that_cannot_be_followed_stop_at_whoever_made_them(name, value):
+    with pytest.raises(ConfigError, match=str(value)):
+        Sampling(**{"temperature": 1.0, name: value})
 
 
 def test_cancelling_what_waits_ends_it_for_whoever_listens(setting):

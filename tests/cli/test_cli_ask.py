@@ -19,7 +19,7 @@ SHORT = {"SAC_MAX_NEW_TOKENS": "8", "SAC_DTYPE": "float32"}
 
 
 def check_schema(answer: dict[str, Any]) -> None:
-    assert set(answer) - {"notices"} == ANSWER and answer.get("notices", ["there"])
+    assert set(answer) - {"notices", "question"} == ANSWER and answer.get("notices", ["there"])
     assert answer["sources"] and all(set(source) == SOURCE for source in answer["sources"])
     assert set(answer["usage"]) == USAGE and set(answer["timings"]) == TIMINGS
 
@@ -59,6 +59,7 @@ def test_questions_from_standard_input(sac: Sac, library: str) -> None:
     assert result.code == 0
     answers = [json.loads(line) for line in result.out.splitlines()]
     assert len(answers) == 2
+    assert [answer["question"] for answer in answers] == ["Where is the key?", "Who approves trips?"]
     for answer in answers:
         check_schema(answer)
     assert sac("ask", "--json", "-k", "1", stdin=lines, **SHORT).out.count("\n") == 2  # a pipe needs no dash
@@ -67,8 +68,23 @@ def test_questions_from_standard_input(sac: Sac, library: str) -> None:
 def test_one_bad_question_does_not_cost_the_others(sac: Sac, library: str) -> None:
     result = sac("ask", "-", "--json", "-k", "1", stdin=f"{'why ' * 3000}\nWho?\n", **SHORT)
     first, second = map(json.loads, result.out.splitlines())
-    assert result.code == 1 and set(first) == {"error"} and set(second) - {"notices"} == ANSWER
+    assert result.code == 1 and set(first) == {"question", "error"} and set(second) - {"notices", "question"} == ANSWER
     assert sac("ask", "why " * 3000, **SHORT).code == 2
+
+
+def test_words_alone_with_a_least_score(sac: Sac, library: str) -> None:
+    """Cosines are compared whatever the search is: the question is embedded for them."""
+    flags = ("--search", "lexical", "-k", "9", "--json")
+    everything = sac("ask", "trips key", *flags, "--min-score", "-1", **SHORT)
+    assert everything.code == 0, everything.err
+    few = sac("ask", "trips key", *flags, "--min-score", "0.999", **SHORT).json
+    assert len(everything.json["sources"]) > len(few["sources"])
+
+
+def test_half_an_emoji_in_a_question(sac: Sac, library: str) -> None:
+    result = sac("ask", "Who approves trips \ud83d?", "--json", **SHORT)
+    assert result.code == 0, result.err
+    check_schema(result.json)
 
 
 def test_conditions(sac: Sac, library: str) -> None:
@@ -88,7 +104,8 @@ def test_conditions_find_numbers_and_either_value() -> None:
 
 def test_both_ways(sac: Sac, library: str) -> None:
     both = sac("ask", "Where is the key?", "--both", "--json", **SHORT).json
-    assert set(both) == {"compressed", "text", "speedup"} and set(both["speedup"]) == {"first_token", "total"}
+    assert set(both) == {"question", "compressed", "text", "speedup"}
+    assert set(both["speedup"]) == {"first_token", "total"}
     check_schema(both["compressed"])
     check_schema(both["text"])
     assert both["compressed"]["sources"] == both["text"]["sources"]

@@ -21,6 +21,7 @@ from llama_index.schema.sac.base import with_stored_memory
 from sac_rag import AskConfig, SacRag
 from sac_rag.answer.assemble import memory_prompt
 from sac_rag.answer.chat import layout_messages
+from sac_rag.answer.reader import Sampling
 from sac_rag.answer.tags import PassageRef
 from sac_rag.records import Document
 
@@ -101,6 +102,19 @@ def test_what_does_not_fit_is_left_out_with_a_word(
     assert seen.ids() == ids[: len(seen.ids())] == [h.passage.id for h in own.sources]
     assert 10 < len(seen.ids()) < 40
     assert f"{40 - len(seen.ids())} of 40 nodes" in caplog.text
+
+
+def test_separators_have_their_room_too(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = SacLLM(rag, max_tokens=8)
+    texts = [f"{n:02d}." for n in range(2000)]
+    synthesizer, backbone = SacSynthesizer(llm), rag.engine.method.backbone
+    messages = synthesizer._messages("Which?", texts)
+    (text,) = (m.content for m in messages if m.content and "00." in m.content)
+    kept = text.count(backbone.tokenizer.decode(backbone.template(rag.engine.method.layout.separator)))
+    one = len(llm.tokenizer("00.")) + len(backbone.template(rag.engine.method.layout.separator))
+    prompt = rag.conversation([llm._message(rag, m) for m in messages], Sampling(max_new_tokens=8))
+    _, taken = prompt.extent(len(prompt.units()))
+    assert kept > 10 and taken <= backbone.context_length - 8 < taken + 2 * one
 
 
 def test_a_template_without_system_messages(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:

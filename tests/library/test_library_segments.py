@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from library_support import memory_of
 from safetensors.torch import load_file
 
-from sac_rag.errors import LibraryCorrupt
+from sac_rag.errors import LibraryCorrupt, LibraryError
 from sac_rag.library import folder as files
 from sac_rag.library.codecs import get_codec, pack
 from sac_rag.library.segments import Segment, SegmentInfo, SegmentWriter, Slot
@@ -114,3 +117,21 @@ def test_sweep_spares_what_is_not_ours(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     files.sweep(tmp_path, {"seg-1.safetensors", "faiss-1.idx"})
     assert sorted(os.listdir(tmp_path)) == sorted(names)
+
+
+def test_the_limit_on_open_files_is_raised_before_anything_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    limits, asked = [(64, 4096)], []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda which, pair: limits.append(pair))
+
+    def opened() -> str:
+        asked.append(limits[-1][0])
+        if limits[-1][0] < 100:
+            raise OSError(errno.EMFILE, "too many")
+        return "here"
+
+    assert files.with_room(tmp_path, opened) == "here" and asked == [64, 4096]
+    monkeypatch.setattr(resource, "setrlimit", lambda which, pair: (_ for _ in ()).throw(ValueError("no")))
+    limits.append((64, 4096))
+    with pytest.raises(LibraryError, match="run `sac gc`, which joins them, or raise `ulimit -n`"):
+        files.with_room(tmp_path, opened)

@@ -164,7 +164,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         return rag.engine.service.stream(prompt, call.sampling, keep=True), Writing(rag, prompt, call)
 
     def _prompt(self, messages: list[BaseMessage], call: Call) -> tuple[SacRag, Prompt]:
-        rag = self.newest()
+        rag = self.opened()  # not the newest: what the tags of this prompt stand for may be gone there
         scope = Scope(rag, call.wheres, call.allowed)
         return rag, rag.conversation(to_sac(messages, scope), call.sampling)
 
@@ -184,6 +184,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         tokens, temperature, top_p, seed, timeout = (getattr(self, n) if v is None else v for n, v in own.items())
         sampling = Sampling(tokens, temperature or 0.0, top_p, seed, min_new_tokens=1)
         stop = self.stop if stop is None else stop
+        stop = [stop] if isinstance(stop, str) else stop
         return Call(sampling, tuple(stop or ()), timeout, wheres, allowed)
 
 

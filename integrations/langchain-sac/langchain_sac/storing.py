@@ -38,7 +38,7 @@ def to_stored(rag: SacRag, uri: str, document: Document) -> Stored:
         raise ConfigError(f"document {uri!r} is blank: leave it out")
     for key, value in document.metadata.items():
         try:
-            json.dumps(value)
+            json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"metadata {key!r} of document {uri!r} is no JSON ({error}): make it a str") from error
     meta = {k: v for k, v in document.metadata.items() if k not in RESERVED}

@@ -156,6 +156,8 @@ def test_what_cannot_be_stored_is_refused_whole(store: SacVectorStore) -> None:
     when = {"when": datetime.datetime(2024, 1, 1)}
     with pytest.raises(ConfigError, match="'when'"):
         store.add_documents([good, Document(page_content="Bad.", metadata=when)])
+    with pytest.raises(ConfigError, match="metadata 'price' of document 'dear'"):
+        store.add_documents([good, Document(page_content="Bad.", metadata={"price": float("nan")}, id="dear")])
     with pytest.raises(ConfigError, match="1 ids for 2"):
         store.add_documents([good, good], ids=["1"])
     with pytest.raises(ConfigError, match="filter is a str"):

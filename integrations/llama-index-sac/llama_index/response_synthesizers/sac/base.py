@@ -97,13 +97,15 @@ class SacSynthesizer(BaseSynthesizer):
         method, query = self._sac.rag.engine.method, query.strip()
         layout, backbone, count = method.layout, method.backbone, self._sac.tokenizer
         room = backbone.context_length - self._sac.max_tokens
-        room -= len(backbone.template(layout.prefix)) + len(question_ids(method, query))
-        if method.prefix and len(layout_messages(method, "", query)) == 1:
-            room -= method.prefix.source_len  # it comes beside what such a template puts in front
+        with self._sac.rag.engine.busy():  # the tokenizer is shared, and not for two threads at once
+            room -= len(backbone.template(layout.prefix)) + len(question_ids(method, query))
+            gap = len(backbone.template(layout.separator))
+            if method.prefix and len(layout_messages(method, "", query)) == 1:
+                room -= method.prefix.source_len  # it comes beside what such a template puts in front
         kept: list[str] = []
         chunks = list(dict.fromkeys(chunks))
         for chunk in chunks:
-            room -= len(count(chunk))
+            room -= len(count(chunk)) + (gap if kept else 0)
             if room < 0:
                 left = len(chunks) - len(kept)
                 logger.warning("%d of %d nodes do not fit the model's context and are left out", left, len(chunks))
