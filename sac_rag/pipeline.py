@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -210,11 +211,13 @@ class SacRag:
         self, question: str, ask: AskConfig | None = None, *, where: Mapping[str, Any] | None = None
     ) -> list[Hit]:
         """The passages that a question would be answered from, best first."""
-        ask = ask or AskConfig()
+        return self._retrieve(self.library, question, ask or AskConfig(), where)
+
+    def _retrieve(self, library: Library, question: str, ask: AskConfig, where: Mapping[str, Any] | None) -> list[Hit]:
         vector = None
         if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
-        return self.library.search(vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score)
+        return library.search(vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score)
 
     def ask(
         self,
@@ -267,11 +270,13 @@ class SacRag:
             gate.check(self.engine, self.library)
             self._gated = True
 
+        library = self.library.pinned()
+
         def find() -> list[Hit]:
-            return list(hits) if hits is not None else self.retrieve(question, own, where=where)
+            return list(hits) if hits is not None else self._retrieve(library, question, own, where)
 
         def lay(found: Sequence[Hit], text: bool) -> Assembled:
-            return self.assemble(found, question, own, text=text, conversation=conversation)
+            return self._assemble(library, found, question, own, text, conversation)
 
         return Stream(self.engine, Way(find, lay, own, thresholds, conversation))
 
@@ -314,7 +319,7 @@ class SacRag:
             gate.check(self.engine, self.library)
             self._gated = True
         with self.engine.busy(), torch.inference_mode():
-            prompt = chat_prompt(self.engine.method, messages, self._shelf())
+            prompt = chat_prompt(self.engine.method, messages, self._shelf(self.library.pinned()))
         room = self.engine.method.backbone.context_length - (sampling or Sampling()).max_new_tokens
         position = prompt.extent(len(prompt.units()))[1]
         if position > room:
@@ -326,15 +331,18 @@ class SacRag:
 
     def extents(self, ids: Sequence[str]) -> list[tuple[int, int]]:
         """(anchors, source tokens) of passages, stored or remembered; the latter are the positions they take up."""
-        return [self._passing.extent(i) or self.library.extents([i])[0] for i in ids]
+        return self._extents(self.library, ids)
 
-    def _shelf(self) -> Shelf:
-        return Shelf(self.library.secret.hex(), self.extents, self._load)
+    def _extents(self, library: Library, ids: Sequence[str]) -> list[tuple[int, int]]:
+        return [self._passing.extent(i) or library.extents([i])[0] for i in ids]
 
-    def _load(self, ids: Sequence[str]) -> list[AnchorKV]:
-        stored = [i for i in ids if i not in self._passing]
-        loaded = dict(zip(stored, self.library.load(stored), strict=True)) if stored else {}
-        return [m for i in ids for m in ([loaded[i]] if i in loaded else self._passing.get(i))]
+    def _shelf(self, library: Library) -> Shelf:
+        def load(ids: Sequence[str]) -> list[AnchorKV]:
+            stored = [i for i in ids if i not in self._passing]
+            loaded = dict(zip(stored, library.load(stored), strict=True)) if stored else {}
+            return [m for i in ids for m in ([loaded[i]] if i in loaded else self._passing.get(i))]
+
+        return Shelf(library.secret.hex(), functools.partial(self._extents, library), load)
 
     def assemble(
         self,
@@ -346,6 +354,17 @@ class SacRag:
         conversation: Conversation | None = None,
     ) -> Assembled:
         """The prompt of a question over these hits, as `ask.fidelity` says ("auto" begins with memory) or as text."""
+        return self._assemble(self.library.pinned(), hits, question, ask, text, conversation)
+
+    def _assemble(
+        self,
+        library: Library,
+        hits: Sequence[Hit],
+        question: str,
+        ask: AskConfig,
+        text: bool,
+        conversation: Conversation | None,
+    ) -> Assembled:
         method, reserve = self.engine.method, ask.max_new_tokens
         texts = 0
         if text or ask.fidelity == "text":
@@ -354,11 +373,11 @@ class SacRag:
             most = {"passages": ask.text_passages, "tokens": ask.text_tokens}
             texts = texts_of(method, hits, **most, score=ask.text_score)
         if conversation is not None:
-            shelf, placing = self._shelf(), ask.placing
+            shelf, placing = self._shelf(library), ask.placing
             return conversation.assembled(method, hits, texts, question, shelf, placing=placing, reserve=reserve)
         if text or ask.fidelity == "text":
             return text_prompt(method, hits, question, reserve=reserve)
-        memories = self.library.load([h.passage.id for h in hits[texts:]])
+        memories = library.load([h.passage.id for h in hits[texts:]])
         return mixed_prompt(method, hits, texts, memories, question, placing=ask.placing, reserve=reserve)
 
 

@@ -162,6 +162,29 @@ def test_the_embedder_is_where_the_model_is(docs, tiny_config, tmp_path, monkeyp
         assert rag.embedder is Embedder.shared(tiny_config.embedder, device="cpu")
 
 
+def test_a_question_ends_on_the_generation_it_began_with(docs, tiny_config, tmp_path, monkeypatch):
+    question, most = "Who met the clerk in house 2?", {"k": 3, "max_new_tokens": 4, "search": "lexical"}
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as writer, SacRag.open(tmp_path / "a.lib") as rag:
+        want = rag.ask(question, **most)
+        shelf, search = rag._shelf(rag.library.pinned()), rag._retrieve
+
+        def overtaken(*args):
+            hits = search(*args)
+            writer.remove(sorted({h.passage.document for h in hits}))
+            writer.gc()
+            assert rag.library.refresh()
+            return hits
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rag, "_retrieve", overtaken)
+            answer = rag.ask(question, **most)
+        assert (answer.text, answer.sources) == (want.text, want.sources)
+        ids = [h.passage.id for h in want.sources]
+        assert len(shelf.load(ids)) == len(ids), "a prompt that waits loads what it was made of"
+        with pytest.raises(LibraryError, match="no passage"):
+            rag.library.load(ids)
+
+
 def test_a_document_that_was_emptied_is_gone(docs, tiny_config, tmp_path):
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
         rag.put([Document("memo", sentences(4, 3))])

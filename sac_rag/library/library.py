@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import sqlite3
@@ -152,6 +153,11 @@ class Library:
             return False
         self._view = load(self.path, mine.fingerprint, self._view)
         return True
+
+    def pinned(self) -> Library:
+        """This object at the generation it sees now, whatever `refresh` brings: what one request finds, loads and
+        counts belongs together. Not to be closed. A writer is its own, as it sees its commits alone."""
+        return self if self._lock else copy.copy(self)
 
     def documents(self, uris: Sequence[str] | None = None) -> list[StoredDocument]:
         """All documents, or those of `uris` that are stored, by uri."""
