@@ -74,9 +74,8 @@ def run(
         found = fingerprint_of(path)
         built, card = adapter.load(folder, model, tokenizer, base_fingerprint=found, options=options)
         ratios = tuple(sorted({*card.ratios, *config.ratios}))
-        card = dataclasses.replace(
-            card, ratios=ratios, metrics={}, licence=card.licence if licence is None else licence
-        )
+        licence = card.licence if licence is None else licence
+        card = dataclasses.replace(card, ratios=ratios, metrics={}, calibration={}, licence=licence)
     else:
         card = Card(
             base=name,

@@ -151,6 +151,16 @@ def test_options_whose_tensors_are_missing_are_refused(data_folder, tiny_base, t
         run(files, tmp_path / "uneven", qa.config, start_from=tmp_path / "even", options={"budget": "learned"}, **CPU)
 
 
+def test_what_was_measured_of_an_adapter_is_not_said_of_the_one_trained_from_it(data_folder, tiny_base, tmp_path):
+    qa = RECIPES["tiny"].stages[-1]
+    (files,) = dataclasses.replace(RECIPES["tiny"], stages=(qa,)).files(data_folder)
+    run(files, tmp_path / "first", qa.config, base=str(tiny_base), **CPU)
+    card = Card.read(tmp_path / "first")
+    dataclasses.replace(card, metrics={"runs": []}, calibration={"5": {"fallback": -1.0}}).write(tmp_path / "first")
+    after = run(files, tmp_path / "second", qa.config, start_from=tmp_path / "first", **CPU)
+    assert after.metrics == after.calibration == {} and len(after.training["stages"]) == 2
+
+
 def test_missing_files_are_named_with_their_folder_before_anything_is_made(data_folder, made_by, tmp_path):
     (data_folder / "qa/squad.train.jsonl.gz").unlink()
     with pytest.raises(ConfigError, match=rf"tiny needs qa/squad\.train\.jsonl\.gz, .* {data_folder}; give"):
