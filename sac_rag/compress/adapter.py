@@ -21,6 +21,8 @@ from sac_rag.errors import AdapterError
 
 CARD_VERSION = 1
 MAX_BYTES = 512 * 2**20
+HEADER_BYTES = 2**20
+"""Room for the names in a safetensors file."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +117,19 @@ def load(
         )
     card = dataclasses.replace(card, options={**card.options, **(options or {})})
     method = build(model, tokenizer, card)
-    assign(method, read_tensors(folder / "adapter.safetensors"), str(folder))
+    most = 4 * sum(p.numel() for p in method.parameters().values()) + HEADER_BYTES
+    assign(method, read_tensors(folder / "adapter.safetensors", most), str(folder))
     return method, card
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file of at most 512 MiB."""
+def read_tensors(path: Path, most: int = MAX_BYTES) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file of at most `most` bytes."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise AdapterError(f"{path} has {path.stat().st_size:,} bytes; adapters have at most {MAX_BYTES:,}")
+        if (size := path.stat().st_size) > most:
+            raise AdapterError(f"{path} has {size:,} bytes; by its card it has at most {most:,}")
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error

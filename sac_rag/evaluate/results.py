@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ class Results:
             predictions = tuple(Prediction(**json.loads(line)) for line in lines)
             if len(predictions) != run.n:
                 raise ValueError(f"{len(predictions)} predictions for {run.n} questions")
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
             raise ConfigError(f"{path} is no stored run ({error}); remove it to have it computed again") from error
         self.taken += 1
         return Scored(run, predictions)

@@ -159,6 +159,7 @@ class Embedder:
             return
         import torch
         import transformers
+        from safetensors import SafetensorError
 
         from sac_rag.models.quiet import quiet
 
@@ -173,7 +174,7 @@ class Embedder:
                 self._around = _special_ids(self._tokenizer)
                 self._max_tokens = self._plan.max_tokens or min(self._tokenizer.model_max_length, 512)
                 self._forward = self._plain(folder) if self._plan.pooling else self._borrowed()
-            except (OSError, ValueError, KeyError, RuntimeError) as error:
+            except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
                 raise ModelError(f"{self.path} cannot be loaded as an embedding model ({error})") from error
 
     def _plain(self, folder: Path) -> Callable[[Any, Any], Any]:

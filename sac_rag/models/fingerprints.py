@@ -83,10 +83,9 @@ def _check_cached(folder: Path, manifest: Manifest) -> None:
         except OSError:
             found = "(missing)"
         if found != digest:
-            raise HashMismatch(
-                f"{folder / name} has sha256 {found}, expected {digest}: "
-                f"remove {folder} and run `sac models pull {manifest.name}`"
-            )
+            own = manifest.source.startswith("file ")
+            again = "name the .gguf file again" if own else f"run `sac models pull {manifest.name}`"
+            raise HashMismatch(f"{folder / name} has sha256 {found}, expected {digest}: remove {folder} and {again}")
 
 
 def _hashes(folder: Path, files: list[Path]) -> dict[str, str]:

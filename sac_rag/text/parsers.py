@@ -104,6 +104,8 @@ def docx(data: bytes, max_chars: int) -> Parsed:
 
 
 _ROW = "(table row)"
+_AROUND = frozenset({"sdt", "sdtContent", "ins", "moveTo", "customXml", "smartTag"})
+"""Elements that stand around others and say nothing themselves."""
 
 
 def _word_blocks(parent: Any) -> Iterator[tuple[str, str]]:
@@ -113,11 +115,21 @@ def _word_blocks(parent: Any) -> Iterator[tuple[str, str]]:
             case "p":
                 yield element.style or "", "".join(_word_text(element))
             case "tbl":
-                for row in element.tr_lst:
-                    cells = (" ".join(text for _, text in _word_blocks(cell)) for cell in row.tc_lst)
+                for row in _word_parts(element, "tr"):
+                    cells = (" ".join(text for _, text in _word_blocks(cell)) for cell in _word_parts(row, "tc"))
                     yield _ROW, " | ".join(cell for cell in map(str.strip, cells) if cell)
-            case "sdt" | "sdtContent" | "ins" | "moveTo" | "customXml" | "smartTag":
+            case name if name in _AROUND:
                 yield from _word_blocks(element)
+
+
+def _word_parts(parent: Any, wanted: str) -> Iterator[Any]:
+    """Rows of a table or cells of a row, those within content controls and changes included."""
+    for element in parent:
+        name = _local(element)
+        if name == wanted:
+            yield element
+        elif name in _AROUND:
+            yield from _word_parts(element, wanted)
 
 
 def _word_text(parent: Any) -> Iterator[str]:

@@ -143,7 +143,20 @@ def _link_reason(path: Path, real_root: str) -> str | None:
     if os.path.isdir(target):
         here = os.path.realpath(path.parent)
         return "symlink loop" if _inside(here, target) else "symlink to a folder"
-    return None if _inside(target, real_root) else "symlink leaves the folder"
+    if not _inside(target, real_root):
+        return "symlink leaves the folder"
+    return "symlink to a hidden or ignored file" if _left_out(Path(target), Path(real_root)) else None
+
+
+def _left_out(target: Path, root: Path) -> bool:
+    """Whether a walk of `root` passes a file over, by its own name or that of a folder around it."""
+    rules, at = _rules_above(root), root
+    for part in target.relative_to(root).parts:
+        rules = _rules_of(at) + rules
+        at = at / part
+        if part.startswith(".") or _ignored(at, at != target, rules):
+            return True
+    return False
 
 
 def _inside(path: str, folder: str) -> bool:

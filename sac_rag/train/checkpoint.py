@@ -45,9 +45,11 @@ def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path} cannot be read: {error}; delete it to start over") from error
     names = {n.removeprefix("parameter/") for n in tensors if n.startswith("parameter/")}
-    if names != set(parameters):
-        odd = sorted(names ^ set(parameters))[:3]
-        raise TrainingError(f"{path} was made with another adapter shape (differs in {odd}); use a new --output")
+    odd = names ^ set(parameters) or {n for n, p in parameters.items() if tensors[f"parameter/{n}"].shape != p.shape}
+    if odd:
+        raise TrainingError(
+            f"{path} was made with another adapter shape (differs in {sorted(odd)[:3]}); use a new --output"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"parameter/{name}"])

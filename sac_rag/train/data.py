@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import random
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def read_contexts(path: str | Path) -> Iterator[Context]:
                         yield _mrqa(json.loads(line), f"{path}:{number}", name.removesuffix(".jsonl"))
             else:
                 raise TrainingError(f"{path}: unknown kind of data; use .jsonl, .json or .txt (or .gz of one)")
-        except (json.JSONDecodeError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise TrainingError(f"{path} does not parse: {error}") from error
 
 
@@ -100,20 +101,35 @@ def _mrqa(row: Any, where: str, source: str) -> Context:
         )
     questions = []
     for qa in qas:
-        answers = tuple(a for a in qa.get("answers", ()) if isinstance(a, str) and a.strip())
+        if not isinstance(qa, dict):
+            raise TrainingError(f"{where}: a question is {qa!r}; expected an object with question and answers")
+        answers = _texts(qa.get("answers"), where)
         if isinstance(qa.get("question"), str) and answers:
             questions.append(Question(str(qa.get("qid", "")), qa["question"].strip(), answers))
     return Context(context, tuple(questions), row.get("source", source))
+
+
+def _texts(given: Any, where: str) -> tuple[str, ...]:
+    """Answers as texts, or as SQuAD and Hugging Face's datasets write them."""
+    given = given.get("text") if isinstance(given, dict) else given
+    given = [given] if isinstance(given, str) else given or []
+    answers = [a.get("text") if isinstance(a, dict) else a for a in given] if isinstance(given, list) else [None]
+    texts = tuple(a for a in answers if isinstance(a, str))
+    if len(texts) != len(answers):
+        raise TrainingError(f"{where}: answers are {given!r}; expected a list of texts")
+    return tuple(text for text in texts if text.strip())
 
 
 def _summaries(row: Mapping[str, Any], source: str) -> Context:
     """A document with summaries: what is asked is the query, or a summary in one sentence."""
     questions = []
     for number, item in enumerate(row["items"]):
-        texts = [item.get("summary"), *item.get("references", ())] if isinstance(item, dict) else []
+        texts = [item.get("summary"), *(item.get("references") or ())] if isinstance(item, dict) else []
         answers = tuple(dict.fromkeys(t for t in texts if isinstance(t, str) and t.strip()))
         if answers:
-            questions.append(Question(str(number), (item.get("query") or "").strip() or SUMMARISE, answers))
+            query = item.get("query")
+            asked = query.strip() if isinstance(query, str) else ""
+            questions.append(Question(str(number), asked or SUMMARISE, answers))
     return Context(row["document"], tuple(questions), row.get("source", source))
 
 
@@ -163,11 +179,21 @@ class Source:
     """A data file in an endless, seeded, resumable order; tokenised when drawn.
 
     kind: CLOZE or QUOTE leave whatever questions the file has aside: new ones are made out of its texts in each epoch,
-    or windows of its texts are to be quoted.
+    or windows of its texts are to be quoted. plain: the texts alone are wanted, not the questions that stand with them.
     """
 
-    def __init__(self, path: str | Path, encode: Encode, *, weight: float = 1.0, seed: int = 0, kind: str = "") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        encode: Encode,
+        *,
+        weight: float = 1.0,
+        seed: int = 0,
+        kind: str = "",
+        plain: bool = False,
+    ) -> None:
         self.name = kind + Path(path).name
+        self._plain = plain
         self.weight, self.seed, self.kind, self._encode = weight, seed, kind, encode
         self._rows = [c for c in read_contexts(path) if c.text.strip()]
         if not self._rows:
@@ -192,20 +218,23 @@ class Source:
                 if made.pairs:
                     return made
                 continue
-            if row.questions and self._lengths.get(id(row), 0) > max_tokens:
+            asked = bool(row.questions) and not self._plain
+            if asked and self._lengths.get(id(row), 0) > max_tokens:
                 continue
-            ids = self._encode(row.text if row.questions else _window(row.text, max_tokens, self.drawn))
-            if row.questions and len(ids) <= max_tokens:
+            ids = self._encode(row.text if asked else _window(row.text, max_tokens, self.drawn))
+            if asked and len(ids) <= max_tokens:
                 pairs = [(self._encode(q.question), self._encode(q.answers[0].strip())) for q in row.questions]
                 return TokenisedContext(ids, tuple(pairs))
             self._lengths[id(row)] = len(ids)
-            if not row.questions and len(ids) >= 32:
+            if not asked and len(ids) >= 32:
                 return TokenisedContext(ids[:max_tokens], ())
         if self.kind == CLOZE:
             raise TrainingError(
                 f"{self.name}: no questions can be made of its texts; cloze questions need English prose"
             )
-        raise TrainingError(f"{self.name}: no context of at most {max_tokens} tokens; raise --max-context")
+        raise TrainingError(
+            f"{self.name}: no context of at most {max_tokens} tokens; raise --first-context and --max-context"
+        )
 
     def _length(self, most: int) -> int:
         """Of a text to be quoted: short ones and long ones."""

@@ -36,6 +36,8 @@ GAP = "\n\n"
 """Between texts that are joined to one passage."""
 FITTED = {"salience": SELECTOR, "budget": BUDGET}
 """Objectives that train parameters of their own, and how the names of these begin; the others train all the rest."""
+TRIES = 500
+"""Texts without questions in a row after which there are none."""
 CHECKS = {"salience": check_selector, "budget": check_budget}
 LOGGED = ("loss", "recall", "distil")
 """What is smoothed and shown of `loss_of`'s log."""
@@ -82,6 +84,8 @@ def train(
             f"future_from is {config.future_from:g}, but this {method.name} encoder sees no later tokens: leave it out"
         )
     layouts = tuple(layout_of(method.backbone.tokenizer, name) for name in config.prompts)
+    if config.prompts and method.reads_with_lora:
+        raise ConfigError(f"{method.name} reads in its own layout; leave the prompts {', '.join(config.prompts)} out")
     _check_teacher(teacher, method, config, layouts)
     team = Team.join(method.backbone.device)
     if team.leads:
@@ -94,7 +98,7 @@ def train(
     live = [p for n, p in parameters.items() if p.requires_grad and n.startswith(fitted) and not n.startswith(apart)]
     flat = [p for p in live if p.ndim != 2]
     groups = [
-        {"params": [p for p in live if p.ndim == 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in live if p.ndim == 2], "weight_decay": 0.0 if fitted else config.weight_decay},
         {"params": flat, "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
@@ -105,7 +109,9 @@ def train(
         state |= checkpoint.restore(path, parameters, optimiser)
         mixture.restore(state["data"])
         if state["step"] >= config.steps and (folder / "card.json").exists():
-            return Card.read(folder)
+            made = Card.read(folder)
+            if made.training["stages"][-1]["steps_done"] == state["step"]:  # else a kill came before it was written
+                return made
     metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8") if team.leads else None
     saved = time.monotonic()
     smooth = {**dict.fromkeys(LOGGED, math.nan), **state["smooth"]}
@@ -224,7 +230,8 @@ def _draw(
     """One micro-batch; every choice is drawn from (seed, step, part), so a resumed run repeats it."""
     rng = random.Random(f"{config.seed}/{config.objective}/{step}/{part}")
     done = step / config.steps
-    limit = config.first_context + (config.max_context - config.first_context) * min(1.0, 2 * done)
+    first = min(config.first_context, config.max_context)
+    limit = first + (config.max_context - first) * min(1.0, 2 * done)
     shares = Shares(
         recall_weight=config.recall_weight * (1 - 0.8 * done),
         quote_weight=config.quote_weight,
@@ -242,6 +249,8 @@ def _draw(
         contexts.append(c)
         pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
         tokens += len(c.ids) * (1 + c.quoted) + sum(pairs)
+    if config.objective in ("qa", "budget") and not config.recall_weight and not any(map(_asks, contexts)):
+        contexts[-1] = _one_that_asks(draw)
     if config.joined_share:
         gap = method.backbone.tokens(GAP)
         contexts = _joined(contexts, config.joined_share, config.joined_texts, gap, rng)
@@ -251,6 +260,21 @@ def _draw(
     if config.objective == "salience":
         return salience_batch(contexts, method)
     return question_batch(contexts, ratios, method, shares, rng)
+
+
+def _asks(context: TokenisedContext) -> bool:
+    return bool(context.pairs) or context.quoted
+
+
+def _one_that_asks(draw: Callable[[], TokenisedContext]) -> TokenisedContext:
+    """The next context drawn that something can be learned from, where texts alone teach nothing."""
+    for _ in range(TRIES):
+        if _asks(context := draw()):
+            return context
+    raise TrainingError(
+        f"nothing to learn from: the last {TRIES} texts have no questions and recall_weight is 0; write cloze: in "
+        "front of their path to make questions out of them, or use --objective lm"
+    )
 
 
 def _joined(

@@ -12,6 +12,7 @@ from sac_rag.compress import adapter
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.backbone import LoraSpec
 from sac_rag.compress.layout import PromptLayout
+from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.templates import layout_of
 from sac_rag.config import DEFAULT_MODEL
@@ -56,7 +57,7 @@ def run(
     """
     config = config or TrainConfig()
     specs = _checked(sources_of(data))
-    folder = None if start_from is None else find_adapter("", "", str(start_from))
+    folder = None if start_from is None else find_adapter(base or DEFAULT_MODEL, method or "sac", str(start_from))
     before = Card.read(folder) if folder else None
     name = base or (before.base if before else DEFAULT_MODEL)
     wanted = {
@@ -82,7 +83,7 @@ def run(
             base_fingerprint=fingerprint_of(path),
             method=method or "sac",
             ratios=config.ratios,
-            lora=_plain(lora or LoraSpec()),
+            lora=_plain(_spec(lora, method or "sac")),
             options=dict(options or {}),
             layout=PromptLayout.from_mapping({**layout_of(tokenizer).to_mapping(), **(layout or {})}).to_mapping(),
             licence=licence or "",
@@ -90,9 +91,15 @@ def run(
         built = adapter.build(model, tokenizer, card)
     shown = None
     if teacher is not None:
-        shown = Teacher.load(find_adapter("", "", str(teacher)), built, card.base_fingerprint)
-    mixture = _mixture(specs, built.backbone.tokens, config.seed)
+        shown = Teacher.load(find_adapter(name, "full-ft", str(teacher)), built, card.base_fingerprint)
+    mixture = _mixture(specs, built.backbone.tokens, config)
     return train(built, mixture, config, card, Path(output), teacher=shown, listen=listen, stop=stop)
+
+
+def _spec(lora: LoraSpec | None, method: str) -> LoraSpec:
+    """As asked for; a method that reads with these weights has them in the last layer, too."""
+    lora = lora or LoraSpec()
+    return dataclasses.replace(lora, whole=True) if METHODS.load(method).reads_with_lora else lora
 
 
 def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -106,12 +113,12 @@ def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
     return specs
 
 
-def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, seed: int) -> Mixture:
-    sources = []
+def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, config: TrainConfig) -> Mixture:
+    sources, plain = [], config.objective == "lm"
     for path, weight in specs:
         kind, path = kind_of(path)
-        sources.append(Source(path, encode, weight=weight, seed=seed, kind=kind))
-    return Mixture(sources, seed=seed)
+        sources.append(Source(path, encode, weight=weight, seed=config.seed, kind=kind, plain=plain))
+    return Mixture(sources, seed=config.seed)
 
 
 def _agree(card: Card, wanted: Mapping[str, Any], origin: str) -> None:

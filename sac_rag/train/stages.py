@@ -105,11 +105,16 @@ def follow(
                 return Followed(card, folder, whole=False)
         before = folder
     assert card is not None and before is not None, "a recipe has stages"
-    if team.leads:
+    if team.leads and not _same(before, output):
         for name in (WEIGHTS, CARD):  # the card last: with it an adapter is whole
             write_atomic(output / name, (before / name).read_bytes())
     team.meet()
     return Followed(card, output, whole=True)
+
+
+def _same(stage: Path, output: Path) -> bool:
+    """Whether the output has this stage's adapter already: its card may have been calibrated since."""
+    return (output / CARD).is_file() and (output / WEIGHTS).read_bytes() == (stage / WEIGHTS).read_bytes()
 
 
 def _over(card: Card, stage: Stage) -> bool:

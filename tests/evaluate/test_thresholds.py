@@ -114,6 +114,16 @@ def test_text_that_is_always_better_is_always_taken():
     assert falling_back(memory, text, 0.0, ratio=5.0).share == 1
 
 
+def test_luck_alone_is_seldom_taken_for_a_gain():
+    """Where text is neither better nor worse the best of all thresholds still looks good; one in 40 may pass."""
+    random, taken, n = np.random.default_rng(0), 0, 300
+    confidence = -np.arange(1.0, n + 1)
+    for _ in range(400):
+        memory, text = (pairs(confidence, confidence, random.integers(0, 2, n).astype(float)) for _ in range(2))
+        taken += fallback_threshold(memory, text) is not None
+    assert taken <= 20
+
+
 def test_never_where_text_is_worse_or_its_gain_is_luck():
     confidence = -np.arange(1.0, 51)
     worse = fallback_threshold(*(pairs(confidence, confidence, np.full(50, f1)) for f1 in (0.6, 0.2)))

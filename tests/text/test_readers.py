@@ -214,6 +214,19 @@ def test_docx_keeps_insertions_and_controls_and_drops_deletions(put, parser) -> 
     assert document.text == "ab\td\n\ne\n\nf"
 
 
+def test_docx_keeps_rows_and_cells_of_controls(put, parser) -> None:
+    def cell(text: str) -> str:
+        return f"<w:tc><w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:tc>"
+
+    w = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    control = "<w:sdt><w:sdtContent>{}</w:sdtContent></w:sdt>"
+    rows = f"<w:tr>{control.format(cell('name'))}{cell('Ada')}</w:tr>"
+    rows += control.format(f"<w:tr>{cell('age')}{cell('36')}</w:tr>")
+    body = f"<w:document {w}><w:body><w:tbl>{rows}</w:tbl></w:body></w:document>"
+    document = read(put("a.docx", rezip(make_docx(), document=body.encode())), parser=parser)
+    assert document.text == "name | Ada\nage | 36"
+
+
 def test_html(put, parser) -> None:
     source = (
         "<!doctype html><html><head><title>Pump\n manual</title><style>p{}</style><body><nav>menu</nav><h1>Gui<b>de</b>"
@@ -566,6 +579,20 @@ def test_walk_keeps_links_inside(put, names, tmp_path: Path, tmp_path_factory) -
         "docs/twin": "broken symlink",
     }
     assert names(tmp_path / "docs" / "out.txt")[0] == ["docs/out.txt"]
+
+
+def test_a_link_does_not_lead_to_what_is_left_out(put, names, tmp_path: Path) -> None:
+    put("docs/.git/config", "token = 1")
+    put("docs/.env", "SECRET=1")
+    put("docs/.gitignore", "private/\n*.key.txt\n")
+    for name in ("private/a.txt", "b.key.txt", "sub/c.txt"):
+        put(f"docs/{name}", "x")
+    links = {"1.md": ".git/config", "2.md": ".env", "3.md": "private/a.txt", "4.md": "b.key.txt", "5.txt": "sub/c.txt"}
+    for name, target in links.items():
+        (tmp_path / "docs" / name).symlink_to(target)
+    found, skipped = names(tmp_path / "docs")
+    assert found == ["docs/5.txt", "docs/sub/c.txt"]
+    assert skipped == {f"docs/{i}.md": "symlink to a hidden or ignored file" for i in range(1, 5)}
 
 
 def test_walk_reports_what_does_not_exist(tmp_path: Path, names) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 
 import pytest
 
@@ -67,8 +68,44 @@ def test_summaries_are_questions(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "answers",
+    [
+        ["Paris", " ", "the city"],
+        [{"text": "Paris", "answer_start": 3}, {"text": "the city", "answer_start": 9}],
+        {"text": ["Paris", "the city"], "answer_start": [3, 9]},
+    ],
+)
+def test_answers_are_read_in_the_shapes_that_people_write(tmp_path, answers):
+    line = {"context": "In Paris.", "qas": [{"question": "Where?", "answers": answers}]}
+    none = {"question": "?", "answers": None}
+    alone = {"context": "In Paris.", "qas": [{"question": "Where?", "answers": "Paris"}, none]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(alone))
+    first, second = read_contexts(tmp_path / "a.jsonl")
+    assert [q.answers for q in first.questions] == [("Paris", "the city")]
+    assert [q.answers for q in second.questions] == [("Paris",)]
+
+
+def test_pretraining_cuts_long_contexts_that_have_questions(tmp_path):
+    line = {"context": "word " * 400, "qas": [{"question": "Which?", "answers": ["word"]}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    found = Source(tmp_path / "a.jsonl", encode, plain=True).draw(64)
+    assert len(found.ids) == 64 and found.pairs == ()
+    with pytest.raises(TrainingError, match="raise --first-context and --max-context"):
+        Source(tmp_path / "a.jsonl", encode).draw(64)
+
+
+def broken_gzip():
+    packed = bytearray(gzip.compress(random.Random(1).randbytes(4000)))
+    packed[2000] ^= 0xFF
+    return bytes(packed)
+
+
+@pytest.mark.parametrize(
     ("name", "body", "message"),
     [
+        ("a.jsonl", b'{"context": "x", "qas": [3]}', "a.jsonl:1: a question is 3"),
+        ("a.jsonl", b'{"context": "x", "qas": [{"question": "?", "answers": [3]}]}', r"a.jsonl:1: answers are \[3\]"),
+        ("a.txt.gz", broken_gzip(), "does not parse"),
         ("a.jsonl", b'{"context": 3}', "a.jsonl:1"),
         ("a.jsonl", b"{}\n{", "a.jsonl"),
         ("a.jsonl", b"[1]", "got list"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 
 import pytest
@@ -16,7 +17,7 @@ from sac_rag.compress.backbone import LORA_TARGETS, Backbone, LoraSpec
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.full_ft import FullFt
 from sac_rag.compress.session import Session
-from sac_rag.errors import ConfigError, TrainingError
+from sac_rag.errors import AdapterError, ConfigError, TrainingError
 from sac_rag.records import NO_ANSWER
 from sac_rag.train import loop
 from sac_rag.train.config import TrainConfig, future_at, rate_at
@@ -91,6 +92,20 @@ def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(make_sac, data, tmp_pa
     ).read_bytes()
 
 
+def test_an_adapter_that_a_kill_left_behind_is_written_by_the_next_run(make_sac, data, tmp_path, monkeypatch):
+    train(whole := make_sac(), mixture(whole, data), CONFIG, CARD, tmp_path / "whole")
+    left = iter([False, True])
+    train(method := make_sac(), mixture(method, data), CONFIG, CARD, tmp_path / "a", stop=left.__next__)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.adapter, "save", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            train(method := make_sac(), mixture(method, data), CONFIG, CARD, tmp_path / "a")
+    assert Card.read(tmp_path / "a").training["stages"][-1]["steps_done"] == 2
+    card = train(method := make_sac(), mixture(method, data), CONFIG, CARD, tmp_path / "a")
+    assert card.training["stages"][-1]["steps_done"] == CONFIG.steps
+    assert (tmp_path / "a/adapter.safetensors").read_bytes() == (tmp_path / "whole/adapter.safetensors").read_bytes()
+
+
 def test_what_it_began_from_has_its_share_in_what_it_leaves(make_sac, data, tmp_path):
     plain, shared = make_sac(trained=True), make_sac(trained=True)
     before, config = weights(plain), dataclasses.replace(CONFIG, start_share=0.25)
@@ -120,6 +135,12 @@ def test_an_adapter_comes_back_as_it_was_saved(make_sac, data, tmp_path):
     lora = {"rank": 4, "alpha": 8.0, "targets": list(LORA_TARGETS)}
     card = dataclasses.replace(CARD, lora=lora, layout=method.layout.to_mapping())
     adapter.save(method, card, tmp_path / "a")
+    with (tmp_path / "a/adapter.safetensors").open("ab") as handle:
+        size = handle.tell()
+        handle.write(bytes(4 * sum(p.numel() for p in method.parameters().values()) + 2**20))
+    with pytest.raises(AdapterError, match="by its card it has at most"):
+        adapter.load(tmp_path / "a", tiny_llama(), byte_tokenizer())
+    os.truncate(tmp_path / "a/adapter.safetensors", size)
     again, read = adapter.load(tmp_path / "a", tiny_llama(), byte_tokenizer())
     assert read == card
     for name, p in method.parameters().items():
@@ -265,6 +286,9 @@ def test_another_data_set_or_shape_is_refused_on_resume(make_sac, data, tmp_path
         train(make_sac(), mixture(method, other), CONFIG, CARD, tmp_path / "run")
     with pytest.raises(TrainingError, match="another adapter shape"):
         train(make_sac(layout=PromptLayout(prefix="")), mixture(method, data), CONFIG, CARD, tmp_path / "run")
+    longer = make_sac(layout=PromptLayout(prefix="<|im_start|>system\n"))
+    with pytest.raises(TrainingError, match=r"another adapter shape \(differs in \['prefix\.keys', 'prefix\.values'\]"):
+        train(longer, mixture(method, data), CONFIG, CARD, tmp_path / "run")
 
 
 def test_rates_warm_up_hold_and_decay():
@@ -385,6 +409,26 @@ def test_nothing_to_learn_from_is_said_so(make_sac):
     batch = question_batch([TokenisedContext([5] * 60, ())], [2.0], method, Shares(recall_weight=0), random.Random(0))
     with pytest.raises(TrainingError, match="write cloze:"):
         loss_of(batch, method)
+
+
+def test_texts_alone_do_not_make_a_batch_of_nothing(make_sac, data, tmp_path):
+    method = make_sac()
+    (tmp_path / "book.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
+    both = [Source(path, method.backbone.tokens, seed=1) for path in (data, str(tmp_path / "book.txt"))]
+    both[0].weight = 0.02
+    config = dataclasses.replace(CONFIG, recall_weight=0.0, step_tokens=64)
+    for step in range(20):
+        batch = loop._draw(method, Mixture(both, seed=step), dataclasses.replace(config, seed=step), (), 0, 0)
+        assert any(batch.readings)
+    alone = Mixture(both[1:], seed=1)
+    with pytest.raises(TrainingError, match="the last 500 texts have no questions.*cloze:"):
+        loop._draw(method, alone, config, (), 0, 0)
+
+
+def test_no_context_is_longer_than_the_longest(make_sac, data):
+    method = make_sac()
+    config = dataclasses.replace(CONFIG, first_context=500, max_context=70, step_tokens=600)
+    assert max(len(c) for c in loop._draw(method, mixture(method, data), config, (), 0, 0).chunks) <= 70
 
 
 def test_joined_contexts_are_one_passage_with_the_questions_of_both(make_sac, data):

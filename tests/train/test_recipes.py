@@ -185,6 +185,11 @@ def test_a_recipe_that_is_stopped_and_resumed_makes_the_same_bytes(data_folder, 
     steps = {"salience": 2, "budget": 2, "lm": 2, "qa": 3}
     assert seen == [(stage, step) for stage, n in steps.items() for step in range(1, n + 1)]
     assert Card.read(tmp_path / "whole") == whole.card
+    judged = dataclasses.replace(Card.read(whole.folder), calibration={"5": {"fallback": -1.0}})
+    judged.write(whole.folder)
+    made_by(recipe, data_folder, tmp_path / "whole", listen=lambda s, p: pytest.fail("it is over"))
+    assert Card.read(whole.folder) == judged, "what is finished stays as it is"
+    whole.card.write(whole.folder)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "whole/4-qa") != bytes_of(tmp_path / "whole/3-lm")
     assert [s["objective"] for s in whole.card.training["stages"]] == ["salience", "budget", "lm", "qa"]
     assert whole.card.ratios == (2.0, 5.0, 15.0, 51.0)

@@ -190,7 +190,13 @@ def make_adapter(tiny_base, tmp_path):
 
 
 def settings(tiny_base):
-    return {"base": str(tiny_base), "lora": LoraSpec(2, 4.0), "layout": LAYOUT, "device": "cpu", "dtype": "float32"}
+    return {
+        "base": str(tiny_base),
+        "lora": LoraSpec(2, 4.0),
+        "layout": LAYOUT.to_mapping(),
+        "device": "cpu",
+        "dtype": "float32",
+    }
 
 
 def test_run_teaches_and_resumes_exactly(data, make_adapter, tiny_base, tmp_path):
@@ -206,6 +212,16 @@ def test_run_teaches_and_resumes_exactly(data, make_adapter, tiny_base, tmp_path
     assert len(stage["teacher"]) == 64 and stage["distil_weight"] == 0.5
     steps = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     assert all(step["extra"]["distil"] > 0 for step in steps)
+
+
+def test_a_teacher_is_trained_in_all_that_it_reads_with(data, tiny_base, tmp_path):
+    config = dataclasses.replace(QUICK, distil_weight=0.0, steps=1)
+    plain = run([data], tmp_path / "sac", config, **settings(tiny_base))
+    card = run([data], tmp_path / "full", config, method="full-ft", **settings(tiny_base))
+    assert plain.lora["whole"] is False and card.lora == {**plain.lora, "whole": True}
+    with pytest.raises(ConfigError, match="full-ft reads in its own layout; leave the prompts chat out"):
+        asked = dataclasses.replace(config, prompts=("chat",))
+        run([data], tmp_path / "other", asked, method="full-ft", **settings(tiny_base))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import torch
 
 from sac_rag.compress.adapter import read_tensors
 from sac_rag.errors import ConfigError
+from sac_rag.models import loading
+from sac_rag.models.loading import choose_device
 from sac_rag.train.team import Team
 
 RUN = """
@@ -73,3 +75,12 @@ def test_shares():
     assert list(Team(1, 2).mine(5)) == [1, 3] and list(Team().mine(3)) == [0, 1, 2]
     with pytest.raises(ConfigError, match="accumulate is 1 for 2 processes"):
         Team(0, 2).mine(1)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading.torch, "empty", lambda *size, device: None)
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
