@@ -429,8 +429,9 @@ def _ablation(
 _ALL = (
     Recipe(
         "default",
-        "What made the shipped adapter: short passages, several of them, clozes, then a selector, questions at 2x to "
-        "51x of long contexts and under several prompts, and a budget of heads. Some ten hours on two CPU cores.",
+        "What made the shipped adapter: short passages, clozes, then a selector, questions at 2x to 51x of long "
+        "contexts and under several prompts, a budget of heads, and up to ten passages at once. Some twelve hours on "
+        "two CPU cores.",
         (
             Stage("first", EASY_QUESTIONS, FIRST_QA),
             Stage("second", EASY_QUESTIONS, SECOND_QA),
