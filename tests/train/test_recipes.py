@@ -40,7 +40,7 @@ def test_an_adapter_to_ship_chooses_anchors_and_answers_at_four_ratios(name):
     recipe = RECIPES[name]
     *before, qa = recipe.stages
     assert recipe.options == {"selector": "salient", "budget": "learned"}
-    slow, quick = ["qa", "qa", "qa", "salience", "qa", "qa", "budget", "qa"], ["salience", "budget", "lm"]
+    slow, quick = ["qa", "qa", "qa", "salience", "qa", "qa", "budget", "qa", "qa"], ["salience", "budget", "lm"]
     objectives = slow if name == "default" else quick
     assert [s.config.objective for s in before] == objectives
     assert all(s.config.ratios == (15.0,) for s in before if s.config.objective == "lm")
