@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -24,8 +25,9 @@ from sac_rag.answer.service import Generation
 from sac_rag.answer.stream import Stream, Way
 from sac_rag.answer.tags import Tagger
 from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.methods import METHODS
 from sac_rag.config import AskConfig, IndexConfig, from_mapping
-from sac_rag.errors import ConfigError, LibraryError
+from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
 from sac_rag.indexing import Indexer, IndexReport, Listen, Made
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare
@@ -97,7 +99,7 @@ class SacRag:
         Raises LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked.
         """
         config = _absolute(config) if config else None
-        exists = (Path(library) / "catalog.sqlite").exists()
+        exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
             with Library.open(library) as stored:
                 own = config_of(stored)
@@ -105,6 +107,11 @@ class SacRag:
             compare(Path(library), dataclasses.asdict(own), dataclasses.asdict(config or own))
             config = own
         config = config or IndexConfig()
+        if METHODS.load(config.method).reads_with_lora:
+            raise ConfigError(
+                f"method {config.method!r} reads whole texts and compresses nothing, so no library is made with it; "
+                f"choose a compressing method, or compare with it by `sac eval --reader {config.method}`"
+            )
         engine = Engine.shared(config.model, config.method, config.adapter, device=device, dtype=dtype)
         embedder = Embedder.shared(config.embedder, device=str(engine.device))
         wanted = engine.fingerprint(config, embedder)
@@ -187,11 +194,8 @@ class SacRag:
         stored = {d.uri for d in self.library.documents()}
         if unknown := [u for u in uris if u not in stored]:
             raise LibraryError(f"no document {unknown[0]!r} in {self.library.path}; `sac ls` prints what is there")
-        count = sum(len(self.library.passage_ids(u)) for u in uris)
         with self.library.transaction() as tx:
-            for uri in uris:
-                tx.remove_document(uri)
-        return count
+            return sum(tx.remove_document(uri) for uri in dict.fromkeys(uris))
 
     def gc(self, *, min_dead: float = 0.0) -> GcReport:
         """Give the bytes of removed passages back and erase their text."""
@@ -338,9 +342,10 @@ class SacRag:
 
     def _shelf(self, library: Library) -> Shelf:
         def load(ids: Sequence[str]) -> list[AnchorKV]:
-            stored = [i for i in ids if i not in self._passing]
-            loaded = dict(zip(stored, library.load(stored), strict=True)) if stored else {}
-            return [m for i in ids for m in ([loaded[i]] if i in loaded else self._passing.get(i))]
+            held = {i: found for i in ids if (found := self._passing.get(i)) is not None}
+            stored = [i for i in ids if i not in held]
+            held |= {i: [m] for i, m in zip(stored, library.load(stored), strict=True)}
+            return [m for i in ids for m in held[i]]
 
         return Shelf(library.secret.hex(), functools.partial(self._extents, library), load)
 
@@ -385,6 +390,11 @@ def config_of(library: Library) -> IndexConfig:
     """The settings a library was made with."""
     stored = library.fingerprint
     names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec"}
+    if missing := sorted(names - stored.keys()):
+        raise LibraryMismatch(
+            f"{library.path} does not say with which {missing[0]} it was made: open it with Library.open, "
+            "or index its documents again"
+        )
     return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": library.head.codec})
 
 

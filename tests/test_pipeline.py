@@ -252,8 +252,8 @@ def test_remove_is_immediate_and_gc_gives_bytes_back(docs, tiny_config, tmp_path
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
         uri = (docs / "2.md").as_posix()
         before = rag.stats().total_bytes
-        gone = rag.remove([uri])
-        assert gone > 0
+        passages = len(rag.library.passage_ids(uri))
+        assert rag.remove([uri, uri]) == passages > 0
         assert uri not in {h.passage.document for h in rag.retrieve("house 2", k_all())}
         rag.gc()
         assert rag.stats().total_bytes < before and rag.library.verify() == []
@@ -318,6 +318,11 @@ def test_opening_needs_no_settings_and_refuses_other_ones(docs, tiny_config, tmp
     SacRag.index(tmp_path / docs, tmp_path / "c.lib", bare).close()
     monkeypatch.chdir("/")
     SacRag.open(tmp_path / "c.lib", config=tiny_config).close()
+    with pytest.raises(ConfigError, match="'full-ft' reads whole texts"):
+        SacRag.index(docs, tmp_path / "d.lib", dataclasses.replace(tiny_config, method="full-ft"))
+    Library.create(tmp_path / "e.lib", {"model": "mine"}, codec="bf16", dim=4).close()
+    with pytest.raises(LibraryMismatch, match="with which adapter it was made"):
+        SacRag.open(tmp_path / "e.lib")
     for change, values in [({"ratio": 15.0}, ["5.0", "15.0"]), ({"passage_tokens": 64}, ["128", "64"])]:
         with pytest.raises(LibraryMismatch) as error:
             SacRag.open(tmp_path / "a.lib", config=dataclasses.replace(tiny_config, **change))
@@ -432,13 +437,22 @@ def test_a_dropped_stream_stops_working(docs, tiny_config, tmp_path):
         assert rag.ask("Who met the birch?", max_new_tokens=2).text is not None
 
 
-def test_a_sharpened_adapter_of_the_same_tensors_is_another_one(docs, tiny_config, tiny_adapter, tmp_path):
-    sharp = tmp_path / "sharp"
-    shutil.copytree(tiny_adapter, sharp)
-    card = json.loads((sharp / "card.json").read_text())
-    (sharp / "card.json").write_text(json.dumps({**card, "options": {**card["options"], "sharpness": 0.15}}))
+@pytest.mark.parametrize(
+    ("where", "change", "named"),
+    [
+        ("options", {"sharpness": 0.15}, {"sharpness": 0.15}),
+        ("options", {"causal": True}, {"causal": True}),
+        ("lora", {"alpha": 4.0}, {"lora_alpha": 4.0}),
+    ],
+)
+def test_an_adapter_of_the_same_tensors_and_another_card_is_another_one(
+    docs, tiny_config, tiny_adapter, tmp_path, where, change, named
+):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_adapter, other)
+    card = json.loads((other / "card.json").read_text())
+    (other / "card.json").write_text(json.dumps({**card, where: {**card[where], **change}}))
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
         plain = rag.library.fingerprint
-    with SacRag.index(docs, tmp_path / "b.lib", dataclasses.replace(tiny_config, adapter=str(sharp))) as rag:
-        sharpened = rag.library.fingerprint
-    assert sharpened == {**plain, "adapter": str(sharp), "sharpness": 0.15} and "sharpness" not in plain
+    with SacRag.index(docs, tmp_path / "b.lib", dataclasses.replace(tiny_config, adapter=str(other))) as rag:
+        assert rag.library.fingerprint == {**plain, "adapter": str(other), **named} != {**plain, "adapter": str(other)}

@@ -16,6 +16,7 @@ from sac_rag.answer.service import Service
 from sac_rag.compress import adapter as adapters
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.backbone import LoraSpec
 from sac_rag.compress.methods.base import Method
 from sac_rag.config import DEFAULT_MODEL, IndexConfig
 from sac_rag.errors import ConfigError, SacError
@@ -104,8 +105,10 @@ class Engine:
 
     def fingerprint(self, config: IndexConfig, embedder: Embedder) -> dict[str, Any]:
         """Everything that stored memories depend on, by name: what a library is opened against."""
-        # Named only where it is set, so that libraries from before there was such an option still open.
-        sharpened = {"sharpness": s} if (s := self.card.options.get("sharpness")) else {}
+        # Named only where they are set, so that libraries from before there was such an option still open.
+        unusual = {name: value for name in ("sharpness", "causal") if (value := self.card.options.get(name))}
+        if (alpha := self.card.lora.get("alpha", usual := LoraSpec().alpha)) != usual:
+            unusual["lora_alpha"] = alpha
         return {
             "model": config.model,
             "model_sha256": fingerprint_of(self.path),
@@ -117,7 +120,7 @@ class Engine:
             "ratio": config.ratio,
             "selector": self.card.options.get("selector", "uniform"),
             "budget": self.card.options.get("budget", "even"),
-            **sharpened,
+            **unusual,
             "passage_tokens": config.passage_tokens,
             "overlap": config.overlap,
             "embedder": config.embedder,

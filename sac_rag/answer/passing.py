@@ -37,10 +37,6 @@ class Passing:
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __contains__(self, passage_id: object) -> bool:
-        with self._lock:
-            return passage_id in self._held
-
     def fits(self, passage_id: str, where: Mapping[str, Any] | None) -> bool:
         """Whether a passage is held and its metadata fits a filter, which is as in `Library.search`."""
         with self._lock:
@@ -78,9 +74,11 @@ class Passing:
                     total -= self._held.pop(i).nbytes
         return ids
 
-    def get(self, passage_id: str) -> list[AnchorKV]:
-        """KeyError when it is not held (any more)."""
+    def get(self, passage_id: str) -> list[AnchorKV] | None:
+        """None when it is not held (any more)."""
         with self._lock:
+            if passage_id not in self._held:
+                return None
             self._held.move_to_end(passage_id)
             return self._held[passage_id].memories
 

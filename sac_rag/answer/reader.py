@@ -60,7 +60,8 @@ class Row:
     def choose(self, logprobs: torch.Tensor, best: int, stop_ids: frozenset[int]) -> int:
         """The next token from (vocabulary,) log-probabilities, whose largest is at `best`; noted in `completion`."""
         c, s = self.completion, self.sampling
-        if best in stop_ids and len(c.token_ids) < s.min_new_tokens:
+        early = len(c.token_ids) < s.min_new_tokens
+        if early and (best in stop_ids or self._generator is not None):
             logprobs = logprobs.index_fill(0, torch.tensor(sorted(stop_ids), device=logprobs.device), -torch.inf)
             best = int(logprobs.argmax())
         token = best if self._generator is None else _nucleus(logprobs, s, self._generator)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -108,6 +108,9 @@ class AsyncGeneration(_Answering, AsyncIterator[int]):
 @dataclass(eq=False)
 class _Kept:
     units: list[Hashable]
+    """Of the prompt and its answer."""
+    asked: int
+    """How many of them are the prompt's."""
     session: Session
     slots: int = field(init=False)
 
@@ -127,7 +130,7 @@ class Service:
     def __init__(
         self,
         reader: Reader,
-        busy: Callable[[], AbstractContextManager[None]],
+        busy: Callable[[], contextlib.AbstractContextManager[None]],
         *,
         max_rows: int = 16,
         kept_slots: int = 32_768,
@@ -165,7 +168,7 @@ class Service:
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Item]()
 
         def sink(item: Item) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
         return AsyncGeneration(self._enqueue(_Job(prompt, sampling, keep, sink)), items)
@@ -235,12 +238,19 @@ class Service:
             except Exception as error:
                 self._end(job, error)
         if loaded:
-            try:
-                self._enter(loaded, self._decoding.read(parts))
-            except Exception as error:
-                for job in loaded:
-                    self._end(job, error)
+            self._begin(loaded, parts)
         self._report()
+
+    def _begin(self, jobs: Sequence[_Job], parts: Sequence[Sequence[object]]) -> None:
+        """Read prompts together; one by one where that fails, so that only those at fault do."""
+        try:
+            self._enter(jobs, self._decoding.read(parts))
+        except Exception as error:
+            if len(jobs) == 1:
+                self._end(jobs[0], error)
+                return
+            for job, part in zip(jobs, parts, strict=True):
+                self._begin([job], [part])
 
     def _enter(self, jobs: Sequence[_Job], session: Session) -> None:
         for job, row in zip(jobs, self._decoding.enter(session, [j.sampling for j in jobs]), strict=True):
@@ -248,7 +258,11 @@ class Service:
             self._under_way.append(job)
 
     def _resumed(self, job: _Job) -> Session | None:
-        """The kept conversation that shares most with this prompt, read on to its end; None when none does."""
+        """The kept conversation that shares most with this prompt, read on to its end; None when none does.
+
+        A prompt that holds all that was asked in it is its next turn and takes it over. Any other, an edited history or
+        another conversation that begins alike, goes on from a copy.
+        """
         units, best, shared = job.prompt.units(), None, 0
         for kept in self._kept:
             n = _common(kept.units, units)
@@ -259,9 +273,13 @@ class Service:
             return None
         rest = job.prompt.after(shared)
         self._kept.remove(best)
+        session = best.session
+        if shared < best.asked:
+            session = session.row(0)
+            self._kept.append(best)
         job.reused, position = job.prompt.extent(shared)
-        best.session.rewind(position)
-        return self._decoding.read([rest], onto=best.session)
+        session.rewind(position)
+        return self._decoding.read([rest], onto=session)
 
     def _report(self) -> None:
         """Pass new tokens on; end what is done."""
@@ -288,7 +306,8 @@ class Service:
         completion = job.row.completion
         # The last token of an answer that was cut has been chosen but not read.
         read = completion.token_ids if completion.ended else completion.token_ids[:-1]
-        self._kept.append(_Kept([*job.prompt.units(), *read], session))
+        units = job.prompt.units()
+        self._kept.append(_Kept([*units, *read], len(units), session))
         while len(self._kept) > 1 and sum(k.slots for k in self._kept) > self.kept_slots:
             del self._kept[0]
 

@@ -79,11 +79,6 @@ class AnchorKV:
         """Bytes of keys and values as held in memory."""
         return self.keys.nbytes + self.values.nbytes
 
-    @property
-    def realised_ratio(self) -> float:
-        """Source tokens per slot of a head, L / |S|."""
-        return self.source_len * self.counts.numel() / self.positions.numel()
-
     def spans(self) -> list[tuple[int, int]]:
         """The token span [start, end) that each anchor stands for: cut halfway between neighbours."""
         p = self.slots.anchors.tolist()

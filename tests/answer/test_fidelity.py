@@ -265,7 +265,15 @@ def test_the_models_own_words_count_as_no_answer():
     assert never.abstains("text", -1.1, "Ada") and never.abstains("mixed", -1.1, "Ada")
 
 
-@pytest.mark.parametrize("wrong", [{"fidelity": "half"}, {"text_passages": -1}, {"text_tokens": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fidelity": "half"},
+        {"text_passages": -1},
+        {"text_tokens": -1},
+        {"text_score": 0.3, "fidelity": "mixed", "search": "lexical"},
+    ],
+)
 def test_settings_out_of_range_are_errors(wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong.values()))}"):
         AskConfig(**wrong)

@@ -53,6 +53,7 @@ def test_the_longest_unused_are_forgotten_for_room(rag: SacRag, compressed: list
     assert [rag.cite(t) for t in tags] == [
         (PassageRef(ids[0]),), (tags[1],), (PassageRef(ids[2]),), (PassageRef(new),),
     ]  # fmt: skip
+    assert rag._passing.get(ids[1]) is None
     assert rag.remember(TEXTS[1:2]) == [ids[1]] and compressed == [3, 1, 1]
 
 

@@ -7,9 +7,10 @@ import contextlib
 import threading
 
 import pytest
+import torch
 
 from sac_rag.answer.prompt import Prompt, Recall
-from sac_rag.answer.reader import Reader, Sampling
+from sac_rag.answer.reader import Reader, Row, Sampling
 from sac_rag.answer.service import Service
 from sac_rag.compress.session import BLOCK
 from sac_rag.errors import ConfigError, LibraryCorrupt
@@ -107,7 +108,11 @@ def test_a_failed_prompt_fails_alone(setting):
         next(two)
     with pytest.raises(Exception, match="stands at 2"):
         next(service.submit(misplaced, Sampling()))
-    assert list(service.submit(good, Sampling(max_new_tokens=2)))
+    with service._busy():  # nothing is computed before both are there
+        both = [service.submit(p, Sampling(max_new_tokens=5)) for p in (misplaced, good)]
+    assert list(both[1]) == reader.generate([loaded(good)], Sampling(max_new_tokens=5))[0].token_ids
+    with pytest.raises(Exception, match="stands at 2"):
+        next(both[0])
 
 
 def test_a_dropped_generation_leaves_the_batch(setting):
@@ -185,6 +190,21 @@ def test_an_edited_history_goes_on_from_what_is_common(setting):
     assert generation.reused == 0
 
 
+def test_conversations_that_begin_alike_keep_a_cache_each(setting):
+    *_, reader, service = setting
+    system, scripts = text(20, 1), [text(9, 2), text(9, 3)]
+    for turn in range(3):
+        for i, script in enumerate(scripts):
+            prompt = Prompt(([*system, *script],))
+            generation = service.submit(prompt, Sampling(max_new_tokens=4), keep=True)
+            answer = list(generation)
+            assert answer == reader.generate([prompt], Sampling(max_new_tokens=4))[0].token_ids
+            # All but the cut answer's last token, and the message behind it.
+            assert generation.reused == (prompt.tokens - 8 if turn else 20 * i)
+            scripts[i] = [*script, *answer, *text(7, 10 * turn + i)]
+    assert len(service._kept) == 2
+
+
 def test_a_history_without_its_later_memory_goes_on_in_front_of_it(setting):
     method, kvs, reader, service = setting
     front = recall(method, kvs)
@@ -221,6 +241,29 @@ def test_async_streams_do_not_block_the_loop(setting):
         return await asyncio.gather(*map(one, prompts))
 
     assert asyncio.run(main()) == want
+
+
+def test_a_loop_that_is_gone_leaves_the_service_to_others(setting):
+    *_, service = setting
+
+    async def left_behind():
+        stream = service.stream(Prompt((text(5, 1),)), Sampling(max_new_tokens=100_000, min_new_tokens=100_000))
+        await anext(stream)
+        return stream
+
+    gone = asyncio.run(left_behind())
+    assert len(list(service.submit(Prompt((text(5, 2),)), Sampling(max_new_tokens=5, min_new_tokens=5)))) == 5
+    gone.cancel()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_answer_ends_before_its_least_length(temperature):
+    even = torch.tensor([0.4, 0.3, 0.3]).log()
+    for seed in range(20):
+        row = Row(Sampling(max_new_tokens=8, min_new_tokens=3, temperature=temperature, seed=seed))
+        for stop in (1, 0, 1):  # unlikely, likely
+            row.choose(even, 0, frozenset({stop}))
+        assert len(row.completion.token_ids) == 3 and not row.completion.ended
 
 
 def test_a_closed_service_ends_its_answers_and_takes_no_more(setting):

@@ -91,10 +91,6 @@ class Method(ABC):
         step = MAX_PASSAGE_TOKENS
         return [token_ids[i : i + step] for i in range(0, len(token_ids), step)]
 
-    def compress_context(self, token_ids: Sequence[int], ratio: float) -> list[AnchorKV]:
-        """Memories of a long context, one after the other."""
-        return self.compress(self.pieces(token_ids), ratio)
-
     def memory(
         self,
         parts: Sequence[AnchorKV],
