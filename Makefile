@@ -11,7 +11,8 @@ STAMP := $(VENV)/.installed
 help:  ## show this list
 	@awk -F ':.*## *' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "TORCH=torch==2.13.0 (or SAC_TORCH in the environment) installs that torch first."
+	@echo "TORCH=torch==2.13.0 (or SAC_TORCH in the environment) installs that torch first, by your pip settings:"
+	@echo "where these name an index of CPU builds, TORCH=torch==2.13.0+cpu takes one."
 	@echo "PYTHON=python3.12 names the interpreter that makes $(VENV)."
 
 demo: $(STAMP)  ## index the sample documents and answer questions about them
