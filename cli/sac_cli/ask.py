@@ -22,7 +22,11 @@ SETTINGS = fields.settings_of("sac_rag.config:AskConfig", panel="Answering")
 
 Where = Annotated[
     list[str] | None,
-    typer.Option(help="Only passages with this metadata; repeat to narrow.", metavar="KEY=VALUE", show_default=False),
+    typer.Option(
+        help="Only passages with this metadata; a further key narrows, the same key again means either value.",
+        metavar="KEY=VALUE",
+        show_default=False,
+    ),
 ]
 
 

@@ -28,7 +28,10 @@ def check_paths(paths: Sequence[str]) -> None:
 
 
 def compress(rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: bool = False) -> IndexReport:
-    """Index with a progress bar; Ctrl-C ends the command with exit code 130."""
+    """Index with a progress bar; Ctrl-C ends the command with exit code 130.
+
+    Raises DocumentError when no file was found and no document removed.
+    """
     try:
         with interrupts.remembered() as ctrl_c, _bar() as show:
 
@@ -36,10 +39,13 @@ def compress(rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: b
                 show(report)
                 ctrl_c.check()
 
-            return rag.add(list(paths), sync=sync, strict=strict, listen=listen)
+            report = rag.add(list(paths), sync=sync, strict=strict, listen=listen)
     except KeyboardInterrupt:
         console.error("stopped: what is committed stays, and the same command goes on from there")
         raise typer.Exit(130) from None
+    if not (report.files or report.skipped or report.removed):
+        raise DocumentError(", ".join(paths), "no file to index; hidden and ignored files must be given by name")
+    return report
 
 
 @contextmanager

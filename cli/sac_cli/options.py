@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +31,7 @@ Dtype = Annotated[
 
 def check_present(library: str) -> None:
     """Fail before the slow imports when there is nothing at all; raises LibraryNotFound."""
-    if not Path(library).exists():
+    if not os.path.lexists(library):
         from sac_rag.library.library import Library
 
         Library.open(library)

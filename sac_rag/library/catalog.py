@@ -112,13 +112,19 @@ class Catalog:
 
     @classmethod
     def connect(cls, folder: Path) -> Catalog:
-        """Open the file. Raises LibraryNotFound when there is none; parse errors come at the first use."""
+        """Open the file. Raises LibraryNotFound when there is none, LibraryError when it cannot be looked for; parse
+        errors come at the first use.
+        """
         path = folder / files.CATALOG
         try:
             files.check_regular(path)
         except (FileNotFoundError, NotADirectoryError) as e:
             raise LibraryNotFound(
                 f"no library at {folder}: check the path, or make one with `sac index` or Library.create"
+            ) from e
+        except OSError as e:
+            raise LibraryError(
+                f"cannot look for {path}: {e.strerror}; check the path and the permissions of its folders"
             ) from e
         with reading(folder):
             return cls(connect(path), folder)

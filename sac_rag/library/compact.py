@@ -26,23 +26,14 @@ class GcReport:
     passages_moved: int
 
 
-def compact(library: Library, catalog: Catalog, min_dead: float, segment_bytes: int) -> GcReport:
+def compact(library: Library, min_dead: float, segment_bytes: int) -> GcReport:
     """See `Library.gc`. Each batch is a transaction of its own, so little extra room is needed and a kill loses one."""
     if not 0 <= min_dead < 1:
         raise LibraryError(f"min_dead is {min_dead}; it is a share of a segment's bytes, 0 <= min_dead < 1")
     before, moved = library.stats(), 0
     for batch in _batches(before.segments, min_dead, segment_bytes):
-        numbers = ", ".join(str(int(use.number)) for use in batch)
-        keys = [
-            key
-            for (key,) in catalog.rows(
-                "SELECT p.key FROM memories m JOIN passages p ON p.key = m.passage "
-                f"WHERE m.segment IN ({numbers}) ORDER BY p.document, p.ordinal"
-            )
-        ]
         with library.transaction() as tx:
-            tx.move(keys)
-        moved += len(keys)
+            moved += tx.move([use.number for use in batch])
     with library.transaction() as tx:
         # The FAISS file is written again from the catalog if anything was: it heals what it may have.
         tx.rebuild = tx.rebuild or moved > 0

@@ -183,7 +183,7 @@ class WriterLock:
     """Held by the one process that may write; the kernel drops it when that process ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises LibraryLocked, naming the process that holds it."""
+        """Raises LibraryLocked, naming the process that holds it, LibraryError where nothing can be locked."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             self._fd = os.open(folder / LOCK, flags, 0o600)
@@ -191,12 +191,17 @@ class WriterLock:
             raise LibraryError(f"cannot open {folder / LOCK} for writing: {e.strerror}") from e
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
+        except BlockingIOError as e:
             held = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
             who = f"process {held}" if held.isdigit() else "another process"
             raise LibraryLocked(
                 f"{folder} is being written by {who}: wait until it ends, or open the library for reading only"
+            ) from e
+        except OSError as e:
+            os.close(self._fd)
+            raise LibraryError(
+                f"cannot lock {folder / LOCK}: {e.strerror}; write the library on a file system that has locks"
             ) from e
         try:
             os.ftruncate(self._fd, 0)

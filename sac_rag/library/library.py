@@ -111,15 +111,17 @@ class Library:
     def close(self) -> None:
         """Release the writer's lock and the catalog. Tensors that were loaded stay valid.
 
-        A writer keeps the lexical index of a large library first, unless an exception is under way.
+        A writer keeps the lexical index of a large library first, unless an exception is under way. A commit of another
+        thread is waited for; a transaction that has not come so far fails at its end.
         """
-        try:
-            if self._lock and self._lock.held and sys.exc_info()[0] is None:
-                self._keep_lexical()
-        finally:
-            self._view.catalog.close()
-            if self._lock:
-                self._lock.release()
+        with self._commits:
+            try:
+                if self._may_write() and sys.exc_info()[0] is None:
+                    self._keep_lexical()
+            finally:
+                self._view.catalog.close()
+                if self._lock:
+                    self._lock.release()
 
     def _keep_lexical(self) -> None:
         """Without it the next process builds it, so that a full disk or a damaged row is no reason to fail."""
@@ -258,8 +260,8 @@ class Library:
     def transaction(self) -> Iterator[Transaction]:
         """Commit at the end of the block, or nothing at all when it raises. Inside, reads see the last commit.
 
-        Raises LibraryError on a library opened for reading, LibraryFull when the disk is full: the generation before
-        stays as it was.
+        Raises LibraryError on a library opened for reading or closed by the end of the block, LibraryFull when the disk
+        is full: the generation before stays as it was.
         """
         if not self._lock:
             raise LibraryError(f"{self.path} is open for reading: open it with write=True to change it")
@@ -267,11 +269,13 @@ class Library:
             raise LibraryError(f"a transaction on {self.path} is open already: end it first")
         try:
             with self._still() as view:
+                self._check_open()
                 tx = Transaction(self.path, view, self._segment_bytes)
             try:
                 yield tx
                 tx.prepare()
                 with self._commits:
+                    self._check_open()
                     self._adopt(tx.commit())
             except BaseException:
                 tx.close()
@@ -287,7 +291,14 @@ class Library:
         min_dead: rewrite only segments with a larger share of dead bytes than this; 0.0 leaves none, which erasing
         needs. Raises as `transaction` does, LibraryCorrupt when a memory to be moved is damaged.
         """
-        return compact(self, self._view.catalog, min_dead, self._segment_bytes)
+        return compact(self, min_dead, self._segment_bytes)
+
+    def _may_write(self) -> bool:
+        return self._lock is not None and self._lock.held
+
+    def _check_open(self) -> None:
+        if not self._may_write():
+            raise LibraryError(f"{self.path} is closed; open the library again")
 
     @contextlib.contextmanager
     def _still(self) -> Iterator[View]:
@@ -306,6 +317,8 @@ class Library:
     def _recover(self) -> None:
         """After a failed commit: what the disk says now decides what is current, and so what may be removed."""
         self._unsure = True
+        if not self._may_write():  # closed meanwhile: what lies in the folder may be the next writer's
+            return
         with contextlib.suppress(LibraryError, OSError):  # if it cannot say, it is asked again at the next use
             with Catalog.read(self.path) as disk:
                 if disk.head() != self._view.head:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,35 +124,20 @@ class Transaction:
             self._catalog.execute("DELETE FROM documents WHERE key = ?", rows[0])
         return len(keys)
 
-    def remove_passages(self, ids: Iterable[str]) -> int:
-        """Remove passages, and documents that this leaves empty; unknown ids are passed over. Returns how many went.
-
-        The content hash of a document that loses passages is dropped: it is no longer stored whole.
-        """
-        keys = list(self._catalog.keys(list(ids)).values())
-        if not keys:
-            return 0
-        owners: set[tuple[int]] = set()
-        for part in chunks(keys):
-            owners.update(self._catalog.rows(f"SELECT document FROM passages WHERE key IN ({marks(part)})", part))
-        with self._changing():
-            self._forget(keys)
-            for owner in owners:
-                if self._catalog.rows("SELECT 1 FROM passages WHERE document = ? LIMIT 1", owner):
-                    row = self._catalog.rows("SELECT key, uri, media_type, meta FROM documents WHERE key = ?", owner)
-                    self._catalog.write("documents", [(*row[0], None)])
-                else:
-                    self._catalog.execute("DELETE FROM documents WHERE key = ?", owner)
-        return len(keys)
-
-    def move(self, keys: Sequence[int]) -> None:
-        """Copy the memories of these passages into new segments, bytes verified and unchanged."""
+    def move(self, segments: Sequence[int]) -> int:
+        """Copy the memories of these segments into new ones, bytes verified and unchanged; returns how many."""
+        rows = self._catalog.rows(
+            "SELECT p.key FROM memories m JOIN passages p ON p.key = m.passage "
+            f"WHERE m.segment IN ({', '.join(map(str, segments))}) ORDER BY p.document, p.ordinal"
+        )
+        keys = [key for (key,) in rows]
         with self._changing():
             stored, names = self._catalog.memories(keys), self._catalog.ids(keys)
             for key in keys:
                 memory = stored[key]
                 data = self._view.segments[memory.slot.segment].read(memory.slot)
                 self._store(key, names[key], memory.layout, json.loads(memory.layout), [data], memory)
+        return len(keys)
 
     def prepare(self) -> None:
         """Write and sync all files that the commit will refer to. Raises LibraryFull, LibraryError."""

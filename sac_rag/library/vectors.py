@@ -6,6 +6,7 @@ instruction sets, thread counts or where a vector lies in the index.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from sac_rag.errors import LibraryCorrupt, LibraryError
 
+_PARSING = threading.Lock()
+"""Held while FAISS's limit on what it parses, one for the whole process, is that of a file."""
 _SLACK = 1e-4
 """More than FAISS's float32 scores of unit vectors can be off."""
 
@@ -61,14 +64,15 @@ class VectorIndex:
     def parse(cls, data: bytes, dim: int, count: int) -> VectorIndex:
         """From bytes of `serialize` whose hash the caller has checked; LibraryCorrupt if they are another index."""
         faiss = _faiss()
-        before = faiss.get_deserialization_vector_byte_limit()
-        faiss.set_deserialization_vector_byte_limit(len(data) + 1024)
-        try:
-            index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-        except RuntimeError as e:
-            raise LibraryCorrupt(f"the FAISS file does not parse: {str(e)[:200]}") from e
-        finally:
-            faiss.set_deserialization_vector_byte_limit(before)
+        with _PARSING:
+            before = faiss.get_deserialization_vector_byte_limit()
+            faiss.set_deserialization_vector_byte_limit(len(data) + 1024)
+            try:
+                index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+            except RuntimeError as e:
+                raise LibraryCorrupt(f"the FAISS file does not parse: {str(e)[:200]}") from e
+            finally:
+                faiss.set_deserialization_vector_byte_limit(before)
         if not isinstance(index, faiss.IndexIDMap2) or (index.d, index.ntotal) != (dim, count):
             raise LibraryCorrupt(f"the FAISS file holds {index.ntotal} x {index.d} numbers instead of {count} x {dim}")
         return cls(index, dim)

@@ -137,9 +137,10 @@ class View:
                 if (kv.anchors, kv.source_len) != (memory.anchors, memory.source_len):
                     raise LibraryCorrupt(f"{kv.anchors} anchors of {kv.source_len} tokens instead of {memory.anchors}")
             except (LibraryCorrupt, MemoryInvalid, KeyError, json.JSONDecodeError) as e:
+                uri = self.catalog.passages_at([key])[key].document
                 raise LibraryCorrupt(
-                    f"the memory of passage {passage_id} in {self.folder} is damaged ({e}): restore the library, or "
-                    "remove the passage and index its document again"
+                    f"the memory of passage {passage_id} of {uri!r} in {self.folder} is damaged ({e}): restore the "
+                    "library, or remove this document and index it again"
                 ) from e
             out.append(kv)
         return out

@@ -22,6 +22,8 @@ _START = (
 )
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _SIGXCPU = 24
+_MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What a reply raises that is not what a parser yields; infinities and deep nesting are JSON too."""
 
 
 class ParserProcess:
@@ -50,7 +52,7 @@ class ParserProcess:
             raise Refused(str(reason)[:200])
         try:
             return _checked(reply, self.limits.text_chars, len(data))
-        except (KeyError, TypeError, ValueError):
+        except _MALFORMED:
             raise Refused("parser crashed") from None
 
     def close(self) -> None:
@@ -129,7 +131,7 @@ class ParserProcess:
             frame = read_frame(child.stdout, 12 * self.limits.text_chars + 50_000_000)
             reply = json.loads(frame[1]) if frame else None
             return (reply if isinstance(reply, dict) else None), late.is_set()
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *_MALFORMED):
             return None, late.is_set()
         finally:
             timer.cancel()
@@ -146,4 +148,6 @@ def _checked(reply: Mapping[str, Any], max_chars: int, data_size: int) -> Parsed
     headings = [(int(at), int(level), str(title)) for at, level, title in reply["headings"]]
     if any(not 0 <= at <= bound for at, _, _ in headings):
         raise ValueError
+    # A library takes neither NaN nor lone surrogates: here they cost one file, there the run.
+    json.dumps([text, headings, meta], allow_nan=False, ensure_ascii=False).encode()
     return Parsed(text, headings, meta)

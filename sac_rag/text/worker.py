@@ -23,13 +23,13 @@ def write_frame(stream: IO[bytes], header: dict[str, Any], body: bytes = b"") ->
 
 
 def read_frame(stream: IO[bytes], max_bytes: int) -> tuple[dict[str, Any], bytes] | None:
-    """The counterpart; None at the end of the stream or when the frame is cut or larger than `max_bytes`."""
+    """The counterpart; None at the end of the stream or when the frame is cut or not of 0 to `max_bytes` bytes."""
     line = stream.readline(65536)
     if not line.endswith(b"\n"):
         return None
     header = json.loads(line)
     size = header["size"]
-    if size > max_bytes:
+    if not 0 <= size <= max_bytes:
         return None
     body = stream.read(size)
     return (header, body) if len(body) == size else None

@@ -72,6 +72,18 @@ def test_paths_that_name_nothing(sac: Sac, library: str) -> None:
     assert result.code == 1 and "empty.txt" in result.err
 
 
+def test_nothing_to_index_is_a_failure(sac: Sac, library: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".hidden.txt").write_text("Nobody asked for this.")
+    for command in ("index", "add"):
+        result = sac(command, "empty")
+        assert result.code == 1 and result.err.startswith("error: empty: no file to index; hidden and ignored files")
+    assert sac("index", "docs", "empty", "--json").json["unchanged"] == 2
+    for path in (tmp_path / "docs").iterdir():
+        path.unlink()
+    assert sac("index", "docs", "--sync", "--json").json["removed"] == 2  # that they are gone is news
+
+
 def test_add_needs_a_library(sac: Sac, library: str, tmp_path: Path) -> None:
     (tmp_path / "more.txt").write_text("The lamp burned whale oil until 1911, says the log.")
     assert sac("add", "more.txt", "--library", "other.lib").code == 3

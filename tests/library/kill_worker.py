@@ -30,7 +30,7 @@ from library_support import DIM, FINGERPRINT, State, check, held, put  # noqa: E
 from sac_rag.library.library import Library  # noqa: E402
 
 Change = tuple[str, str, list[str]]
-"""("put", uri, texts), ("remove", uri, []), ("trim", uri, texts that stay), or ("gc", "", [])."""
+"""("put", uri, texts), ("remove", uri, []) or ("gc", "", [])."""
 
 MUTATING = (
     *("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
@@ -42,7 +42,7 @@ SEGMENT_BYTES = 4000
 def after(state: State, change: Change) -> State:
     kind, uri, texts = change
     new = dict(state)
-    if kind in ("put", "trim"):
+    if kind == "put":
         new[uri] = texts
     elif kind == "remove":
         new.pop(uri, None)
@@ -57,20 +57,18 @@ def apply(library: Library, change: Change) -> None:
     with library.transaction() as tx:
         if kind == "put":
             put(tx, library, uri, texts)
-        elif kind == "remove":
-            tx.remove_document(uri)
         else:
-            tx.remove_passages(library.passage_ids(uri)[len(texts) :])
+            tx.remove_document(uri)
 
 
 def random_changes(rng: random.Random, state: State) -> Iterator[Change]:
     while True:
-        kind = rng.choices(["put", "remove", "trim", "gc"], [6, 2, 1, 2])[0]
+        kind = rng.choices(["put", "remove", "shorten", "gc"], [6, 2, 1, 2])[0]
         uri = f"d{rng.randrange(6)}"
         texts = [f"word {rng.randrange(40)}" for _ in range(rng.randrange(1, 7))]
-        if kind == "trim":
-            texts = state.get(uri, [])[:-1]  # the last passage: no id or ordinal of the others depends on it
-        change: Change = ("gc", "", []) if kind == "gc" or (kind == "trim" and not texts) else (kind, uri, texts)
+        if kind == "shorten":
+            kind, texts = "put", state.get(uri, [])[:-1]
+        change: Change = ("gc", "", []) if kind == "gc" or (kind == "put" and not texts) else (kind, uri, texts)
         yield change
         state = after(state, change)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -198,6 +199,19 @@ def test_put_says_what_does_not_fit_and_changes_nothing(library: Library) -> Non
     assert library.verify() == []
 
 
+def test_a_path_that_cannot_be_looked_at_is_named(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LibraryError, match="xxx/catalog.sqlite: File name too long; check the path"):
+        Library.open("x" * 300)
+
+    def closed(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "lstat", closed)
+    for write in (False, True):
+        with pytest.raises(LibraryError, match="catalog.sqlite: Permission denied; .*the permissions of its folders"):
+            Library.open(library.path, write=write)
+
+
 def test_closed_and_read_only_libraries_say_so(library: Library, folder: Path) -> None:
     with Library.open(folder) as reader:
         with pytest.raises(LibraryError, match="write=True"), reader.transaction():
@@ -205,7 +219,7 @@ def test_closed_and_read_only_libraries_say_so(library: Library, folder: Path) -
         with pytest.raises(LibraryError, match="write=True"):
             reader.gc()
     library.close()
-    for call in (library.documents, library.stats, lambda: library.get(["x"])):
+    for call in (library.documents, library.stats, lambda: library.get(["x"]), library.transaction().__enter__):
         with pytest.raises(LibraryError, match="open the library again"):
             call()
 
@@ -227,7 +241,6 @@ def test_ids_and_uris_are_only_values(library: Library) -> None:
     with library.transaction() as tx:
         assert [tx.remove_document(uri) for uri in uris] == [1] * len(uris)
         assert tx.remove_document("never there") == 0
-        assert tx.remove_passages(["never there"]) == 0
     check(library, {})
 
 

@@ -46,21 +46,13 @@ class LibraryMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.state.values()))
     @rule(data=st.data())
-    def remove_passages(self, data: st.DataObject) -> None:
-        ids = [p.id for p in self.library.passages()]
-        gone = data.draw(st.lists(st.sampled_from(ids), unique=True, min_size=1))
+    def shorten(self, data: st.DataObject) -> None:
+        uri = data.draw(st.sampled_from([uri for uri, texts in self.state.items() if texts]))
+        texts = self.state[uri]
+        gone = data.draw(st.sets(st.sampled_from(range(len(texts))), min_size=1))
+        self.state[uri] = [text for at, text in enumerate(texts) if at not in gone]
         with self.library.transaction() as tx:
-            assert tx.remove_passages(gone) == len(gone)
-        for uri, texts in list(self.state.items()):
-            # Ids depend on how often a text came before, so what stays is put again under the ids of its new list.
-            kept = [p.text for p in passages_of(uri, texts) if p.id not in gone]
-            if len(kept) < len(texts):
-                self.state.pop(uri)
-                with self.library.transaction() as tx:
-                    tx.remove_document(uri)
-                    if kept:
-                        tx_put(tx, uri, kept)
-                        self.state[uri] = kept
+            put(tx, self.library, uri, self.state[uri])
 
     @rule(uri=URIS, texts=TEXTS)
     def fail(self, uri: str, texts: list[str]) -> None:

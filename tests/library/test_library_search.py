@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from library_support import memory_of, passages_of
 
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.errors import LibraryError
+from sac_rag.library import vectors
 from sac_rag.library.lexical import words
 from sac_rag.library.library import Library
 from sac_rag.records import Document, Hit, Passage
@@ -105,6 +108,34 @@ def test_reopened_and_rebuilt_indexes_answer_alike(world: Any) -> None:
     finally:
         faiss_file.write_bytes(good)
     assert library.verify() == []
+
+
+def test_indexes_are_parsed_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAISS has one limit on what it parses, for the whole process."""
+    faiss, limits, failures = vectors._faiss(), [], []
+    before, units = faiss.get_deserialization_vector_byte_limit(), np.eye(D, dtype=np.float32)
+    parse = faiss.deserialize_index
+
+    def slow(data: np.ndarray) -> Any:
+        time.sleep(0.05)
+        limits.append(faiss.get_deserialization_vector_byte_limit() - len(data))
+        return parse(data)
+
+    def work(count: int) -> None:
+        try:
+            data = vectors.VectorIndex.build(D, range(count), units[:count]).serialize()
+            assert vectors.VectorIndex.parse(data, D, count).keys().tolist() == list(range(count))
+        except BaseException as e:
+            failures.append(e)
+
+    monkeypatch.setattr(faiss, "deserialize_index", slow)
+    threads = [threading.Thread(target=work, args=(count,)) for count in (1, 8, 24)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert failures == [] and len(set(limits)) == 1
+    assert faiss.get_deserialization_vector_byte_limit() == before
 
 
 @pytest.mark.parametrize(

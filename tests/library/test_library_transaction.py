@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import torch
 from library_support import DIM, FINGERPRINT, check, fill, held, memory_of, passages_of, put, same, vector_of
 
 from sac_rag.errors import LibraryError, LibraryLocked
-from sac_rag.library.library import Library
+from sac_rag.library.library import Library, Transaction
+from sac_rag.library.view import View
 from sac_rag.records import Document
 
 STATE = {"a": ["word a1", "word a2", "word a3"], "b": ["word b1"], "c": ["word same", "word same", "word c3"]}
@@ -64,7 +67,7 @@ def test_changes_within_one_transaction_add_up(library: Library) -> None:
         put(tx, library, "b", ["word gone"])
         tx.remove_document("b")
         put(tx, library, "b", ["word gone", "word stays"])
-        tx.remove_passages([passages_of("b", ["word gone"])[0].id])
+        put(tx, library, "b", ["word stays"])
     assert held(library) == {"a": ["word 2", "word 3"], "b": ["word stays"]}
     assert library.verify() == []
     assert library.gc().passages_moved == 3
@@ -76,7 +79,6 @@ def test_nothing_to_do_makes_no_generation(library: Library) -> None:
     before = library.head.generation
     with library.transaction() as tx:
         tx.remove_document("unknown")
-        tx.remove_passages(["unknown"])
     assert library.head.generation == before
     library.gc()
     assert library.head.generation == before
@@ -87,11 +89,8 @@ def test_deletes_show_at_once_and_gc_gives_the_bytes_back(library: Library) -> N
     fill(library, {"d": ["word d"] * 3})
     gone = passages_of("a", STATE["a"])[1].id
     with library.transaction() as tx:
-        assert tx.remove_passages([gone, "unknown"]) == 1
-        assert tx.remove_passages(["unknown"]) == 0
+        put(tx, library, "a", ["word a1", "word a3"])
         assert tx.remove_document("c") == 3
-    assert library.content_hash("a") is None
-    assert library.content_hash("b") is not None
     assert library.search(vector_of(gone), "a2", 20)[0].passage.id != gone
     with pytest.raises(LibraryError, match=gone):
         library.load([gone])
@@ -106,9 +105,26 @@ def test_deletes_show_at_once_and_gc_gives_the_bytes_back(library: Library) -> N
     assert held(library) == expected
     assert library.verify() == []
     assert library.gc().passages_moved == 0
-    with library.transaction() as tx:  # the last passage takes its document with it
-        tx.remove_passages(library.passage_ids("b"))
-    assert "b" not in held(library)
+
+
+def test_gc_passes_over_what_another_thread_removes_meanwhile(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(library, STATE)
+    transaction, others = Library.transaction, ["a", "b"]
+
+    def late(self: Library) -> contextlib.AbstractContextManager[Transaction]:
+        if others:
+            with transaction(self) as tx:
+                tx.remove_document(others.pop())
+        return transaction(self)
+
+    monkeypatch.setattr(Library, "transaction", late)
+    with library.transaction() as tx:  # after "b"
+        put(tx, library, "d", ["word d"])
+    assert library.gc().passages_moved == 4
+    check(library, {"c": STATE["c"], "d": ["word d"]})
+    assert library.verify() == []
 
 
 def test_gc_min_dead_spares_segments_that_are_mostly_alive(folder: Path) -> None:
@@ -117,7 +133,7 @@ def test_gc_min_dead_spares_segments_that_are_mostly_alive(folder: Path) -> None
         assert len(library.stats().segments) > 2
         assert all(u.payload <= 3000 for u in library.stats().segments)
         with library.transaction() as tx:
-            tx.remove_passages(library.passage_ids("d0")[:1])
+            put(tx, library, "d0", [f"word 0 {j}" for j in range(1, 5)])
         assert library.gc(min_dead=0.9).passages_moved == 0
         assert library.stats().dead_bytes > 0
         library.gc()
@@ -155,6 +171,53 @@ def test_a_second_writer_is_told_who_writes(library: Library, folder: Path) -> N
     fill(library, STATE)
     library.close()
     Library.open(folder, write=True).close()
+
+
+def test_a_folder_without_locks_is_no_busy_library(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.close()
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(LibraryError, match=r"writer\.lock: No locks available; .*file system") as refused:
+        Library.open(library.path, write=True)
+    assert not isinstance(refused.value, LibraryLocked)
+
+
+def test_a_transaction_that_outlives_its_writer_is_not_committed(library: Library, folder: Path) -> None:
+    fill(library, STATE)
+    new = folder / "seg-99.safetensors"
+    with pytest.raises(LibraryError, match="closed; open the library again"), library.transaction() as tx:
+        put(tx, library, "late", ["word late"])
+        library.close()
+        Library.open(folder, write=True).close()  # sweeps what no commit refers to
+        new.write_bytes(b"of the next writer, before its commit")
+    assert new.exists()
+    with Library.open(folder, write=True) as again:
+        check(again, STATE)
+        assert again.verify() == []
+
+
+def test_closing_waits_for_a_commit_under_way(library: Library, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave() -> None:
+        with contextlib.suppress(KeyboardInterrupt), library:
+            raise KeyboardInterrupt
+
+    closing, commit = threading.Thread(target=leave), Transaction.commit
+
+    def slow(self: Transaction) -> View | None:
+        closing.start()
+        closing.join(0.2)
+        with pytest.raises(LibraryLocked):
+            Library.open(folder, write=True)
+        return commit(self)
+
+    monkeypatch.setattr(Transaction, "commit", slow)
+    fill(library, STATE)
+    closing.join()
+    with Library.open(folder, write=True) as again:
+        check(again, STATE)
 
 
 def test_a_reader_keeps_its_generation_through_deletes_and_gc(library: Library, folder: Path) -> None:

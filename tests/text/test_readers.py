@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 
 from sac_rag.errors import DocumentError
 from sac_rag.records import Document
+from sac_rag.text import isolation
 from sac_rag.text.cleaning import Refused, clean
 from sac_rag.text.extract import heading_paths
 from sac_rag.text.isolation import ParserProcess
 from sac_rag.text.readers import ReadLimits, read, read_all, walk
+from sac_rag.text.worker import read_frame
 
 
 @pytest.fixture(scope="module")
@@ -440,6 +442,32 @@ def test_a_child_broken_by_others_is_replaced(put) -> None:
         assert parser.started == 3
         child = parser._child
     assert child.returncode is not None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"text": "x", "headings": [[1e999, 1, "t"]]}',
+        '{"text": "x", "headings": [[0, Infinity, "t"]]}',
+        '{"text": "x", "headings": [], "meta": {"title": NaN}}',
+        '{"text": "\\ud800", "headings": []}',
+        '{"text": "x", "headings": [[0, 1, "\\ud800"]]}',
+        "[" * 5000,
+    ],
+)
+def test_a_child_that_was_taken_over_costs_one_file(put, monkeypatch, reply: str) -> None:
+    frame = json.dumps({"size": len(reply)}) + "\n" + reply
+    start = f"import sys; sys.stdin.readline(); print({frame!r}, end='', flush=True); sys.stdin.read()"
+    monkeypatch.setattr(isolation, "_START", start)
+    with ParserProcess() as parser:
+        assert refusal(put("a.html", "<p>x"), parser) == "parser crashed"
+
+
+def test_no_frame_is_read_beyond_its_limit() -> None:
+    for size in (-1, 11):
+        stream = io.BytesIO(json.dumps({"size": size}).encode() + b"\n" + b"x" * 20)
+        assert read_frame(stream, 10) is None
+        assert len(stream.read()) == 20
 
 
 def test_threads_share_a_child(put, parser) -> None:
