@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +18,12 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 MAX_PASSAGE_TOKENS = 510
 """Sub-context length of the paper: no passage and no compressed chunk is longer."""
+
+
+def check_ratio(ratio: float) -> None:
+    """Raises ConfigError for a number of source tokens per anchor that cannot be."""
+    if not 1 <= ratio < math.inf:
+        raise ConfigError(f"ratio is {ratio}; it must be at least 1 and finite (source tokens per anchor)")
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,7 @@ class IndexConfig:
             raise ConfigError(f"passage_tokens is {self.passage_tokens}; it must lie in 16..{MAX_PASSAGE_TOKENS}")
         if not 0 <= self.overlap < self.passage_tokens:
             raise ConfigError(f"overlap is {self.overlap}; it must lie in 0..{self.passage_tokens - 1}")
-        if self.ratio < 1:
-            raise ConfigError(f"ratio is {self.ratio}; it must be at least 1 (source tokens per anchor)")
+        check_ratio(self.ratio)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class AskConfig:
     text_tokens: int = 512
     """Most passage tokens that a mixed prompt holds as text."""
     text_score: float | None = None
-    """Passages with a cosine similarity below this are never text in a mixed prompt; None goes by rank alone."""
+    """Passages with a cosine similarity below this, or found by their words alone, are never text in a mixed prompt;
+    None goes by rank alone."""
     abstain: bool = False
     """Say that the passages do not say, instead of a doubtful answer (needs `sac calibrate`)."""
     max_new_tokens: int = 64
@@ -94,6 +101,10 @@ class AskConfig:
             raise ConfigError(f"placing is {self.placing!r}; use source or packed")
         if self.fidelity not in ("memory", "text", "mixed", "auto"):
             raise ConfigError(f"fidelity is {self.fidelity!r}; use memory, text, mixed or auto")
+        if self.fidelity == "mixed" and self.text_score is not None and self.search == "lexical":
+            raise ConfigError(
+                f"text_score is {self.text_score}, a cosine similarity, and lexical search has none: use hybrid, dense"
+            )
         if self.text_passages < 0 or self.text_tokens < 0:
             raise ConfigError(
                 f"text_passages {self.text_passages} and text_tokens {self.text_tokens} must not be negative; 0 is none"

@@ -111,7 +111,7 @@ def work(a: argparse.Namespace) -> None:
     }
     write_json(output / "results.json", results)
     metrics = {"command": f"scripts/gpu_recipe.py --recipe {recipe.name} --limit {a.limit}", "runs": results["runs"]}
-    write_json(done.folder / "card.json", dataclasses.asdict(dataclasses.replace(done.card, metrics=metrics)))
+    dataclasses.replace(Card.read(done.folder), metrics=metrics).write(done.folder)  # calibrated since, perhaps
     sys.stdout.write(table(name, speeds, runs))
 
 

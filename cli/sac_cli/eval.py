@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sac_rag.evaluate.runs import Run
 
 RETRIEVED = "Retrieved track"
+SHARED = {"k": "-k", "passage_tokens": "--passage-tokens", "embedder": "--embedder"}
+"""Flags of the retrieved track that other commands have as well: the gold track passes over those that are set for all
+of them, in sac.toml or the environment."""
 
 
 @command(
@@ -34,6 +37,7 @@ RETRIEVED = "Retrieved track"
     """,
 )
 def eval_(
+    ctx: typer.Context,
     files: Annotated[
         list[str] | None, typer.Argument(help="Questions with contexts: .jsonl, SQuAD .json, or .gz.", metavar="[FILE]")
     ] = None,
@@ -106,8 +110,11 @@ def eval_(
     ratios, readers = numbers(ratio, "--ratio"), split_commas(reader)
     if track not in ("gold", "retrieved"):
         raise ConfigError(f"track is {track!r}; use gold or retrieved")
-    if pool and track == "gold":
-        raise ConfigError("--pool is for --track retrieved; gold contexts are not searched")
+    if track == "gold":
+        searching = {flag: _written(ctx, name) for name, flag in SHARED.items()}
+        searching |= {"--contexts": contexts is not None, "--pool": pool}
+        if given := [flag for flag, is_given in searching.items() if is_given]:
+            raise ConfigError(f"gold contexts are not searched: leave out {', '.join(given)}, or use --track retrieved")
     if prompt and track == "retrieved":
         raise ConfigError("--prompt is for --track gold; retrieved passages are read in the adapter's own layout")
     adapters = _adapters(adapter)
@@ -157,6 +164,12 @@ def eval_(
     if "full-ft" in readers:
         used = {**used, "full-ft": full_ft_adapter}
     console.emit({"runs": rows, "versions": versions(), "fingerprints": fingerprints(model, used, methods)})
+
+
+def _written(ctx: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line itself."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _adapters(given: Sequence[str]) -> dict[str, str]:

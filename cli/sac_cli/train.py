@@ -116,7 +116,7 @@ def train(
     the data are then one folder with lm/, qa/ and summ/ in it.
 
     The same command resumes a stopped run exactly, also with another number of --processes. Ctrl-C saves a checkpoint
-    and ends, a second one kills. Losses of every step go to metrics.jsonl in the output folder.
+    and ends, a second one kills. The smoothed losses of every step go to metrics.jsonl in the output folder.
     """
     if recipe is not None:
         fixed = {"method": method, "from": start_from, "teacher": teacher, "option": option, **values}

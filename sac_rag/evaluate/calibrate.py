@@ -15,7 +15,7 @@ from sac_rag.answer.engine import Engine
 from sac_rag.compress.adapter import Card
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import AdapterError, ConfigError
-from sac_rag.evaluate.harness import Listen, score_task, settings_of
+from sac_rag.evaluate.harness import READERS, Listen, check_readers, score_task, settings_of
 from sac_rag.evaluate.metrics import contains
 from sac_rag.evaluate.results import Origin, Results, file_sha256
 from sac_rag.evaluate.runs import Prediction, Run
@@ -70,8 +70,10 @@ def calibrate(
     Every question is answered greedily from its own passage and from another of its file (`mismatched`), both as
     memory and as text; the questions of all files count alike. precision: what abstaining must have (see
     `abstain_threshold`). limit, batch and results are as in `evaluate`, whose stored runs serve here too.
-    Raises ConfigError for a precision out of range, files of the same name, and a file of one context.
+    Raises ConfigError for a method without memory, a precision or ratio out of range, files of the same name, and a
+    file of one context.
     """
+    check_readers(("memory", "text"), READERS, method, ratios)
     if precision is not None and not 0 < precision <= 1:
         raise ConfigError(f"precision is {precision}; it must lie above 0 and be at most 1")
     check_names(files)

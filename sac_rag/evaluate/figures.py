@@ -46,11 +46,11 @@ def _sets(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _scores(rows: Sequence[Row], column: str, label: str) -> str | None:
-    """F1 in percent of each method, or adapter if there are several, against a column that only memory has."""
+    """F1 in percent: of what has a ratio against a column, by method or adapter and prompt; of all else as a level."""
     series: dict[str, list[Row]] = {}
     for row in rows:
-        if row.get(column) and row["reader"] == "memory":
-            series.setdefault(row.get("adapter") or f"{row['reader']} ({row.get('method')})", []).append(row)
+        if row.get("ratio") and row.get(column):
+            series.setdefault(_name(row), []).append(row)
     if len({r[column] for found in series.values() for r in found}) < 2:
         return None
     lines = []
@@ -59,9 +59,16 @@ def _scores(rows: Sequence[Row], column: str, label: str) -> str | None:
         bars = [(100 * r["f1_low"], 100 * r["f1_high"]) for r in found if r.get("f1_low") is not None]
         points = tuple((r[column], 100 * r["f1"]) for r in found)
         lines.append(Line(name, points, tuple(bars) if len(bars) == len(found) else ()))
-    levels = [Level(r["reader"], 100 * r["f1"]) for r in rows if r["reader"] != "memory"]
+    levels = [Level(_name(r), 100 * r["f1"]) for r in rows if not r.get("ratio")]
     title = f"F1 on {rows[0].get('set')}"
     return chart(title, label, "F1, percent", lines, levels, log_x=True)
+
+
+def _name(row: Row) -> str:
+    """Who answered, and the prompt if it has a name."""
+    method = f" ({row.get('method')})" if row.get("ratio") else ""
+    name = row.get("adapter") or f"{row['reader']}{method}"
+    return f"{name}, {row['prompt']}" if row.get("prompt") else name
 
 
 def _losses(rows: Sequence[Row]) -> str | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.answer.engine import Engine
+from sac_rag.compress.methods import METHODS
 from sac_rag.compress.templates import layout_of
-from sac_rag.config import DEFAULT_MODEL
+from sac_rag.config import DEFAULT_MODEL, check_ratio
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.cost import measured
 from sac_rag.evaluate.jobs import Job, Variant, Work, cost_of
@@ -25,6 +26,8 @@ from sac_rag.evaluate.workers import compute, suitable
 from sac_rag.models.loading import choose_device, choose_dtype
 
 READERS = ("closed", "text", "memory", "full-ft")
+STORED = ("memory", "mixed")
+"""Readers of compressed memory, here and on the retrieved track: one run a ratio."""
 CLOSED_BATCH = 4
 """Closed-book prompts are short and run to the token limit: so many times more of them are decoded together."""
 
@@ -62,9 +65,10 @@ def evaluate(
     compressed as consecutive sub-contexts. results: runs found there are not computed again, new ones are stored there
     as they are done; a model is loaded only when something is missing. workers: processes that compute runs side by
     side, each on one thread and with a model of its own; None is as many as suit the machine (`workers.suitable`).
-    Raises ConfigError for an unknown reader or prompt, files of the same name, and adapters that no reader takes.
+    Raises ConfigError for an unknown reader or prompt, a reader that `method` has no memory for, a ratio out of range,
+    files of the same name, and adapters that no reader takes.
     """
-    check_readers(readers, READERS)
+    check_readers(readers, READERS, method, ratios)
     paths, rows = grouped(files)
     check_names(paths)
     adapters = _named(adapter, readers)
@@ -205,11 +209,18 @@ def settings_of(
     return {"reader": reader, "ratio": ratio, "dtype": dtype, "answer_tokens": ANSWER_TOKENS, **origin, **named}
 
 
-def check_readers(readers: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ConfigError naming a reader that is not among the known ones."""
+def check_readers(readers: Sequence[str], known: Sequence[str], method: str, ratios: Sequence[float]) -> None:
+    """Raises ConfigError for an unknown reader, one of memory where `method` makes none, and a ratio out of range."""
     for name in readers:
         if name not in known:
             raise ConfigError(f"unknown reader {name!r}; use {', '.join(known)}")
+        if name in STORED and METHODS.load(method).reads_with_lora:
+            raise ConfigError(
+                f"method {method!r} reads whole texts, so there is no memory for the reader {name}: score it by "
+                "`sac eval --reader full-ft`"
+            )
+    for ratio in ratios:
+        check_ratio(ratio)
 
 
 def score_task(

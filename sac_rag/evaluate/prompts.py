@@ -70,7 +70,7 @@ def prompts_of(
     if reader in ("memory", "full-ft"):
         step = MAX_PASSAGE_TOKENS
         chunks = [[i] if reader == "full-ft" else [i[at : at + step] for at in range(0, len(i), step)] for i in ids]
-        compressed = method.compress([chunk for parts in chunks for chunk in parts], ratio or 1.0)
+        compressed = method.compress([chunk for parts in chunks for chunk in parts], 1.0 if ratio is None else ratio)
         if reader == "memory":
             codec = get_codec(IndexConfig().codec)
             asked.stored_bytes = sum(t.nbytes for m in compressed for t in codec.encode(m).values())

@@ -17,7 +17,7 @@ from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling
 from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.evaluate.cost import measured
-from sac_rag.evaluate.harness import Listen, check_readers
+from sac_rag.evaluate.harness import STORED, Listen, check_readers
 from sac_rag.evaluate.metrics import contains
 from sac_rag.evaluate.prompts import ANSWER_TOKENS, answers_of
 from sac_rag.evaluate.results import Origin, Results, file_sha256
@@ -30,8 +30,6 @@ from sac_rag.records import Document, Hit
 from sac_rag.train.data import Question, read_contexts
 
 READERS = ("memory", "mixed", "text", "full-ft")
-STORED = ("memory", "mixed")
-"""Readers of stored memory: one run a ratio."""
 MIXING = ("text_passages", "text_tokens", "text_score")
 """Settings of AskConfig that the mixed reader alone goes by."""
 PUT_TOGETHER = 16
@@ -86,13 +84,13 @@ def evaluate_retrieved(
     text read by Full-FT; what `ask` says of fidelity and of abstaining does not count. A library a file and ratio
     (None: that of `config`); with `pool` one a ratio, of all files. text and full-ft read the same at every ratio, so
     once. Groups of files, batch, results and rows "macro" as in `evaluate`. Raises ConfigError for a reader that
-    cannot retrieve.
+    cannot retrieve or has no memory of this method, and a ratio out of range.
     """
     config, ask = config or IndexConfig(), ask or AskConfig(max_new_tokens=ANSWER_TOKENS)
-    check_readers(readers, READERS)
+    ratios = [float(r) for r in ratios or (config.ratio,)]
+    check_readers(readers, READERS, config.method, ratios)
     paths, parts = grouped(files)
     check_names(paths)
-    ratios = [float(r) for r in ratios or (config.ratio,)]
     tasks = [load_task(f, limit=limit, seed=seed, first=contexts) for f in paths]
     number = str(choose_dtype(dtype, choose_device(device)))
     hashes = [file_sha256(f) if results else "" for f in paths]

@@ -35,8 +35,8 @@ OUT_OF_DOMAIN = (
     "quoref_contrast.test.jsonl.gz",
     "ropes_contrast.test.jsonl.gz",
 )
-"""Test files that no adapter is trained on, nor on others of their kind, but for the two contrast sets: new questions of
-kinds that training has."""
+"""Test files that no adapter is trained on, nor on others of their kind, but for the two contrast sets: new questions
+of kinds that training has."""
 MACRO = "macro"
 """Set name of the row that averages over sets; of several groups each has its own, "macro NAME"."""
 SETS = {"in-domain": IN_DOMAIN, "out-of-domain": OUT_OF_DOMAIN}

@@ -49,7 +49,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """ "auto" is bfloat16 where the hardware multiplies it natively, else float32."""
     if name == "auto":
         cpu_flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        native = device.type == "cuda" or any(getattr(torch.cpu, f, lambda: False)() for f in cpu_flags)
+        native = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else any(getattr(torch.cpu, f, lambda: False)() for f in cpu_flags)
+        )
         return torch.bfloat16 if native else torch.float32
     if name not in DTYPES:
         raise ConfigError(f"dtype is {name!r}; use auto, {', '.join(DTYPES)}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sac_rag.compress.adapter import write_atomic
-from sac_rag.errors import TrainingError
+from sac_rag.errors import ConfigError, TrainingError
 
 FORMAT = "sac-training-1"
 
@@ -61,3 +61,16 @@ def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch
             if moments:
                 optimiser.state[parameter] = moments
     return json.loads(meta["state"])
+
+
+def check_same(folder: Path, noted: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ConfigError naming the first setting by which the run in `folder` is another than the one wanted.
+
+    What was not noted of a run agrees.
+    """
+    for key, value in wanted.items():
+        if noted.get(key, value) != value:
+            raise ConfigError(
+                f"{folder} holds a run with {key} {noted[key]!r}, this one has {value!r}; use another output folder, "
+                "or the same settings"
+            )

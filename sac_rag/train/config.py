@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sac_rag.config import check_ratio
 from sac_rag.errors import ConfigError
 from sac_rag.train.data import kind_of
 
@@ -92,8 +93,10 @@ class TrainConfig:
             raise ConfigError(
                 f"steps {self.steps}, step_tokens {self.step_tokens} (>= 64), accumulate {self.accumulate}"
             )
-        if len(self.ratios) != len(self.ratio_weights) or not self.ratios or min(self.ratios) < 1:
-            raise ConfigError(f"ratios {self.ratios} need one weight each, got {self.ratio_weights}; ratios are >= 1")
+        if len(self.ratios) != len(self.ratio_weights) or not self.ratios:
+            raise ConfigError(f"ratios {self.ratios} need one weight each, got {self.ratio_weights}")
+        for ratio in self.ratios:
+            check_ratio(ratio)
         if not -1e4 <= self.future_from <= 0:
             raise ConfigError(f"future_from is {self.future_from:g}; use 0, or a bias between -10000 and 0 such as -8")
         if self.future_from and self.objective != "budget" and not 1 <= self.future_steps <= self.steps:

@@ -31,6 +31,9 @@ CLOZES = 5
 CLOZE_TOKENS = 320
 """Length of the windows of longer texts that they are made of."""
 
+SHORTEST = 32
+"""Tokens of a text, at least, that something is learned from without questions of its own."""
+
 SUMMARISE = "Summarise the text in one sentence."
 """The question of a summary that has no query of its own."""
 
@@ -210,7 +213,7 @@ class Source:
             row = self._next()
             if self.kind == QUOTE:
                 ids = self._encode(_window(row.text, max_tokens, self.drawn))[: self._length(max_tokens)]
-                if len(ids) >= 32:
+                if len(ids) >= SHORTEST:
                     return TokenisedContext(ids, (), quoted=True)
                 continue
             if self.kind == CLOZE:
@@ -226,11 +229,16 @@ class Source:
                 pairs = [(self._encode(q.question), self._encode(q.answers[0].strip())) for q in row.questions]
                 return TokenisedContext(ids, tuple(pairs))
             self._lengths[id(row)] = len(ids)
-            if not asked and len(ids) >= 32:
+            if not asked and len(ids) >= SHORTEST:
                 return TokenisedContext(ids[:max_tokens], ())
         if self.kind == CLOZE:
             raise TrainingError(
-                f"{self.name}: no questions can be made of its texts; cloze questions need English prose"
+                f"{self.name}: no questions can be made of its texts; cloze questions need English prose of {SHORTEST} "
+                "tokens or more"
+            )
+        if max_tokens >= SHORTEST and max(self._lengths.values(), default=0) <= max_tokens:
+            raise TrainingError(
+                f"{self.name}: no text of at least {SHORTEST} tokens, as those without questions need; give longer ones"
             )
         raise TrainingError(
             f"{self.name}: no context of at most {max_tokens} tokens; raise --first-context and --max-context"
@@ -246,7 +254,7 @@ class Source:
         text = _window(text, max_tokens, self.drawn)
         while len(ids := self._encode(text)) > max_tokens:
             text = _whole_sentences(text[: int(len(text) * max_tokens / len(ids))])
-        pairs = cloze_questions(text, CLOZES, rng) if len(ids) >= 32 else []
+        pairs = cloze_questions(text, CLOZES, rng) if len(ids) >= SHORTEST else []
         return TokenisedContext(ids, tuple((self._encode(q), self._encode(a)) for q, a in pairs))
 
     def _next(self) -> Context:

@@ -37,8 +37,10 @@ GAP = "\n\n"
 FITTED = {"salience": SELECTOR, "budget": BUDGET}
 """Objectives that train parameters of their own, and how the names of these begin; the others train all the rest."""
 TRIES = 500
-"""Texts without questions in a row after which there are none."""
+"""Micro-batches without anything to learn from in a row after which there is nothing."""
 CHECKS = {"salience": check_selector, "budget": check_budget}
+FREE = ("learning_rate", "steps", "clip", "checkpoint_minutes")
+"""Settings that may be others when a run goes on."""
 LOGGED = ("loss", "recall", "distil")
 """What is smoothed and shown of `loss_of`'s log."""
 
@@ -50,6 +52,7 @@ class Progress:
     step: int
     steps: int
     loss: float
+    """In nats per token, smoothed over the steps, as is `recall`."""
     recall: float
     learning_rate: float
     examples: int
@@ -68,6 +71,7 @@ def train(
     card: Card,
     folder: Path,
     *,
+    start_from: str | None = None,
     teacher: Teacher | None = None,
     listen: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -77,7 +81,8 @@ def train(
     A checkpoint in `folder` is resumed exactly, whatever kill ended the run before it. `stop` is asked after
     each step; a true answer checkpoints and returns early. Under `torchrun` or `accelerate launch` the
     micro-batches of a step are shared out; every process sees the same data order and takes the same steps.
-    teacher: goes with a `distil_weight` above 0. Raises ConfigError for settings that this method cannot follow.
+    start_from: fingerprint of the tensors that `method` has from another adapter. teacher: goes with a `distil_weight`
+    above 0. Raises ConfigError for settings that this method cannot follow, or that a run in `folder` does not have.
     """
     if config.future_from and method.causal:
         raise ConfigError(
@@ -104,10 +109,12 @@ def train(
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
     start = {p: p.detach().clone() for p in live} if config.start_share else {}
     path = folder / CHECKPOINT
+    settings = _settings(config, mixture, card, start_from, teacher)
     state: dict[str, Any] = {"step": 0, "examples": 0, "tokens": 0, "seconds": 0.0, "smooth": {}}
     if path.exists():
         state |= checkpoint.restore(path, parameters, optimiser)
         mixture.restore(state["data"])
+        checkpoint.check_same(folder, state["config"], {k: v for k, v in settings.items() if k not in FREE})
         if state["step"] >= config.steps and (folder / "card.json").exists():
             made = Card.read(folder)
             if made.training["stages"][-1]["steps_done"] == state["step"]:  # else a kill came before it was written
@@ -118,7 +125,7 @@ def train(
 
     def save() -> None:
         state["smooth"] = {k: v for k, v in smooth.items() if not math.isnan(v)}
-        checkpoint.save(path, parameters, optimiser, {**state, "data": mixture.state(), "config": _plain(config)})
+        checkpoint.save(path, parameters, optimiser, {**state, "data": mixture.state(), "config": settings})
 
     while state["step"] < config.steps:
         began = time.monotonic()
@@ -186,7 +193,7 @@ def train(
     if metrics:
         metrics.close()
     trained = {
-        **_plain(config),
+        **_plain(dataclasses.asdict(config)),
         "steps_done": state["step"],
         "examples": state["examples"],
         "tokens": state["tokens"],
@@ -227,7 +234,10 @@ def _check_teacher(
 def _draw(
     method: Method, mixture: Mixture, config: TrainConfig, layouts: tuple[PromptLayout, ...], step: int, part: int
 ) -> Batch:
-    """One micro-batch; every choice is drawn from (seed, step, part), so a resumed run repeats it."""
+    """One micro-batch that something can be learned from.
+
+    Every choice is drawn from (seed, step, part), so a resumed run repeats it. Raises TrainingError when none comes.
+    """
     rng = random.Random(f"{config.seed}/{config.objective}/{step}/{part}")
     done = step / config.steps
     first = min(config.first_context, config.max_context)
@@ -243,37 +253,31 @@ def _draw(
         mismatch_share=config.mismatch_share,
     )
     draw = functools.partial(mixture.draw, int(limit))
-    contexts, tokens = [], 0
-    while tokens < config.step_tokens:
-        c = with_answers(draw, method.backbone) if config.objective == "salience" else draw()
-        contexts.append(c)
-        pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
-        tokens += len(c.ids) * (1 + c.quoted) + sum(pairs)
-    if config.objective in ("qa", "budget") and not config.recall_weight and not any(map(_asks, contexts)):
-        contexts[-1] = _one_that_asks(draw)
-    if config.joined_share:
-        gap = method.backbone.tokens(GAP)
-        contexts = _joined(contexts, config.joined_share, config.joined_texts, gap, rng)
-    ratios = rng.choices(config.ratios, config.ratio_weights, k=len(contexts))
-    if config.objective == "lm":
-        return continuation_batch(contexts, ratios, method)
-    if config.objective == "salience":
-        return salience_batch(contexts, method)
-    return question_batch(contexts, ratios, method, shares, rng)
-
-
-def _asks(context: TokenisedContext) -> bool:
-    return bool(context.pairs) or context.quoted
-
-
-def _one_that_asks(draw: Callable[[], TokenisedContext]) -> TokenisedContext:
-    """The next context drawn that something can be learned from, where texts alone teach nothing."""
     for _ in range(TRIES):
-        if _asks(context := draw()):
-            return context
+        contexts, tokens = [], 0
+        while tokens < config.step_tokens:
+            c = with_answers(draw, method.backbone) if config.objective == "salience" else draw()
+            contexts.append(c)
+            pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
+            tokens += len(c.ids) * (1 + c.quoted) + sum(pairs)
+        if config.joined_share:
+            gap = method.backbone.tokens(GAP)
+            contexts = _joined(contexts, config.joined_share, config.joined_texts, gap, rng)
+        ratios = rng.choices(config.ratios, config.ratio_weights, k=len(contexts))
+        if config.objective == "lm":
+            return continuation_batch(contexts, ratios, method)
+        if config.objective == "salience":
+            return salience_batch(contexts, method)
+        batch = question_batch(contexts, ratios, method, shares, rng)
+        if any(batch.readings):
+            return batch
+    why = "recall_weight is 0"
+    if config.recall_weight:
+        least, mismatch = shares.recalled_above, config.mismatch_share
+        why = f"recall takes texts of more than {least} tokens in their own memory (mismatch_share is {mismatch:g})"
     raise TrainingError(
-        f"nothing to learn from: the last {TRIES} texts have no questions and recall_weight is 0; write cloze: in "
-        "front of their path to make questions out of them, or use --objective lm"
+        f"nothing to learn from: the last {TRIES} micro-batches have no questions, and {why}; write cloze: in front of "
+        "their path to make questions out of them, or use --objective lm"
     )
 
 
@@ -293,5 +297,15 @@ def _joined(
     return made
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+def _settings(
+    config: TrainConfig, mixture: Mixture, card: Card, start_from: str | None, teacher: Teacher | None
+) -> dict[str, Any]:
+    """What a run is, and stays where it goes on but for what is FREE."""
+    made = dataclasses.asdict(config) | {f"weight of {s.name}": s.weight for s in mixture.sources}
+    made |= {name: getattr(card, name) for name in ("base_fingerprint", "method", "lora", "options", "layout")}
+    return _plain(made | {"start_from": start_from, "teacher": teacher.fingerprint if teacher else None})
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON values, as they are read back."""
+    return json.loads(json.dumps(values))

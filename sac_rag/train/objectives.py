@@ -14,7 +14,6 @@ from sac_rag.compress.backbone import Backbone, Reading
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.templates import joined_ids
-from sac_rag.errors import TrainingError
 from sac_rag.records import NO_ANSWER
 from sac_rag.train.data import TokenisedContext
 
@@ -105,6 +104,11 @@ class Shares:
     mismatch_share: float = 0.0
     """Share of contexts whose memory holds others in their place, with NO_ANSWER to be said."""
 
+    @property
+    def recalled_above(self) -> int:
+        """A context of more tokens than this has a recall reading, unless others stand in its place."""
+        return self.recall_tokens + 2 * CUE
+
 
 def question_batch(
     contexts: Sequence[TokenisedContext], ratios: Sequence[float], method: Method, shares: Shares, rng: random.Random
@@ -114,7 +118,7 @@ def question_batch(
     A recall reading per context quotes a few tokens of it and scores their continuation: many more scored
     tokens for the price of one question, all of which must come from the memory. A text to be quoted is asked for
     piece by piece: autoencoding (ICAE, section 2.1), but from anywhere in the text. A method that reads with its own
-    weights (Full-FT) gets several passages as one text.
+    weights (Full-FT) gets several passages as one text. Texts without questions may leave a batch without readings.
     """
     backbone = method.backbone
     batch = Batch()
@@ -132,7 +136,7 @@ def question_batch(
         else:
             rows = [_answer(ask(q), [*backbone.tokens(NO_ANSWER), *end], shares) for q, _ in pairs[:1]]
         batch.examples += 1 if c.quoted else len(rows)
-        if shares.recall_weight and not c.quoted and i in front and len(c.ids) > shares.recall_tokens + 16:
+        if shares.recall_weight and not c.quoted and i in front and len(c.ids) > shares.recalled_above:
             start = rng.randrange(len(c.ids) - shares.recall_tokens - CUE)
             piece = c.ids[start : start + CUE + shares.recall_tokens]
             rows.append(_quote(ask, piece)._replace(weight=shares.recall_weight, recall=True))
@@ -244,14 +248,9 @@ def loss_of(
     """Weighted mean next-token cross-entropy (nats), plus `distil_weight` times the divergence from the teacher.
 
     For the log: the plain means over answers ("loss") and quoted pieces ("recall"), and the divergence ("distil").
-    future_bias: as in `Method.write`. Raises TrainingError when no token carries loss.
+    future_bias: as in `Method.write`. The batch must have readings.
     """
     rows = [row for rows in batch.readings for row in rows]
-    if not rows:
-        raise TrainingError(
-            "nothing to learn from: these texts have no questions and recall_weight is 0; write cloze: in front of "
-            "their path to make questions out of them, or use --objective lm"
-        )
     logits = scored_logits(batch, method, placing=placing, future_bias=future_bias)
     loss, log = answer_loss(batch, logits)
     if teacher and distil_weight and any(row.pair for row in rows):

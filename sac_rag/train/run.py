@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.compress.templates import layout_of
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import AdapterError, ConfigError
-from sac_rag.models.adapters import find_adapter
+from sac_rag.models.adapters import WEIGHTS, find_adapter
 from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
 from sac_rag.train.config import TrainConfig, sources_of
@@ -53,7 +54,7 @@ def run(
     What is None comes from the adapter `start_from`, whose tensors are then the first ones, or else is a default: the
     pinned base, method "sac", LoraSpec() and the "qa" prompt in the model's chat template. options change those of
     `start_from` where its tensors fit them. Raises ConfigError when something else is asked for that it does not have,
-    TrainingError for unusable data or checkpoints, ModelError, AdapterError.
+    or than the run in `output` has, TrainingError for unusable data or checkpoints, ModelError, AdapterError.
     """
     config = config or TrainConfig()
     specs = _checked(sources_of(data))
@@ -93,7 +94,8 @@ def run(
     if teacher is not None:
         shown = Teacher.load(find_adapter(name, "full-ft", str(teacher)), built, card.base_fingerprint)
     mixture = _mixture(specs, built.backbone.tokens, config)
-    return train(built, mixture, config, card, Path(output), teacher=shown, listen=listen, stop=stop)
+    begun = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() if folder else None
+    return train(built, mixture, config, card, Path(output), start_from=begun, teacher=shown, listen=listen, stop=stop)
 
 
 def _spec(lora: LoraSpec | None, method: str) -> LoraSpec:

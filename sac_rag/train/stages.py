@@ -16,6 +16,7 @@ from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import ConfigError
 from sac_rag.models.adapters import CARD, WEIGHTS
 from sac_rag.models.loading import choose_device
+from sac_rag.train import checkpoint
 from sac_rag.train.loop import CHECKPOINT, Progress
 from sac_rag.train.recipes import Recipe, Stage
 from sac_rag.train.run import run
@@ -137,12 +138,7 @@ def _agree(recipe: Recipe, base: str, output: Path, *, write: bool) -> None:
             noted = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ConfigError(f"{path} does not parse ({error}); use another output folder") from error
-        for key in (*plan, *noted):
-            if plan.get(key) != noted.get(key):
-                raise ConfigError(
-                    f"{output} holds a run with {key} {noted.get(key)!r}, this one has {plan.get(key)!r}; "
-                    "use another output folder"
-                )
+        checkpoint.check_same(output, dict.fromkeys(plan) | noted, dict.fromkeys(noted) | plan)
     elif write:
         output.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps(plan, indent=1) + "\n").encode())

@@ -49,7 +49,6 @@ def flags(toys: Toys, full_ft: Path) -> tuple[str, ...]:
         *(f"--{k}={v}" for k, v in used.items()),
         "--dtype=float32",
         "--device=cpu",
-        f"--embedder={toys.embedder}",
         "--workers=1",
     )
 
@@ -98,12 +97,12 @@ def test_cut_contexts_are_noticed(sac: Sac, flags: tuple[str, ...]) -> None:
     assert "long, text: 2 did not fit" in done.err and done.err.count("\n") == 1
 
 
-def test_the_retrieved_track_takes_all_readers_and_pools(sac: Sac, flags: tuple[str, ...]) -> None:
+def test_the_retrieved_track_takes_all_readers_and_pools(sac: Sac, toys: Toys, flags: tuple[str, ...]) -> None:
     files = (write("lamps"), write("keys"))
     small = ("-k", "2", "--passage-tokens", "64", "--limit", "2", "--json")
     done = sac(
         "eval", *files, "--track", "retrieved", "--pool", "--reader", "memory,text,full-ft", "--ratio", "5,15",
-        *small, *flags,
+        *small, *flags, "--embedder", str(toys.embedder),
     )  # fmt: skip
     assert done.code == 0, done.err
     runs = done.json["runs"]
@@ -113,6 +112,26 @@ def test_the_retrieved_track_takes_all_readers_and_pools(sac: Sac, flags: tuple[
     assert {r["k"] for r in runs} == {2} and len({r["passages"] for r in runs}) == 1 and runs[0]["n"] == 2
     assert all(0 <= r["recall"] <= 1 for r in runs)
     assert "easier than in use" in done.err
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("-k", "5"), "-k"),
+        (("--passage-tokens", "64"), "--passage-tokens"),
+        (("--embedder", "any"), "--embedder"),
+        (("--contexts", "3", "--pool"), "--contexts, --pool"),
+    ],
+)
+def test_flags_of_the_retrieved_track_are_refused_on_the_other(sac: Sac, args: tuple[str, ...], named: str) -> None:
+    done = sac("eval", write("lamps"), *args)
+    assert done.code == 2 and f"leave out {named}, or use --track retrieved" in done.err
+
+
+def test_settings_for_all_commands_do_not_stand_in_the_way(sac: Sac, flags: tuple[str, ...]) -> None:
+    Path("sac.toml").write_text('embedder = "any"\nk = 3\n')
+    done = sac("eval", write("lamps"), "--reader", "closed", *flags, SAC_PASSAGE_TOKENS="64")
+    assert done.code == 0 and done.out.startswith("lamps\tclosed"), done.err
 
 
 def test_groups_of_sets_have_an_average_each(sac: Sac, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:

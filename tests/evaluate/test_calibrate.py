@@ -126,3 +126,10 @@ def test_a_card_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path, tiny_
 def test_a_precision_out_of_range_is_an_error(own, precision):
     with pytest.raises(ConfigError, match=f"precision is {precision}"):
         calibrate(["any"], precision=precision, **own)
+
+
+def test_what_cannot_be_compressed_is_not_calibrated(own):
+    with pytest.raises(ConfigError, match=r"ratio is 0\.5; it must be at least 1"):
+        calibrate(["any"], ratios=(0.5,), **own)
+    with pytest.raises(ConfigError, match="'full-ft' .*--reader full-ft"):
+        calibrate(["any"], method="full-ft", **own)

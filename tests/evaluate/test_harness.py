@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import weakref
 
@@ -11,6 +12,7 @@ import torch
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Reader, Sampling, decode
 from sac_rag.compress.session import Session
+from sac_rag.config import IndexConfig
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate import harness, prompts
 from sac_rag.evaluate.harness import evaluate, score_task
@@ -202,6 +204,22 @@ def test_of_many_adapters_one_is_held_at_a_time(write_set, tiny, tiny_adapter, t
 def test_unknown_readers_are_named(write_set, tiny):
     with pytest.raises(ConfigError, match="magic"):
         evaluate([write_set("lamps")], readers=("closed", "magic"), **tiny)
+
+
+@pytest.mark.parametrize("ratio", [0, 0.5, -5.0, math.nan, math.inf])
+def test_a_ratio_that_cannot_be_is_refused_before_anything_is_read(ratio):
+    with pytest.raises(ConfigError, match=f"ratio is {ratio}; it must be at least 1 and finite"):
+        evaluate(["nowhere.jsonl"], ratios=(5.0, ratio))
+    with pytest.raises(ConfigError, match=f"ratio is {ratio}; it must be at least 1 and finite"):
+        IndexConfig(ratio=ratio)
+
+
+def test_a_method_that_compresses_nothing_has_no_memory_to_score(write_set, tiny):
+    full_ft = {**tiny, "method": "full-ft", "adapter": tiny["full_ft_adapter"]}
+    with pytest.raises(ConfigError, match="'full-ft' .* no memory for the reader memory: .*--reader full-ft"):
+        evaluate([write_set("lamps")], readers=("text", "memory"), **full_ft)
+    (run,) = evaluate([write_set("lamps")], readers=("text",), **full_ft)
+    assert run.method is None and run.n == 6
 
 
 def test_named_prompts_are_runs_of_their_own(write_set, tiny, monkeypatch):

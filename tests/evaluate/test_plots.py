@@ -123,6 +123,20 @@ def test_each_group_of_sets_and_each_adapter_is_drawn():
     assert set(figures("x", {"runs": alone})) == {"x.runs.f1-by-ratio.svg"}
 
 
+def test_each_prompt_is_a_line_and_mixed_reading_too():
+    rows = [
+        row(reader, r, f1, prompt=prompt)
+        for reader, prompt, f1 in (("memory", "qa", 0.2), ("memory", "chat", 0.3), ("mixed", None, 0.4))
+        for r in (5.0, 15.0)
+    ]
+    rows += [row("text", f1=0.5, prompt=prompt) for prompt in ("qa", "chat")]
+    (svg,) = figures("x", {"runs": [{**r, "method": r["ratio"] and "sac"} for r in rows]}).values()
+    root = xml.fromstring(svg)
+    assert len(points(root)) == 3 and all(p[0] < q[0] and p[1] == q[1] for p, q in points(root))
+    names = ["memory (sac), qa", "memory (sac), chat", "mixed (sac)", "text, qa", "text, chat"]
+    assert [t for t in texts(root) if t in names] == names
+
+
 def test_long_names_have_room():
     def width(name):
         return int(xml.fromstring(chart("t", "x", "y", [Line(name, ((1.0, 1.0), (2.0, 2.0)))])).get("width"))

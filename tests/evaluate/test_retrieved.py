@@ -150,3 +150,12 @@ def test_passages_that_do_not_fit_are_counted(write_set, tiny_config, full):
 def test_closed_book_cannot_retrieve(write_set, tiny_config):
     with pytest.raises(ConfigError, match="closed"):
         evaluate_retrieved([write_set("lamps")], config=tiny_config, readers=("closed",))
+
+
+@pytest.mark.parametrize("reader", ["memory", "mixed"])
+def test_what_cannot_be_compressed_is_refused_before_anything_is_read(tiny_config, reader):
+    with pytest.raises(ConfigError, match=r"ratio is 0\.0; it must be at least 1"):
+        evaluate_retrieved(["nowhere.jsonl"], config=tiny_config, readers=(reader,), ratios=(0,))
+    with pytest.raises(ConfigError, match=f"'full-ft' .* no memory for the reader {reader}: .*--reader full-ft"):
+        full_ft = dataclasses.replace(tiny_config, method="full-ft")
+        evaluate_retrieved(["nowhere.jsonl"], config=full_ft, readers=("text", reader))

@@ -152,6 +152,21 @@ def test_weights_are_shares(tmp_path):
     assert 250 < lengths.count(4) < 350
 
 
+@pytest.mark.parametrize("kind", ["", "quote:", "cloze:"])
+def test_texts_that_are_all_too_short_are_said_to_be(tmp_path, kind):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"Ada went to Rome in {i}."}) + "\n" for i in range(4))
+    )
+    source = Source(tmp_path / "a.jsonl", encode, kind=kind)
+    with pytest.raises(TrainingError, match=r"a\.jsonl: no .* of( at least)? 32 tokens") as error:
+        source.draw(192)
+    assert "raise" not in str(error.value)
+    if kind == "quote:":  # cut to what is allowed, a long text is as short
+        (tmp_path / "b.jsonl").write_text(json.dumps({"text": "Ada went to Rome. " * 20}))
+        with pytest.raises(TrainingError, match="raise --first-context and --max-context"):
+            Source(tmp_path / "b.jsonl", encode, kind=kind).draw(20)
+
+
 def test_too_long_contexts_are_skipped_and_said_if_all_are(tmp_path):
     source = Source(rows(tmp_path / "a.jsonl", 3, length=50), encode)
     with pytest.raises(TrainingError, match="at most 20 tokens"):

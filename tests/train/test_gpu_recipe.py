@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -56,6 +57,12 @@ def test_tiny_from_data_to_scores_and_again(data_folder, tiny_base, tmp_path):
     _, card = adapter.load(out, model, tokenizer, base_fingerprint=fingerprint_of(tiny_base))
     assert card.metrics["runs"] == again["runs"] and card.method == "sac"
     assert again["fingerprints"]["adapter_sha256"]["sac"] != results["fingerprints"]["adapter_sha256"]["sac"]
+
+    dataclasses.replace(card, calibration={"5": {"fallback": -1.0}}).write(out)
+    repeated = script(*same, *dev)
+    assert repeated.returncode == 0, repeated.stderr[-3000:]
+    after = adapter.Card.read(out)
+    assert after.calibration == {"5": {"fallback": -1.0}} and after.metrics == card.metrics
 
     nowhere = script(*same, "--dev", "qa/none.dev.jsonl.gz")
     assert nowhere.returncode == 2 and "qa/none.dev.jsonl.gz; name others by --dev" in nowhere.stderr

@@ -291,6 +291,47 @@ def test_another_data_set_or_shape_is_refused_on_resume(make_sac, data, tmp_path
         train(longer, mixture(method, data), CONFIG, CARD, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, "seed 0, this one has 1"),
+        ({"objective": "lm"}, "objective 'qa', this one has 'lm'"),
+        ({"ratios": (3.0, 5.0)}, r"ratios \[2\.0, 5\.0\], this one has \[3\.0, 5\.0\]"),
+        ({"weight": 0.5}, r"weight of toy\.jsonl 1\.0, this one has 0\.5"),
+        ({"options": {"selector": "random"}}, r"options {}, this one has {'selector': 'random'}"),
+        ({"base_fingerprint": "1"}, "base_fingerprint '0', this one has '1'"),
+        ({"start_from": "a"}, "start_from None, this one has 'a'"),
+    ],
+)
+@pytest.mark.parametrize("done", [1, CONFIG.steps])
+def test_a_run_with_other_settings_is_refused_stopped_or_finished(make_sac, data, tmp_path, changes, said, done):
+    method, left = make_sac(), iter([False] * (done - 1) + [True])
+    train(method, mixture(method, data), CONFIG, CARD, tmp_path / "run", stop=left.__next__)
+    before = (tmp_path / "run/card.json").read_text()
+    of = {key: value for key, value in changes.items() if key in ("seed", "objective", "ratios")}
+    card = {key: value for key, value in changes.items() if key in ("options", "base_fingerprint")}
+    mixed = mixture(method, data)
+    mixed.sources[0].weight = changes.get("weight", 1.0)
+    with pytest.raises(ConfigError, match=f"run holds a run with {said}; use another output folder, or the same"):
+        train(
+            make_sac(), mixed, dataclasses.replace(CONFIG, **of), dataclasses.replace(CARD, **card), tmp_path / "run",
+            start_from=changes.get("start_from"),
+        )  # fmt: skip
+    assert (tmp_path / "run/card.json").read_text() == before
+
+
+def test_a_run_goes_on_at_another_rate_for_more_steps_and_from_a_checkpoint_that_says_less(
+    make_sac, data, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_settings", lambda config, *_: {"seed": config.seed, "learning_rate": 1.0})
+        train(method := make_sac(), mixture(method, data), CONFIG, CARD, tmp_path / "run", stop=lambda: True)
+    config = dataclasses.replace(CONFIG, learning_rate=1e-3, steps=3, clip=0.5, checkpoint_minutes=1.0)
+    card = train(method := make_sac(), mixture(method, data), config, CARD, tmp_path / "run")
+    (stage,) = card.training["stages"]
+    assert (stage["steps_done"], stage["learning_rate"]) == (3, 1e-3)
+
+
 def test_rates_warm_up_hold_and_decay():
     c = TrainConfig(steps=100, warmup=10, learning_rate=1.0, decay_from=0.6)
     rates = [rate_at(s, c) for s in range(100)]
@@ -302,6 +343,7 @@ BAD = [
     {"objective": "mlm"},
     {"steps": 0},
     {"ratios": (0.5,), "ratio_weights": (1,)},
+    {"ratios": (float("nan"),), "ratio_weights": (1,)},
     {"future_from": 2.0},
     {"future_steps": 1200, "future_from": -8.0},
     {"future_from": float("nan")},
@@ -392,7 +434,7 @@ def test_long_contexts_are_written_as_sub_contexts(make_sac):
     assert [len(c) for c in batch.chunks] == [510, 510, 150, 18] and batch.ratios == [9.0, 9.0, 9.0, 3.0]
     assert batch.pieces == [[0, 1, 2], [3]] and sorted(batch.front[0]) == [0, 1]
     loss, _ = loss_of(batch, method)
-    kvs = {0: method.compress_context(long, 9.0), 1: method.compress([short], 3.0)}
+    kvs = {0: method.compress(method.pieces(long), 9.0), 1: method.compress([short], 3.0)}
     nats = []
     for front, rows in zip(batch.front, batch.readings, strict=True):
         memory = method.memory([kv for j in front for kv in kvs[j]])
@@ -402,13 +444,6 @@ def test_long_contexts_are_written_as_sub_contexts(make_sac):
     assert loss.item() == pytest.approx(float(torch.stack(nats).mean()), abs=1e-4)
     halves = continuation_batch([TokenisedContext(long, ())], [9.0], method)
     assert [len(c) for c in halves.chunks] == [510, 75] and halves.front == [[0]] and halves.tokens == 2 * 585 - 1
-
-
-def test_nothing_to_learn_from_is_said_so(make_sac):
-    method = make_sac()
-    batch = question_batch([TokenisedContext([5] * 60, ())], [2.0], method, Shares(recall_weight=0), random.Random(0))
-    with pytest.raises(TrainingError, match="write cloze:"):
-        loss_of(batch, method)
 
 
 def test_texts_alone_do_not_make_a_batch_of_nothing(make_sac, data, tmp_path):
@@ -421,8 +456,39 @@ def test_texts_alone_do_not_make_a_batch_of_nothing(make_sac, data, tmp_path):
         batch = loop._draw(method, Mixture(both, seed=step), dataclasses.replace(config, seed=step), (), 0, 0)
         assert any(batch.readings)
     alone = Mixture(both[1:], seed=1)
-    with pytest.raises(TrainingError, match="the last 500 texts have no questions.*cloze:"):
+    with pytest.raises(
+        TrainingError, match="the last 500 micro-batches have no questions, and recall_weight is 0.*cloze:"
+    ):
         loop._draw(method, alone, config, (), 0, 0)
+
+
+@pytest.mark.parametrize("length", [32, 40])
+@pytest.mark.parametrize("objective", ["qa", "budget"])
+def test_texts_that_are_too_short_to_be_recalled_make_no_batch_of_nothing(make_sac, tmp_path, length, objective):
+    method = make_sac()
+    texts = ["x" * length] * 9 + ["y" * 60]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = dataclasses.replace(CONFIG, objective=objective, step_tokens=64)
+
+    def drawn(seed):
+        source = Source(tmp_path / "texts.jsonl", method.backbone.tokens, seed=seed)
+        return loop._draw(method, Mixture([source]), dataclasses.replace(config, seed=seed), (), 0, 0)
+
+    for seed in range(10):
+        batch = drawn(seed)
+        assert any(batch.readings) and drawn(seed) == batch
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": texts[0]}))
+    with pytest.raises(TrainingError, match=r"no questions, and recall takes texts of more than 40 tokens .*is 0\)"):
+        drawn(0)
+
+
+def test_texts_whose_memory_holds_others_alone_teach_nothing(make_sac, tmp_path):
+    method = make_sac()
+    (tmp_path / "texts.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
+    config = dataclasses.replace(CONFIG, mismatch_share=1.0, step_tokens=150)
+    mixed = Mixture([Source(tmp_path / "texts.txt", method.backbone.tokens)])
+    with pytest.raises(TrainingError, match=r"in their own memory \(mismatch_share is 1\)"):
+        loop._draw(method, mixed, config, (), 0, 0)
 
 
 def test_no_context_is_longer_than_the_longest(make_sac, data):

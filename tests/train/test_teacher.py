@@ -212,6 +212,11 @@ def test_run_teaches_and_resumes_exactly(data, make_adapter, tiny_base, tmp_path
     assert len(stage["teacher"]) == 64 and stage["distil_weight"] == 0.5
     steps = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     assert all(step["extra"]["distil"] > 0 for step in steps)
+    with pytest.raises(ConfigError, match="start_from None, this one has '[0-9a-f]{64}'; use another output folder"):
+        run([data], tmp_path / "broken", QUICK, teacher=teacher, start_from=tmp_path / "untaught", **same)
+    other = make_adapter(lora={"rank": 2, "alpha": 8.0, "targets": ["q_proj", "v_proj"], "whole": True})
+    with pytest.raises(ConfigError, match=f"teacher '{stage['teacher']}', this one has '[0-9a-f]{{64}}'"):
+        run([data], tmp_path / "broken", QUICK, teacher=other, **same)
 
 
 def test_a_teacher_is_trained_in_all_that_it_reads_with(data, tiny_base, tmp_path):
