@@ -91,6 +91,18 @@ def test_repeats_are_read_once_and_edited_nodes_as_text(rag: SacRag, monkeypatch
         synthesizer.update_prompts({"text_qa_template": None})  # type: ignore[dict-item]
 
 
+async def test_memories_of_nodes_that_others_add_are_read(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = SacLLM(library=str(rag.library.path), max_tokens=2)
+    assert llm.rag is not rag
+    seen, synthesizer = Seen(llm.rag, monkeypatch), SacSynthesizer(llm)
+    for n, ask in enumerate((synthesizer.synthesize, synthesizer.asynthesize)):
+        rag.put([Document(f"{n}", f"The barn of number {n} burned down.")])
+        (found,) = SacRetriever(rag, k=1, where={"document": f"{n}"}).retrieve("Which barn?")
+        answer = ask("Which barn?", [found])
+        await answer if n else answer
+        assert seen.ids() == [found.node.node_id]
+
+
 def test_what_does_not_fit_is_left_out_with_a_word(
     many: SacRag, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

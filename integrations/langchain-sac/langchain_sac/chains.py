@@ -12,9 +12,9 @@ from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrou
 
 from langchain_sac.chat_models import ChatSac
 from langchain_sac.compressors import SacDocumentCompressor
-from langchain_sac.formatting import format_docs_sac
+from langchain_sac.formatting import chat_of, format_docs_sac
 from langchain_sac.opening import rag_of, user_of
-from langchain_sac.retrievers import SacRetriever
+from langchain_sac.retrievers import SacRetriever, narrowed
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import values_of
 
@@ -47,9 +47,9 @@ def create_sac_chain(
     source: Any,
     *,
     retriever: BaseRetriever | Runnable[str, Any] | None = None,
-    llm: ChatSac | None = None,
-    k: int = 1,
-    search_type: str = "hybrid",
+    llm: ChatSac | Runnable[Any, Any] | None = None,
+    k: int | None = None,
+    search_type: str | None = None,
     where: dict[str, Any] | None = None,
     remember: bool = True,
     **settings: Any,
@@ -57,17 +57,26 @@ def create_sac_chain(
     """A runnable from a question to {"input", "context": documents, "answer": text}; it opens the library when it runs.
 
     source: a SacRag, a library's folder or a component over one. The input is a str or a dict with "input" or
-    "question" and, if there is one, "chat_history". k, search_type, where: of the SacRetriever, where also of the
-    ChatSac. settings: fields of the ChatSac. llm: in place of the ChatSac. retriever: in place of the SacRetriever; its
-    documents are compressed as they pass by, or with `remember=False` read as text.
+    "question" and, if there is one, "chat_history". k (1), search_type ("hybrid"), where: of the SacRetriever, where
+    also of the ChatSac. settings: fields of the ChatSac, with max_tokens=64. llm: in place of the ChatSac, with what is
+    bound to it. retriever: in place of the SacRetriever; its documents are compressed as they pass by, or with
+    `remember=False` read as text. Raises ConfigError for settings of what is replaced.
     """
     user = user_of(source)
     if llm is not None and (settings or where):
-        raise ConfigError(f"llm is given, and settings for another: {settings | ({'where': where} if where else {})}")
+        unused = settings | ({"where": where} if where else {})
+        raise ConfigError(f"llm is given, and settings for another: {unused}; set them there")
+    search: dict[str, Any] = {name: v for name, v in (("k", k), ("search_type", search_type)) if v is not None}
+    if retriever is not None and search:
+        raise ConfigError(f"retriever is given, and settings for another: {search}; set them there")
     chat = llm or ChatSac(**user, where=where, **{"max_tokens": 64, **settings})
-    found: Runnable[str, Any] = retriever or SacRetriever(**user, k=k, search_type=search_type, where=where)  # type: ignore[arg-type]
+    model, bound = chat_of(chat)
+    if model is None:
+        raise ConfigError(f"llm is a {type(llm).__name__}: give a ChatSac, or make a chain with format_docs_sac")
+    found: Runnable[str, Any] = retriever or SacRetriever(**user, where=where, **{"k": 1, **search})
     if retriever is not None and remember:
-        found = found | _remembering(SacDocumentCompressor(**user_of(chat), meta=_fitting(chat.where)))
+        fitting = _fitting(narrowed(model.where, bound.get("where")))
+        found = found | _remembering(SacDocumentCompressor(**user_of(model), meta=fitting))
     # A lambda that returns a runnable runs it: the prompt is looked up when there is something to ask.
     prompt = RunnableLambda(lambda _: sac_prompt(chat), name="sac_prompt")
     answer = (

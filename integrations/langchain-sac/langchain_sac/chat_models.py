@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -83,7 +83,7 @@ class ChatSac(LibraryUser, BaseChatModel):
     def reads(self, tag: str, **settings: Any) -> bool:
         """Whether a tag would be read as a memory, with these settings of a call; opens the library."""
         call = self._call(None, settings)
-        return Scope(self.opened(), call.wheres, call.allowed).reads(tag)
+        return self._scope(call.wheres, call.allowed).reads(tag)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of the base model's tokenizer."""
@@ -93,12 +93,11 @@ class ChatSac(LibraryUser, BaseChatModel):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Positions in the model's context: a passage counts with its source tokens, though fewer are read."""
-        rag = self.opened()
-        scope = Scope(rag, (self.where,), (self.allowed_ids,))
+        scope = self._scope((self.where,), (self.allowed_ids,))
         parts = [p for m in to_sac(messages, scope) for p in m.content]
         texts = sum(len(self.get_token_ids(p)) for p in parts if isinstance(p, str))
         ids = list(dict.fromkeys(p.id for p in parts if not isinstance(p, str)))
-        return texts + sum(n for _, n in rag.extents(ids)) + _TURN * len(messages)
+        return texts + sum(n for _, n in scope.rag.extents(ids)) + _TURN * len(messages)
 
     def _generate(
         self,
@@ -107,7 +106,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        generation, writing = self._begun(messages, self._call(stop, kwargs))
+        generation, writing = self._begun(messages, stop, kwargs)
         return _result([*_pieces(generation, writing)], writing.end(generation.reused))
 
     def _stream(
@@ -117,7 +116,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        generation, writing = self._begun(messages, self._call(stop, kwargs))
+        generation, writing = self._begun(messages, stop, kwargs)
         for piece in _pieces(generation, writing):
             if run_manager:
                 run_manager.on_llm_new_token(piece, chunk=_chunk(piece))
@@ -134,7 +133,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        generation, writing = await self._abegun(messages, self._call(stop, kwargs))
+        generation, writing = await self._abegun(messages, stop, kwargs)
         return _result([p async for p in _apieces(generation, writing)], writing.end(generation.reused))
 
     async def _astream(
@@ -144,7 +143,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        generation, writing = await self._abegun(messages, self._call(stop, kwargs))
+        generation, writing = await self._abegun(messages, stop, kwargs)
         async for piece in _apieces(generation, writing):
             if run_manager:
                 await run_manager.on_llm_new_token(piece, chunk=_chunk(piece))
@@ -154,19 +153,29 @@ class ChatSac(LibraryUser, BaseChatModel):
             await run_manager.on_llm_new_token(last.text, chunk=last)
         yield last
 
-    def _begun(self, messages: list[BaseMessage], call: Call) -> tuple[Generation, Writing]:
-        rag, prompt = self._prompt(messages, call)
+    def _begun(
+        self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]
+    ) -> tuple[Generation, Writing]:
+        rag, prompt, call = self._prompt(messages, stop, settings)
         return rag.engine.service.submit(prompt, call.sampling, keep=True), Writing(rag, prompt, call)
 
-    async def _abegun(self, messages: list[BaseMessage], call: Call) -> tuple[AsyncGeneration, Writing]:
-        # Reading a prompt waits for the model between two tokens of others: not on the event loop.
-        rag, prompt = await asyncio.to_thread(self._prompt, messages, call)
+    async def _abegun(
+        self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]
+    ) -> tuple[AsyncGeneration, Writing]:
+        # The first call imports torch, and any waits for the model between two tokens of others: not on the loop.
+        rag, prompt, call = await asyncio.to_thread(self._prompt, messages, stop, settings)
         return rag.engine.service.stream(prompt, call.sampling, keep=True), Writing(rag, prompt, call)
 
-    def _prompt(self, messages: list[BaseMessage], call: Call) -> tuple[SacRag, Prompt]:
-        rag = self.opened()  # not the newest: what the tags of this prompt stand for may be gone there
-        scope = Scope(rag, call.wheres, call.allowed)
-        return rag, rag.conversation(to_sac(messages, scope), call.sampling)
+    def _prompt(
+        self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]
+    ) -> tuple[SacRag, Prompt, Call]:
+        call = self._call(stop, settings)
+        scope = self._scope(call.wheres, call.allowed)
+        return scope.rag, scope.rag.conversation(to_sac(messages, scope), call.sampling), call
+
+    def _scope(self, wheres: Iterable[dict[str, Any] | None], allowed: Iterable[Sequence[str] | None]) -> Scope:
+        # Not at the newest generation at once: what the tags of a prompt stand for may be gone there.
+        return Scope(self.opened(), wheres, allowed, follows=self._follows)
 
     def _call(self, stop: Sequence[str] | None, settings: dict[str, Any]) -> Call:
         """Settings of one call. Filters add to the model's own: a call cannot read what the model may not."""

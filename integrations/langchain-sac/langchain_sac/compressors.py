@@ -33,7 +33,7 @@ class SacDocumentCompressor(LibraryUser, BaseDocumentCompressor):
     ) -> list[Document]:
         """The same documents with sac_id, sac_tag and sac_text_sha. Blank ones stay as they are."""
         rag = self.opened()
-        scope = Scope(rag, (self.meta,))
+        scope = Scope(rag, (self.meta,), follows=self._follows)
         texts = [d.page_content for d in documents if d.page_content.strip() and not _remembered(d, scope)]
         ids = dict(zip(texts, rag.remember(texts, meta=self.meta), strict=True)) if texts else {}
         return [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from langchain_core.embeddings import Embeddings
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
 from langchain_sac.opening import LibraryUser
 
@@ -18,6 +20,12 @@ class SacEmbeddings(LibraryUser, Embeddings):
 
     model: str | None = None
     """An embedder by name, folder or hub id, in place of a library."""
+
+    @model_validator(mode="after")
+    def _one_embedder(self) -> Self:
+        if self.model is not None and self.library is not None:
+            raise ValueError(f"model is {self.model!r}, but {self.library!r} has its own embedder: give one of them")
+        return self
 
     @classmethod
     def _needs_library(cls) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, FunctionMessage, ToolMessage
 
+from sac_rag.answer.tags import Tagger
 from sac_rag.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,17 +29,27 @@ ROLES = {
 
 
 class Scope:
-    """The passages that one call may read: all filters must hold, and if ids are given, the id must be among them."""
+    """The passages that one call may read: all filters must hold, and if ids are given, the id must be among them.
+
+    follows: go to the newest generation, once, when a genuine tag names a passage that the one seen does not hold.
+    """
 
     def __init__(
-        self, rag: SacRag, wheres: Iterable[Mapping[str, Any] | None] = (), allowed: Iterable[Sequence[str] | None] = ()
+        self,
+        rag: SacRag,
+        wheres: Iterable[Mapping[str, Any] | None] = (),
+        allowed: Iterable[Sequence[str] | None] = (),
+        *,
+        follows: bool = False,
     ) -> None:
-        self.rag = rag
+        self.rag, self.follows, self.moved = rag, follows, False
         self.wheres = [w for w in wheres if w]
         self.allowed = [frozenset(a) for a in allowed if a is not None]
 
     def cite(self, text: str) -> Content:
         """Text cut at the tags of passages that may be read; other tags stay text."""
+        if self.follows and self._names_unheld(text):
+            self.follows, self.moved = False, self.rag.library.refresh()
         found = self.rag.cite(text, where=self.wheres[0] if self.wheres else None)
         return tuple(p if isinstance(p, str) or self._permits(p.id) else self.rag.tag(p.id) for p in found)
 
@@ -62,6 +73,10 @@ class Scope:
             )
         return content
 
+    def _names_unheld(self, text: str) -> bool:
+        genuine = Tagger(self.rag.library.secret).split(text, lambda _: True)
+        return self.rag.cite(text) != tuple(genuine)
+
     def _permits(self, passage_id: str) -> bool:
         tag = self.rag.tag(passage_id)
         return all(passage_id in ids for ids in self.allowed) and all(
@@ -73,7 +88,10 @@ def to_sac(messages: Sequence[BaseMessage], scope: Scope) -> list[Message]:
     """The same conversation for `SacRag.conversation`; ConfigError names what cannot be read."""
     from sac_rag.answer.chat import Message
 
-    return [Message(_role(m), _content(m, scope)) for m in messages]
+    said = [Message(_role(m), _content(m, scope)) for m in messages]
+    if scope.moved:  # what was cited before that may be gone
+        said = [Message(_role(m), _content(m, scope)) for m in messages]
+    return said
 
 
 def _role(message: BaseMessage) -> str:

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def shared(library: str | os.PathLike[str]) -> SacRag:
 
 def rag_of(source: Any) -> SacRag:
     """The open SacRag of a SacRag, a folder or a component."""
+    source = _unbound(source)
     if isinstance(source, LibraryUser):
         return source.opened()
     rag: SacRag = shared(source) if isinstance(source, str | os.PathLike) else source
@@ -98,11 +100,19 @@ def rag_of(source: Any) -> SacRag:
 
 def user_of(source: Any) -> dict[str, Any]:
     """Fields of a `LibraryUser` for a SacRag, a folder or another component."""
+    source = _unbound(source)
     if isinstance(source, LibraryUser):
         return {"rag": None if source._follows else source.rag, "library": source.library}
     if isinstance(source, str | os.PathLike):
         return {"library": os.fspath(source)}
     return {"rag": source}
+
+
+def _unbound(source: Any) -> Any:
+    """A component without what `bind`, `with_config` and the like put around it."""
+    while isinstance(source, RunnableBindingBase):
+        source = source.bound
+    return source
 
 
 def writing(rag: SacRag) -> threading.Lock:

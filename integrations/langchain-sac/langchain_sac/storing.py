@@ -25,7 +25,7 @@ OWN = "_langchain"
 
 def digest(document: Document) -> str:
     """The id of a document that has none: the same text and metadata are the same document."""
-    parts = json.dumps([document.page_content, document.metadata], skipkeys=True, default=str)
+    parts = json.dumps([document.page_content, document.metadata], sort_keys=True, skipkeys=True, default=str)
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 

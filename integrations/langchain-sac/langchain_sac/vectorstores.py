@@ -42,6 +42,8 @@ class SacVectorStore(VectorStore):
     ) -> None:
         if (rag is None) == (library is None):
             raise ConfigError('SacVectorStore needs either SacRag.open("my.lib", write=True) or library="my.lib"')
+        if rag is not None and config is not None:
+            raise ConfigError(f"config is given for {rag.library.path}, which is open with its own: leave it out")
         self._rag, self._library, self._config = rag, library, config
         self._own, self._opening = rag is None, threading.Lock()
 

@@ -8,6 +8,7 @@ import pytest
 from langchain_classic.chains import create_retrieval_chain
 from langchain_classic.chains.combine_documents import create_stuff_documents_chain
 from langchain_core.documents import Document
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
@@ -140,6 +141,21 @@ def test_chains_say_what_is_missing(rag: SacRag) -> None:
         chain.invoke("  ")
     with pytest.raises(ConfigError, match="max_tokens"):
         create_sac_chain(rag, llm=ChatSac(rag=rag), max_tokens=3)
+    for setting in ({"k": 3}, {"search_type": "mmr"}):
+        with pytest.raises(ConfigError, match=f"retriever.*{next(iter(setting))}"):
+            create_sac_chain(rag, retriever=SacRetriever(rag=rag), **setting)
+    with pytest.raises(ConfigError, match="FakeListChatModel"):
+        create_sac_chain(rag, llm=FakeListChatModel(responses=[]))
+
+
+def test_sac_chain_takes_a_model_with_settings(rag: SacRag) -> None:
+    chat, want = ChatSac(rag=rag, max_tokens=TOKENS), create_sac_chain(rag, max_tokens=3).invoke(QUESTION)["answer"]
+    for llm in (chat.bind(max_tokens=3), chat.with_config(tags=["a"]).bind(max_tokens=3).with_retry()):
+        assert create_sac_chain(llm, llm=llm).invoke(QUESTION)["answer"] == want
+        assert sac_prompt(llm) == sac_prompt(chat)
+    foreign, mine = RunnableLambda(lambda _: [Document("The code is 4711.")]), chat.bind(where={"tenant": ["a", "b"]})
+    (held,) = create_sac_chain(rag, retriever=foreign, llm=mine).invoke(QUESTION)["context"]
+    assert chat.reads(held.metadata["sac_tag"], where={"tenant": "a"})
 
 
 def test_the_prompt_is_the_adapters_own_layout(rag: SacRag) -> None:

@@ -6,18 +6,20 @@ import asyncio
 import subprocess
 import sys
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
 from langchain_core.load import dumps, loads
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.utils import trim_messages
 from langchain_core.prompts import ChatPromptTemplate
 
-from langchain_sac import ChatSac, SacRetriever
+from langchain_sac import ChatSac, SacDocumentCompressor, SacRetriever, SacVectorStore, format_docs_sac
 from langchain_sac.messages import Scope, to_sac
-from sac_rag import SacRag
+from sac_rag import IndexConfig, SacRag
 from sac_rag.answer.prompt import Recall
 from sac_rag.errors import ConfigError, LibraryNotFound
 
@@ -293,6 +295,44 @@ def test_nothing_is_opened_before_it_is_needed(rag: SacRag) -> None:
     (document,) = other.invoke(QUESTION)
     assert usage(lazy.invoke(tags([document])[0] + QUESTION))[1] > 0
     assert lazy.opened() is other.opened() is not rag
+
+
+def test_a_model_by_folder_reads_what_is_added_later(chat_config: IndexConfig, tmp_path: Path) -> None:
+    folder = str(tmp_path / "grows.lib")
+    with SacVectorStore(library=folder, config=chat_config) as store:
+        store.add_texts(["Ada tends the lamps."], ids=["ada"])
+        chat, compressor = ChatSac(library=folder, max_tokens=1), SacDocumentCompressor(library=folder)
+        reader = chat.opened()
+        assert compressor.opened() is reader is not store.rag
+
+        def added(text: str) -> Document:
+            store.add_texts([text])
+            return store.as_retriever(search_kwargs={"k": 1}).invoke(text)[0]
+
+        one = added("Bert keeps bees.")
+        assert format_docs_sac([one], chat) == one.metadata["sac_tag"]
+        two = added("Cleo mends nets.")
+        assert usage(chat.invoke(f"From {tags([two])[0]}: who?"))[1] == slots(store.rag, ids([two]))
+        three = added("Dora bakes bread.")
+        assert usage(chat.invoke([HumanMessage([kv(ids([three])[0])])]))[1] == slots(store.rag, ids([three]))
+        four = added("Emil grinds corn.")
+        counted = [HumanMessage(tags([four])[0])]
+        assert chat.get_num_tokens_from_messages(counted) == ChatSac(rag=store.rag).get_num_tokens_from_messages(
+            counted
+        )
+        five = added("Fred paints doors.")
+        assert compressor.compress_documents([five], "") == [five]
+
+        # A generation is kept while it holds all that is named: what it holds may be gone in the newest.
+        store.delete([str(one.id)])
+        before = reader.library.head.generation
+        forged = f"[[sac:1:{'0' * 32}:{'0' * 32}]]"
+        assert usage(chat.invoke(tags([one])[0] + forged))[1] == slots(reader, ids([one]))
+        assert reader.library.head.generation == before
+        six = added("Gina sails boats.")
+        both = [HumanMessage(tags([one])[0]), AIMessage("Bees."), HumanMessage(tags([six])[0])]
+        assert usage(chat.invoke(both))[1] == slots(reader, ids([six]))
+        assert reader.library.head.generation == store.rag.library.head.generation
 
 
 def test_a_model_is_serialised_by_its_library(chat: ChatSac, rag: SacRag) -> None:

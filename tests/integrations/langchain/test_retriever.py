@@ -101,3 +101,5 @@ def test_embeddings_are_the_librarys(rag: SacRag) -> None:
     assert SacEmbeddings(rag=rag).embed_documents(["tides"]) == [vector.tolist()]
     assert SacEmbeddings(model=rag.config.embedder).embed_documents(["tides"]) == [vector.tolist()]
     assert SacEmbeddings(library=str(rag.library.path)).embed_query("tides") == vector.tolist()
+    with pytest.raises(ValueError, match=r"'other'.*three\.lib"):
+        SacEmbeddings(rag=rag, model="other")

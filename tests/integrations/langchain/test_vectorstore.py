@@ -141,6 +141,13 @@ def test_a_store_is_a_library_and_opens_again(store: SacVectorStore, tiny_config
     again.close()
 
 
+def test_the_same_text_and_metadata_are_one_document(store: SacVectorStore) -> None:
+    one, two = {"by": "ann", "at": {"page": 1, "line": 2}}, {"at": {"line": 2, "page": 1}, "by": "ann"}
+    assert store.add_texts(["One."], [one]) == store.add_texts(["One."], [two])
+    assert store.add_texts(["One."], [{"by": "bob"}]) != store.add_texts(["One."])
+    assert len(store.rag.library.documents()) == 3
+
+
 async def test_writers_of_one_library_take_turns(store: SacVectorStore) -> None:
     import asyncio
 
@@ -167,3 +174,5 @@ def test_what_cannot_be_stored_is_refused_whole(store: SacVectorStore) -> None:
         SacVectorStore.from_texts(["x"], DeterministicFakeEmbedding(size=3), rag=store.rag)
     with pytest.raises(ConfigError, match="library="):
         SacVectorStore()
+    with pytest.raises(ConfigError, match=r"config is given for .*store\.lib"):
+        SacVectorStore(store.rag, config=store.rag.config)

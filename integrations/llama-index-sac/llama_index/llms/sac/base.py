@@ -80,6 +80,10 @@ class SacLLM(CustomLLM):
     def rag(self) -> SacRag:
         return self._source.rag
 
+    def newest(self) -> SacRag:
+        """`rag`, at the newest generation if it was opened here: what others index meanwhile is read."""
+        return self._source.newest()
+
     @property
     def metadata(self) -> LLMMetadata:
         """Opens the library: the model knows how long its context is, and what the adapter's prefix takes of it."""
@@ -99,7 +103,7 @@ class SacLLM(CustomLLM):
 
     def reads(self, text: str) -> bool:
         """Whether a text is tags and nothing else, and all of passages that this LLM may read."""
-        parts = self._source.newest().cite(text, where=self.where)
+        parts = self.newest().cite(text, where=self.where)
         return not any(isinstance(p, str) and p.strip() for p in parts)
 
     @property
@@ -187,7 +191,7 @@ class SacLLM(CustomLLM):
             raise ConfigError(f"SacLLM takes no {unknown[0]!r}; a call may set {', '.join(_SAMPLING)}")
         chosen = {name: kwargs[name] if kwargs.get(name) is not None else getattr(self, name) for name in _SAMPLING}
         stop = [chosen["stop"]] if isinstance(chosen["stop"], str) else list(chosen["stop"])
-        rag = self._source.newest()
+        rag = self.newest()
         sampling = Sampling(
             max_new_tokens=chosen["max_tokens"],
             temperature=chosen["temperature"],

@@ -59,7 +59,7 @@ class SacSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> Any:
-        read = with_stored_memory(self._sac.rag, nodes)
+        read = with_stored_memory(self._sac.newest(), nodes)
         response = super().synthesize(query, read, **response_kwargs)
         response.source_nodes = [*nodes, *(additional_source_nodes or ())]
         return response
@@ -71,7 +71,7 @@ class SacSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> Any:
-        read = await asyncio.to_thread(lambda: with_stored_memory(self._sac.rag, nodes))
+        read = await asyncio.to_thread(lambda: with_stored_memory(self._sac.newest(), nodes))
         response = await super().asynthesize(query, read, **response_kwargs)
         response.source_nodes = [*nodes, *(additional_source_nodes or ())]
         return response
