@@ -404,6 +404,35 @@ READ = (
     "qa/cosmosqa.train.jsonl.gz=0.04",
     "qa/boolq.train.jsonl.gz=0.03",
 )
+FULL_FT_LONG = dataclasses.replace(
+    FULL_FT,
+    steps=450,
+    step_tokens=2000,
+    accumulate=1,
+    learning_rate=3e-4,
+    decay_from=0.3,
+    max_context=1400,
+    first_context=1400,
+    distractor_share=0.0,
+    joined_share=0.15,
+    joined_texts=4,
+    start_share=0.5,
+    seed=1,
+)
+"""About 16 questions a step, of longer contexts and of several texts as one."""
+READ_LONG = (
+    "qa/squad.train.jsonl.gz=0.27",
+    "qa/nq.train.jsonl.gz=0.15",
+    "qa/squadshifts_amazon.train.jsonl.gz=0.12",
+    "qa/fairytaleqa.train.jsonl.gz=0.14",
+    "qa/quoref.train.jsonl.gz=0.05",
+    "qa/ropes.train.jsonl.gz=0.06",
+    "qa/hotpotqa.train.jsonl.gz=0.07",
+    "qa/2wikimultihopqa.train.jsonl.gz=0.05",
+    "qa/timeqa.train.jsonl.gz=0.04",
+    "qa/cosmosqa.train.jsonl.gz=0.03",
+    "qa/boolq.train.jsonl.gz=0.02",
+)
 
 SHORT_LM = dataclasses.replace(LM, steps=300, step_tokens=1020, accumulate=1, warmup=20)
 SHORT_QA = TrainConfig(
@@ -484,8 +513,8 @@ _ALL = (
     ),
     Recipe(
         "full-ft",
-        "The ceiling: LoRA of the same shape that reads the whole text. Under an hour on two CPU cores.",
-        (Stage("qa", READ, FULL_FT),),
+        "The ceiling: LoRA of the same shape that reads the whole text. Two hours on two CPU cores.",
+        (Stage("qa", READ, FULL_FT), Stage("long", READ_LONG, FULL_FT_LONG)),
         method="full-ft",
         lora=LoraSpec(whole=True),
         licence=f"Tensors: Apache-2.0. Trained on questions of {QUESTIONS_LICENCE}.",

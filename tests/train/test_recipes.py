@@ -52,11 +52,12 @@ def test_an_adapter_to_ship_chooses_anchors_and_answers_at_four_ratios(name):
 
 
 def test_full_ft_is_the_same_shape_reading_the_whole_text():
-    (stage,), default = RECIPES["full-ft"].stages, RECIPES["large"].stages[-1]
-    assert RECIPES["full-ft"].lora.whole and stage.config.ratios == (1.0,)
+    stages, default = RECIPES["full-ft"].stages, RECIPES["large"].stages[-1]
+    assert RECIPES["full-ft"].lora.whole and {s.config.ratios for s in stages} == {(1.0,)}
     assert dataclasses.replace(RECIPES["full-ft"].lora, whole=False) == RECIPES["default"].lora
-    assert {spec.partition("=")[0] for spec in stage.data} <= {spec.partition("=")[0] for spec in default.data}
-    assert sum(float(spec.rpartition("=")[2]) for spec in stage.data) == pytest.approx(1.0)
+    for stage in stages:
+        assert {spec.partition("=")[0] for spec in stage.data} <= {spec.partition("=")[0] for spec in default.data}
+        assert sum(float(spec.rpartition("=")[2]) for spec in stage.data) == pytest.approx(1.0)
 
 
 def test_ablations_differ_from_their_base_in_what_they_name_alone():
