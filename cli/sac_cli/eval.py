@@ -105,7 +105,8 @@ def eval_(
 
     Scores come with 95 % intervals (bootstrap over questions). Several files are followed by their average, "macro",
     and each of several groups by its own. With full-ft among the readers each F1 is also given as a share of it, and
-    of several adapters each one's difference to the first, with the interval of the paired difference.
+    of several adapters each one's difference to the first, with the interval of the paired difference. On a terminal
+    sets against readers follow at the end.
     """
     ratios, readers = numbers(ratio, "--ratio"), split_commas(reader)
     if track not in ("gold", "retrieved"):
@@ -156,6 +157,7 @@ def eval_(
     rows = [dataclasses.asdict(run) for run in runs]
     if not as_json:
         _show(rows, next(iter(adapters)))
+        _show_at_once(rows)
         return
     used = {} if set(readers) == {"full-ft"} and track == "gold" else {method: alone}
     if len(adapters) > 1:
@@ -245,6 +247,14 @@ def _show(runs: list[dict[str, Any]], first: str) -> None:
         ],
         numbers=("ratio", "n", *scores),
     )
+
+
+def _show_at_once(runs: list[dict[str, Any]]) -> None:
+    """The same by sets and readers, for people: a pipe has it all already."""
+    from sac_rag.evaluate.crossed import crossed
+
+    if console.is_terminal() and (rows := crossed(runs)):
+        console.table(tuple(rows[0]), [tuple(row.values()) for row in rows], numbers=tuple(rows[0])[1:])
 
 
 def _difference(run: Mapping[str, Any]) -> str | None:

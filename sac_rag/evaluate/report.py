@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.errors import ConfigError
+from sac_rag.evaluate.crossed import crossed
 from sac_rag.evaluate.figures import figures, is_training
 
 HEAD = """# Results
@@ -30,6 +31,7 @@ PERCENT = frozenset(
 """Columns that hold shares, 0..1; in a training run `recall` is a loss."""
 ORIGIN = ("versions", "fingerprints")
 TRAINING = ("step", "examples", "loss", "recall")
+FOLDED = "Every run, with intervals"
 RECORDED_STEPS, SHOWN_STEPS = 200, 8
 """Steps of a training run that are recorded, and those of them that the page tabulates."""
 
@@ -77,13 +79,22 @@ def render(folder: Path) -> str:
         try:
             run = json.loads(path.read_text("utf-8"))
             parts.append(f"## {run['title']}\n\n```bash\n{run['command']}\n```\n\n{run['note']}".rstrip() + "\n")
-            parts += [table(thinned(r, SHOWN_STEPS) if is_training(r) else r) for r in run["tables"].values()]
+            parts += [_tables(rows) for rows in run["tables"].values()]
             parts += [f"![{alt(svg)}]({folder.name}/{name})\n" for name, svg in _figures(path, run).items()]
             if "origin" in run:
                 parts.append(_origin(run["origin"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is no recorded run (title, command, note, tables): {error}") from error
     return "\n".join(parts)
+
+
+def _tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of rows; where they can be seen at once, that first, and each with its interval folded away below."""
+    if is_training(rows):
+        return table(thinned(rows, SHOWN_STEPS))
+    if not (seen := crossed(rows)):
+        return table(rows)
+    return f"{table(seen)}\n<details><summary>{FOLDED}</summary>\n\n{table(rows)}\n</details>\n"
 
 
 def drawn(folder: Path) -> dict[str, str]:

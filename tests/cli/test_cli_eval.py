@@ -82,6 +82,20 @@ def test_the_table_ends_with_the_interval(sac: Sac, flags: tuple[str, ...]) -> N
         assert low <= float(r[5]) <= high
 
 
+def test_people_see_sets_and_readers_at_once_below_the_table(
+    sac: Sac, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sac_cli import console
+
+    monkeypatch.setattr(console, "is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    done = sac("eval", write("lamps"), write("keys"), "--reader", "closed,full-ft", *flags)
+    assert done.code == 0, done.err
+    head, *rows = [line.split() for line in done.out[done.out.index("F1 / EM") :].splitlines()]
+    assert head == ["F1", "/", "EM", "closed", "full-ft"]
+    assert [r[0] for r in rows if "/" in r] == ["lamps", "keys", "macro"]
+
+
 def test_a_repeated_command_says_what_it_took(sac: Sac, flags: tuple[str, ...]) -> None:
     command = ("eval", write("lamps"), "--reader", "closed,memory", "--results", "kept", "--json", *flags)
     first, again = sac(*command), sac(*command)

@@ -38,6 +38,18 @@ def test_a_recorded_run_becomes_a_table(tmp_path):
     assert "![" not in page and "Made with" not in page
 
 
+def test_many_runs_are_seen_at_once_and_folded_away(tmp_path):
+    rows = [
+        {"set": s, "reader": r, "f1": 0.5, "em": 0.25, "f1_low": 0.4, "f1_high": 0.6}
+        for s in ("a", "b")
+        for r in ("text", "memory")
+    ]
+    record(tmp_path, "x", "T", "c", "", {"runs": rows})
+    seen, folded = render(tmp_path).split("\n<details><summary>Every run, with intervals</summary>\n\n")
+    assert "| F1 / EM | text | memory |" in seen and "| b | 50.0 / 25.0 | 50.0 / 25.0 |" in seen
+    assert folded.count("| 50.0 (40.0 to 60.0) |") == 4 and folded.endswith("|\n\n</details>\n")
+
+
 def test_records_stand_in_the_order_of_their_numbers(tmp_path):
     for name in ("10-ten", "9-nine", "other", "2-two"):
         record(tmp_path, name, name, "sac eval a", "", {"runs": [{"set": "a", "f1": 0.5}]})
