@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sac_cli.options import split_commas
 from sac_rag.errors import ConfigError
 
 _SCALARS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
@@ -54,7 +54,7 @@ class Setting:
         if self.default is not None:
             text += rf" [dim]\[default: {self._shown().replace('[', chr(92) + '[')}][/dim]"
         option = typer.Option(*flags, help=text, rich_help_panel=self.panel, show_default=False)
-        annotation: Any = Annotated[(self._scalar or str) | None, option]
+        annotation: Any = Annotated[(self._scalar or list[str]) | None, option]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     def _shown(self) -> str:
@@ -63,14 +63,14 @@ class Setting:
         return repr(self.default) if isinstance(self.default, str) and "\n" in self.default else str(self.default)
 
     def value(self, given: Any) -> Any:
-        """A given flag as the field's own type; lists are written with commas."""
+        """A given flag as the field's own type; lists are repeated, written with commas, or both."""
         if self._scalar:
             return given
-        parts = [part for part in re.split(r"[,\s]+", str(given)) if part]
         try:
-            return tuple(map(_SCALARS[self.kind[6:].split(",")[0].rstrip("]")], parts))
+            return tuple(map(_SCALARS[self.kind[6:].split(",")[0].rstrip("]")], split_commas(given)))
         except ValueError:
-            raise ConfigError(f"{self.flag} is {given!r}; write numbers with commas, such as {self._shown()}") from None
+            shown = ",".join(map(str, given))
+            raise ConfigError(f"{self.flag} is {shown!r}; write numbers with commas, such as {self._shown()}") from None
 
 
 def settings_of(place: str, *, prefix: str = "", panel: str | None = None) -> tuple[Setting, ...]:

@@ -97,8 +97,8 @@ def test_given_settings_make_the_dataclass_with_its_own_types() -> None:
 
     settings = {s.name: s for s in train.TRAINING}
     assert {s.field: s.default for s in train.TRAINING} == dataclasses.asdict(TrainConfig())
-    assert settings["ratios"].value("2, 5 15") == (2.0, 5.0, 15.0)
-    lora = fields.given(train.LORA, {"lora_targets": "q_proj,v_proj", "lora_rank": 3, "seed": 1})
+    assert settings["ratios"].value(["2, 5 15"]) == settings["ratios"].value(["2", "5", "15"]) == (2.0, 5.0, 15.0)
+    lora = fields.given(train.LORA, {"lora_targets": ["q_proj,v_proj"], "lora_rank": 3, "seed": 1})
     assert lora == {"targets": ("q_proj", "v_proj"), "rank": 3}
 
 

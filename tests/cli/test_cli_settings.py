@@ -44,7 +44,7 @@ def test_a_key_at_the_top_is_for_every_command(tmp_path: Path) -> None:
     assert found["index"]["library"] == "a.lib" and found["ask"]["library"] == "b.lib"
     assert "library" not in found["demo"], "sample documents do not belong into one's own library"
     assert found["ask"]["max_new_tokens"] == 7
-    assert found["train"]["ratios"] == "2,5" and found["eval"]["ratio"] == [5, 15]
+    assert found["train"]["ratios"] == [2, 5] and found["eval"]["ratio"] == [5, 15]
     assert found["eval"]["reader"] == ["text"]
     assert found["models"]["pull"]["wheelhouse"] == "w"
 

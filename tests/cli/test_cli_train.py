@@ -45,7 +45,7 @@ def test_train_makes_an_adapter_that_index_takes(sac: Sac, toys: Toys, data: str
     indexed = sac("index", "docs", **{**toys.environment, "SAC_ADAPTER": "runs/a", "SAC_RATIO": "4"})
     assert indexed.code == 0, indexed.err
 
-    more = ("--ratios", "4,9", "--ratio-weights", "1,1")
+    more = ("--ratios", "4", "--ratios", "9", "--ratio-weights", "1,1")
     warm = sac("train", f"{data}=0.5", "-o", "runs/b", "--from", "runs/a", "--steps", "1", "--json", *SMALL, *more)
     assert warm.code == 0, warm.err
     assert warm.json["lora"] == card["lora"] and warm.json["ratios"] == [4.0, 9.0]
