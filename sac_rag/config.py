@@ -66,7 +66,7 @@ class AskConfig:
     search: str = "hybrid"
     """"hybrid" (dense and BM25 fused by reciprocal rank), "dense" or "lexical"."""
     placing: str = "source"
-    """"source": each passage occupies its source length; "packed": anchors at consecutive positions."""
+    """"source": each passage occupies its source length; "packed": as many positions as a head has slots of it."""
     fidelity: str = "memory"
     """How passages are read: "memory"; "text"; "mixed" (the best as text, the rest as memory); "auto" (memory, and
     text when that answer is doubtful; needs `sac calibrate`)."""
@@ -93,8 +93,7 @@ class AskConfig:
             raise ConfigError(f"k is {self.k}; at least one passage is needed")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1]")
+        check_sampling(self.temperature, self.top_p, self.seed)
         if self.search not in ("hybrid", "dense", "lexical"):
             raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
         if self.placing not in ("source", "packed"):
@@ -109,6 +108,14 @@ class AskConfig:
             raise ConfigError(
                 f"text_passages {self.text_passages} and text_tokens {self.text_tokens} must not be negative; 0 is none"
             )
+
+
+def check_sampling(temperature: float, top_p: float, seed: int) -> None:
+    """Raises ConfigError for what no token can be drawn by."""
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
+        raise ConfigError(f"temperature {temperature} must be at least 0 and finite, and top_p {top_p} in (0, 1]")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed}; it must be at least 0 and below 2**63")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -76,6 +76,10 @@ class LibraryLocked(LibraryError):
     """Another process is writing to this library."""
 
 
+class PassageGone(LibraryError):
+    """A passage is not stored: it was removed, or is of another library."""
+
+
 class LibraryCorrupt(LibraryError):
     """Stored bytes fail their checksum or do not parse."""
 

@@ -162,12 +162,13 @@ class Indexer:
         embedder: str | None = None,
     ) -> IndexReport:
         """See `SacRag.put`."""
+        documents = list({d.uri: d for d in documents}.values())
         for document in documents:
-            _check_meta(document)
+            check_meta(document.uri, document.meta)
         ready = self._checked(documents, vectors, embedder) if vectors else {}
         report = self.report
         report.files = report.done = len(documents)
-        self._store(list(documents), ready, origin=GIVEN)
+        self._store(documents, ready, origin=GIVEN)
         return report
 
     def _tell(self, step: str) -> None:
@@ -195,7 +196,11 @@ class Indexer:
         self, documents: list[Document], ready: Mapping[str, np.ndarray] | None = None, *, origin: str = ""
     ) -> None:
         """Compress what is new in a group of documents and commit it. ready: vectors of whole documents, by uri."""
-        report, todo = self.report, []
+        with self.library.writing:
+            self._store_alone(documents, ready or {}, origin)
+
+    def _store_alone(self, documents: list[Document], ready: Mapping[str, np.ndarray], origin: str) -> None:
+        report, todo, blank = self.report, [], list[str]()
         for document in documents:
             digest = origin + self._digest(document)
             before = self.library.content_hash(document.uri)
@@ -207,15 +212,18 @@ class Indexer:
                 passages = split(document, offsets, max_tokens=self.config.passage_tokens, overlap=self.config.overlap)
             if not passages:
                 report.skipped.append(Skip(document.uri, NO_TEXT))
-                self._forget([document.uri])
+                blank.append(document.uri)
                 continue
-            known = set(self.library.passage_ids(document.uri)) if before else set()
-            todo.append((document, digest, passages, [p for p in passages if p.id not in known]))
+            known = {p.id: p.heading for p in self.library.passages(document.uri)} if before else {}
+            todo.append((document, digest, passages, known))
             report.added += not before
             report.changed += bool(before)
-        if not todo:
+        blank = [d.uri for d in self.library.documents(blank)]
+        if not todo and not blank:
             return
-        new = [p for *_, fresh in todo for p in fresh]
+        new = [p for _, _, passages, known in todo for p in passages if p.id not in known]
+        # The heading is embedded with the text, so that another one means another vector.
+        unlike = [p for _, _, passages, known in todo for p in passages if known.get(p.id) != p.heading]
         earlier = report.passages
 
         def compressed(count: int) -> None:
@@ -230,11 +238,11 @@ class Indexer:
         # A document that is one passage has the vector of its passage; parts of a longer one have their own.
         vectors = {
             p.id: vector
-            for document, _, passages, fresh in todo
-            if len(passages) == 1 and (vector := (ready or {}).get(document.uri)) is not None
-            for p in fresh
+            for document, _, passages, _ in todo
+            if len(passages) == 1 and (vector := ready.get(document.uri)) is not None
+            for p in passages
         }
-        left = [p for p in new if p.id not in vectors]
+        left = [p for p in unlike if p.id not in vectors]
         for start in range(0, len(left), EMBEDDED_TOGETHER):
             self._tell("embedding")
             some = left[start : start + EMBEDDED_TOGETHER]
@@ -242,23 +250,27 @@ class Indexer:
             vectors |= zip((p.id for p in some), rows, strict=True)
         self._tell("storing")
         with self.library.transaction() as tx:
-            for document, digest, passages, fresh in todo:
-                mine = {p.id for p in fresh}
+            for document, digest, passages, _ in todo:
+                mine = [p.id for p in passages]
                 tx.put(
                     document,
                     passages,
-                    {i: memories[i] for i in mine},
-                    {i: vectors[i] for i in mine},
+                    {i: memories[i] for i in mine if i in memories},
+                    {i: vectors[i] for i in mine if i in vectors},
                     content_hash=digest,
                 )
+            for uri in blank:
+                tx.remove_document(uri)
+        report.removed += len(blank)
 
     def _forget(self, uris: Sequence[str]) -> None:
         """Remove those that are stored."""
-        if stored := [uri for uri in uris if self.library.documents([uri])]:
-            with self.library.transaction() as tx:
-                for uri in stored:
-                    tx.remove_document(uri)
-            self.report.removed += len(stored)
+        with self.library.writing:
+            if stored := [uri for uri in uris if self.library.documents([uri])]:
+                with self.library.transaction() as tx:
+                    for uri in stored:
+                        tx.remove_document(uri)
+                self.report.removed += len(stored)
 
     def _digest(self, document: Document) -> str:
         parts = [document.text, document.headings, document.meta, self.config.passage_tokens, self.config.overlap]
@@ -286,14 +298,13 @@ class Indexer:
         self._forget(gone)
 
 
-def _check_meta(document: Document) -> None:
-    for key, value in document.meta.items():
+def check_meta(uri: str, meta: Mapping[str, Any]) -> None:
+    """Raises ConfigError naming a key of a document's metadata whose value cannot be stored."""
+    for key, value in meta.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"metadata {key!r} of document {document.uri!r} is no JSON ({error}): make it a str"
-            ) from error
+            raise ConfigError(f"metadata {key!r} of document {uri!r} is no JSON ({error}): make it a str") from error
 
 
 def _embedded(passage: Passage) -> str:

@@ -30,7 +30,7 @@ from sac_rag.config import AskConfig, IndexConfig, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
 from sac_rag.indexing import Indexer, IndexReport, Listen, Made
 from sac_rag.library.library import GcReport, Library, Stats
-from sac_rag.library.opening import compare
+from sac_rag.library.opening import compare, head_of
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.records import Answer, Document, Hit
@@ -48,6 +48,8 @@ class SacRag:
 
     def __init__(self, library: Library, engine: Engine, embedder: Embedder, config: IndexConfig) -> None:
         self.library, self.engine, self.embedder, self.config = library, engine, embedder, config
+        self.report = IndexReport()
+        """What the last `add` or `put` did, or is doing."""
         self._gated = False
         self._tagger = Tagger(library.secret)
         self._passing = Passing()
@@ -96,13 +98,13 @@ class SacRag:
     ) -> SacRag:
         """Open a library with the model it was made with. `config`, when given, must agree with it.
 
-        Raises LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked.
+        write: as the one writer. create: likewise, and made if it is missing. Raises LibraryNotFound, LibraryMismatch
+        (naming field and both values), LibraryCorrupt, LibraryLocked.
         """
-        config = _absolute(config) if config else None
+        config, write = _absolute(config) if config else None, write or create
         exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
-            with Library.open(library) as stored:
-                own = config_of(stored)
+            own = config_of(library)
             # Before the model is loaded, and for what its fingerprint does not hold: the codec.
             compare(Path(library), dataclasses.asdict(own), dataclasses.asdict(config or own))
             config = own
@@ -153,7 +155,7 @@ class SacRag:
         vectors: Mapping[str, Any] | None = None,
         embedder: str | None = None,
     ) -> IndexReport:
-        """Index documents that are already text (no files); one commit.
+        """Index documents that are already text (no files); one commit. Of several with one uri the last one counts.
 
         vectors: uri -> a vector that is ready, of shape (dim,), for any of the documents; taken where a document is one
         passage, while longer ones are embedded passage by passage. embedder: the fingerprint of the Embedder that made
@@ -191,15 +193,17 @@ class SacRag:
 
         Raises LibraryError naming a uri that is not stored; nothing is removed then.
         """
-        stored = {d.uri for d in self.library.documents()}
-        if unknown := [u for u in uris if u not in stored]:
-            raise LibraryError(f"no document {unknown[0]!r} in {self.library.path}; `sac ls` prints what is there")
-        with self.library.transaction() as tx:
-            return sum(tx.remove_document(uri) for uri in dict.fromkeys(uris))
+        with self.library.writing:
+            stored = {d.uri for d in self.library.documents(uris)}
+            if unknown := [u for u in uris if u not in stored]:
+                raise LibraryError(f"no document {unknown[0]!r} in {self.library.path}; `sac ls` prints what is there")
+            with self.library.transaction() as tx:
+                return sum(tx.remove_document(uri) for uri in dict.fromkeys(uris))
 
     def gc(self, *, min_dead: float = 0.0) -> GcReport:
         """Give the bytes of removed passages back and erase their text."""
-        return self.library.gc(min_dead=min_dead)
+        with self.library.writing:
+            return self.library.gc(min_dead=min_dead)
 
     def stats(self) -> Stats:
         return self.library.stats()
@@ -347,7 +351,10 @@ class SacRag:
             held |= {i: [m] for i, m in zip(stored, library.load(stored), strict=True)}
             return [m for i in ids for m in held[i]]
 
-        return Shelf(library.secret.hex(), functools.partial(self._extents, library), load)
+        def holds(passage_id: str) -> bool:
+            return self._passing.extent(passage_id) is not None or library.holds(passage_id)
+
+        return Shelf(library.secret.hex(), functools.partial(self._extents, library), load, holds)
 
     def assemble(
         self,
@@ -386,16 +393,17 @@ class SacRag:
         return mixed_prompt(method, hits, texts, memories, question, placing=ask.placing, reserve=reserve)
 
 
-def config_of(library: Library) -> IndexConfig:
-    """The settings a library was made with."""
-    stored = library.fingerprint
+def config_of(library: str | Path) -> IndexConfig:
+    """The settings that the library at a path was made with. Raises as `SacRag.open` does."""
+    head = head_of(library)
+    stored = head.fingerprint
     names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec"}
     if missing := sorted(names - stored.keys()):
         raise LibraryMismatch(
-            f"{library.path} does not say with which {missing[0]} it was made: open it with Library.open, "
+            f"{library} does not say with which {missing[0]} it was made: open it with Library.open, "
             "or index its documents again"
         )
-    return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": library.head.codec})
+    return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
 
 
 def _absolute(config: IndexConfig) -> IndexConfig:

@@ -64,6 +64,11 @@ class Usage:
     """Tokens of the prompt, memory not counted; of a conversation, those of earlier turns are in the cache already."""
     completion_tokens: int
 
+    @property
+    def attended(self) -> int:
+        """Cache slots that the first answer token attends: memory and prompt."""
+        return self.anchors + self.prompt_tokens
+
 
 @dataclass(frozen=True)
 class Timings:

@@ -17,7 +17,8 @@ import pytest
 from sac_rag import SacRag
 from sac_rag.library.library import Library
 from sac_rag.samples import documents
-from sac_rag.text.readers import read_all
+from sac_rag.text.readers import read
+from sac_rag.text.walk import walk
 from tests.test_pipeline import contents
 
 FILES = 300
@@ -46,7 +47,7 @@ def many(tmp_path) -> Path:
     shutil.copytree(documents(), folder / "whole")
     pieces = [
         (d.uri.rpartition("/")[2], d.text[i : i + 700])
-        for d in read_all([documents()])
+        for d in map(read, walk([documents()], on_skip=pytest.fail))
         for i in range(0, len(d.text), 700)
         if len(d.text[i : i + 700].split()) > 5
     ]

@@ -20,7 +20,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sac_rag import AskConfig, SacRag
-from sac_rag.errors import ConfigError, DocumentError, GateError, LibraryError, LibraryMismatch, LibraryNotFound
+from sac_rag.errors import (
+    ConfigError,
+    DocumentError,
+    GateError,
+    LibraryError,
+    LibraryMismatch,
+    LibraryNotFound,
+    PassageGone,
+)
 from sac_rag.library.library import Library
 from sac_rag.models.embedder import Embedder
 from sac_rag.records import Document
@@ -195,6 +203,110 @@ def test_a_document_that_was_emptied_is_gone(docs, tiny_config, tmp_path):
         assert report.removed == 2 and {"docs/0.md", "docs/1.md"} <= {s.path for s in report.skipped}
         assert rag.put([Document("memo", " ")]).removed == 1
         assert before - {d.uri for d in rag.library.documents()} == {"docs/0.md", "docs/1.md", "memo"}
+
+
+def test_another_heading_is_another_vector(docs, tiny_config, tmp_path):
+    text, (file, other) = f"{sentences(2, 3)}\n", (docs / "0.md", docs / "1.md")
+    file.write_text(f"# Travel\n\n{text}")
+    other.write_text(f"# Kept\n\n{sentences(3, 3)}\n")
+    with SacRag.index([file, other], tmp_path / "a.lib", tiny_config) as rag:
+        before = {p.id: (p.heading, v.tolist()) for p, v in with_vectors(rag)}
+        file.write_text(f"# Expenses\n\n{text}")
+        report = rag.add([file, other])
+        assert (report.changed, report.unchanged) == (1, 1)
+        after = {p.id: (p.heading, v.tolist()) for p, v in with_vectors(rag)}
+        assert rag.library.verify() == []
+    with SacRag.index([file, other], tmp_path / "b.lib", tiny_config) as fresh:
+        assert {p.id: (p.heading, v.tolist()) for p, v in with_vectors(fresh)} == after
+    same = {i for i in before if before[i] == after.get(i)}
+    assert {after[i][0] for i in same} == {"Kept"}
+    renamed = [i for i in before.keys() & after.keys() if before[i][0] == "Travel" and after[i][0] == "Expenses"]
+    assert renamed and all(before[i][1] != after[i][1] for i in renamed)
+
+
+def with_vectors(rag):
+    """(passage, stored vector) of all."""
+    passages = rag.library.passages()
+    return zip(passages, rag.library.vectors([p.id for p in passages]), strict=True)
+
+
+def test_of_documents_with_one_uri_the_last_counts(tiny_config, tmp_path):
+    with SacRag.index([], tmp_path / "a.lib", tiny_config) as rag:
+        old, new = Document("memo", sentences(1, 3)), Document("memo", sentences(2, 3))
+        for given in ([old, new, old], [new, old], [old, new]):
+            report = rag.put(given)
+            assert report.files == 1
+            assert " ".join(p.text for p in rag.library.passages("memo")) == given[-1].text
+
+
+def test_a_put_is_one_commit_with_what_is_blank_now(docs, tiny_config, tmp_path):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        rag.put([Document("memo", sentences(4, 3)), Document("note", sentences(5, 3))])
+        before = rag.library.head.generation
+        report = rag.put([Document("memo", " "), Document("note", sentences(6, 3)), Document("never", "")])
+        assert (report.removed, report.changed, len(report.skipped)) == (1, 1, 2)
+        assert rag.library.head.generation == before + 1 and not rag.library.documents(["memo"])
+
+
+def test_threads_that_share_a_writer_wait_for_each_other(docs, tiny_config, tmp_path):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        rag.put([Document("gone", sentences(7, 3))])
+        failed: list[Exception] = []
+
+        def work(*steps):
+            try:
+                for step, value in steps:
+                    step(value)
+            except Exception as error:
+                failed.append(error)
+
+        def memo(n, seed):
+            return [Document(f"memo {n}", sentences(seed, 4))]
+
+        jobs = [((rag.put, memo(n, n)), (rag.put, memo(n, n + 1))) for n in range(4)]
+        threads = [threading.Thread(target=work, args=job) for job in (*jobs, ((rag.remove, ["gone"]),))]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert not failed
+        texts = {d.uri: " ".join(p.text for p in rag.library.passages(d.uri)) for d in rag.library.documents()}
+        assert {u: t for u, t in texts.items() if u.startswith("memo")} == {
+            f"memo {n}": sentences(n + 1, 4) for n in range(4)
+        }
+        assert "gone" not in texts and rag.library.verify() == []
+
+
+def test_what_another_thread_removes_is_searched_for_again(docs, tiny_config, tmp_path, monkeypatch):
+    question, short = "Who met the clerk in house 2?", {"k": 1, "max_new_tokens": 4, "search": "lexical"}
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        (found,) = rag.retrieve(question, AskConfig(search="lexical"))
+        first = found.passage.id
+        search = rag._retrieve
+
+        def overtaken(library, *args):
+            hits = search(library, *args)
+            for document in {h.passage.document for h in hits if h.passage.id == first}:
+                rag.put([Document(document, "Nothing of that kind.")])
+            return hits
+
+        monkeypatch.setattr(rag, "_retrieve", overtaken)
+        answer = rag.ask(question, **short)
+        assert (
+            [h.passage.id for h in answer.sources]
+            == [h.passage.id for h in rag.retrieve(question, AskConfig(search="lexical"))]
+            != [first]
+        )
+        with pytest.raises(PassageGone, match=first):
+            rag.ask(question, hits=[found], **short)
+
+
+def test_create_gives_the_writer_of_a_new_library_and_of_an_old_one(tiny_config, tmp_path):
+    for n in range(2):
+        with SacRag.open(tmp_path / "a.lib", config=tiny_config, create=True) as rag:
+            assert rag.report.files == 0
+            rag.put([Document(f"memo {n}", sentences(n, 3))])
+            assert rag.report.added == 1 and len(rag.library.documents()) == n + 1
 
 
 def test_metadata_that_cannot_be_kept_is_named_before_anything_is_stored(docs, tiny_config, tmp_path):
@@ -378,6 +490,12 @@ def test_what_does_not_fit_the_context_is_dropped_with_a_notice(docs, tiny_confi
         assert answer.usage.source_tokens < rag.engine.method.backbone.context_length
         ranked = [h.passage.id for h in rag.retrieve("house 5", AskConfig(k=40))]
         assert [h.passage.id for h in answer.sources] == ranked[: len(answer.sources)]
+        room = rag.engine.method.backbone.context_length - 8
+        tight = "why " * (room // len(rag.engine.method.backbone.tokens("why ")) - 30)
+        nothing = rag.ask(tight, max_new_tokens=4, search="dense")
+        assert nothing.sources == () and nothing.notices[1:] == (
+            "no passage was read; the answer comes from the model alone",
+        )
         with pytest.raises(ConfigError, match="ask a shorter question"):
             rag.ask("why " * 2000)
         with pytest.raises(ConfigError, match="empty"):

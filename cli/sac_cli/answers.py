@@ -77,11 +77,6 @@ def _beginning(text: str) -> str:
     return console.one_line(text, PREVIEW)
 
 
-def attended(answer: Answer) -> int:
-    """Slots that the model attended before its first own token: memory and prompt."""
-    return answer.usage.anchors + answer.usage.prompt_tokens
-
-
 def warm_up(rag: SacRag, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None) -> None:
     """One throw-away token each way, so that first-use costs distort neither of two timings."""
     short = dataclasses.replace(ask, max_new_tokens=1)
@@ -111,14 +106,14 @@ def _ratio(a: float, b: float) -> float:
 
 def show_both(compressed: Answer, text: Answer) -> None:
     """Two answers side by side, with what each cost."""
-    gain, fewer = speedup(compressed, text), _ratio(attended(text), attended(compressed))
+    gain, fewer = speedup(compressed, text), _ratio(text.usage.attended, compressed.usage.attended)
     rows: list[tuple[object, ...]] = [
         ("answer", compressed.text, text.text, ""),
         ("time to first token (s)", *_seconds("first_token_s", compressed, text), f"{gain['first_token']:.1f}x faster"),
         ("seconds in all", *_seconds("total_s", compressed, text), f"{gain['total']:.1f}x faster"),
         ("of it retrieval", *_seconds("retrieve_s", compressed, text), ""),
         ("of it loading", *_seconds("load_s", compressed, text), ""),
-        ("tokens attended", attended(compressed), attended(text), f"{fewer:.1f}x fewer"),
+        ("tokens attended", compressed.usage.attended, text.usage.attended, f"{fewer:.1f}x fewer"),
         ("passages", len(compressed.sources), len(text.sources), ""),
     ]
     console.table(("", "compressed", "text", ""), rows)
@@ -136,7 +131,7 @@ def both_dict(compressed: Answer, text: Answer) -> dict[str, Any]:
 
 def summary(answers: list[Answer], right: int, slot_bytes: int) -> dict[str, Any]:
     """What several answers cost in the middle, and how many were right."""
-    slots = median(attended(a) for a in answers)
+    slots = median(a.usage.attended for a in answers)
     return {
         "first_token_s": median(a.timings.first_token_s for a in answers),
         "tokens_attended": slots,

@@ -56,15 +56,12 @@ def index(
 def _config(library: str, given: dict[str, Any]) -> IndexConfig | None:
     """The library's own settings, or the defaults for a new one, with what was given on top."""
     from sac_rag.config import IndexConfig
-    from sac_rag.library.library import Library
 
     if not given:
         return None
-    try:
-        stored = Library.open(library)
-    except LibraryNotFound:
-        return IndexConfig(**given)
     from sac_rag.pipeline import config_of
 
-    with stored:
-        return dataclasses.replace(config_of(stored), **given)
+    try:
+        return dataclasses.replace(config_of(library), **given)
+    except LibraryNotFound:
+        return IndexConfig(**given)

@@ -40,6 +40,8 @@ class Shelf:
     """passage ids -> (anchors, source tokens) of each."""
     load: Callable[[Sequence[str]], Sequence[Any]]
     """passage ids -> AnchorKV of each."""
+    holds: Callable[[str], bool]
+    """passage id -> whether it is there."""
 
 
 def chat_prompt(method: Method, messages: Sequence[Message], shelf: Shelf, *, placing: str = "source") -> Prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from sac_rag.answer.assemble import Assembled
 from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt, layout_messages
@@ -10,6 +11,9 @@ from sac_rag.answer.tags import PassageRef
 from sac_rag.compress.methods.base import Method
 from sac_rag.errors import ConfigError
 from sac_rag.records import Hit
+
+Turn: TypeAlias = tuple[Message, Message]
+"""A question, with its passages in front, and its answer."""
 
 
 class Conversation:
@@ -20,7 +24,7 @@ class Conversation:
     """
 
     def __init__(self) -> None:
-        self._turns: list[tuple[Message, Message]] = []
+        self._turns: list[Turn] = []
         self._asked: tuple[int, Message] | None = None
 
     def __len__(self) -> int:
@@ -57,6 +61,7 @@ class Conversation:
         *front, (_, asked) = layout_messages(method, "", question)
         system = [Message(role, (text,)) for role, text in front]
         limit = method.backbone.context_length - reserve
+        self._turns, gone = _without_gone(self._turns, shelf)
         turns, kept = self._turns, len(hits)
         while True:
             user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), asked))
@@ -77,7 +82,7 @@ class Conversation:
         self._asked = forgotten, user
         source = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:read])
         fidelity = "memory" if not read else "text" if read == kept else "mixed"
-        return Assembled(prompt, tuple(hits[:kept]), source, fidelity, _notices(forgotten, len(hits) - kept))
+        return Assembled(prompt, tuple(hits[:kept]), source, fidelity, _notices(forgotten, len(hits) - kept, gone))
 
 
 def _passages(hits: Sequence[Hit], texts: int, separator: str) -> Content:
@@ -87,8 +92,22 @@ def _passages(hits: Sequence[Hit], texts: int, separator: str) -> Content:
     return (*((read + separator if memories else read,) if read else ()), *memories)
 
 
-def _notices(turns: int, passages: int) -> tuple[str, ...]:
+def _without_gone(turns: list[Turn], shelf: Shelf) -> tuple[list[Turn], int]:
+    """Turns without the memories of passages that were removed from the library since, and how many these are."""
+    named = {p.id for turn in turns for m in turn for p in m.content if isinstance(p, PassageRef)}
+    gone = {i for i in named if not shelf.holds(i)}
+
+    def left(message: Message) -> Message:
+        content = tuple(p for p in message.content if not (isinstance(p, PassageRef) and p.id in gone))
+        return Message(message.role, content)
+
+    return [(left(asked), left(answer)) for asked, answer in turns] if gone else turns, len(gone)
+
+
+def _notices(turns: int, passages: int, gone: int) -> tuple[str, ...]:
     notices = []
+    if gone:
+        notices.append(f"passages of earlier turns that the library does not hold any more, left out: {gone}")
     if turns:
         notices.append(f"the model's context is full; turns forgotten, the oldest first: {turns}")
     if passages:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +18,7 @@ from sac_rag.compress.backbone import LoraSpec
 from sac_rag.compress.methods.base import Method
 from sac_rag.config import DEFAULT_MODEL, IndexConfig
 from sac_rag.errors import ConfigError, SacError
-from sac_rag.models.adapters import WEIGHTS, find_adapter
+from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.loading import choose_device, choose_dtype, eos_ids, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base, tokenizer_fingerprint_of
@@ -37,7 +35,7 @@ class Engine:
         self.path = resolve_base(model)
         self.adapter_path = find_adapter(model, method, adapter)
         self.card = Card.read(self.adapter_path)
-        self.adapter_sha256 = _sha256(self.adapter_path)
+        self.adapter_sha256 = adapter_sha256(self.adapter_path)
         if self.card.method != method:
             raise ConfigError(f"adapter {self.adapter_path} is for method {self.card.method!r}, not {method!r}")
         self.device = choose_device(device)
@@ -95,7 +93,7 @@ class Engine:
     def is_current(self) -> bool:
         """Whether the adapter's folder still holds what was loaded; calibrating changes nothing of that."""
         try:
-            card, found = Card.read(self.adapter_path), _sha256(self.adapter_path)
+            card, found = Card.read(self.adapter_path), adapter_sha256(self.adapter_path)
         except (SacError, OSError):
             return False
         mine = self.card
@@ -126,7 +124,3 @@ class Engine:
             "embedder": config.embedder,
             "embedder_sha256": embedder.fingerprint,
         }
-
-
-def _sha256(adapter: Path) -> str:
-    return hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()

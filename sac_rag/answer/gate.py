@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from sac_rag.compress.backbone import Reading
 from sac_rag.compress.placing import compose
 from sac_rag.compress.rope import rotate
 from sac_rag.config import fingerprint
-from sac_rag.errors import GateError
+from sac_rag.errors import GateError, PassageGone
 from sac_rag.library.library import Library
 from sac_rag.models.cache import cache_root
 
@@ -28,59 +27,44 @@ SPLIT = 32
 """Tokens of the probe that become memory; the rest is read behind it."""
 
 
-@dataclass(frozen=True)
-class GateReport:
-    """Errors found, each with the bound it was held to."""
-
-    rotation: float
-    """Largest error of two rotations against one, relative to the largest key."""
-    drift: float
-    """Largest difference of log-probabilities, memory of all tokens against plain reading, among likely tokens."""
-    stored: float | None
-    """Relative error of a stored passage against compressing it again; None for an empty library."""
-    passed_before: bool = False
-
-    ROTATION = 1e-4
-    STORED = 0.15
-
-    @staticmethod
-    def drift_bound(dtype: torch.dtype) -> float:
-        return 1e-3 if dtype == torch.float32 else 0.6
+ROTATION = 1e-4
+"""Largest error of two rotations against one, relative to the largest key."""
+DRIFT = {torch.float32: 1e-3}
+DRIFT_OTHERWISE = 0.6
+"""Largest difference of log-probabilities, memory of all tokens against plain reading, among likely tokens."""
+STORED = 0.15
+"""Relative error of a stored passage against compressing it again."""
 
 
-def check(engine: Engine, library: Library | None = None) -> GateReport:
-    """Measure and judge; a pass is remembered in the cache for this library's fingerprint and these versions.
+def check(engine: Engine, library: Library) -> None:
+    """Measure and judge; a pass is noted in the cache for this library's fingerprint and these versions.
 
-    Raises GateError naming the error, its bound and what it means.
+    An empty library has no stored passage to judge: it passes and is judged again. Raises GateError naming the error,
+    its bound and what it means.
     """
     note = _note(engine, library)
     if note.exists():
-        try:
-            return GateReport(**{**json.loads(note.read_text("utf-8")), "passed_before": True})
-        except (ValueError, TypeError):
-            note.unlink(missing_ok=True)
+        return
     with engine.busy(), torch.inference_mode():
-        report = GateReport(_rotation(engine), _drift(engine), _stored(engine, library) if library else None)
+        errors = {"rotation": _rotation(engine), "drift": _drift(engine)}
+        if (stored := _stored(engine, library)) is not None:
+            errors["stored"] = stored
     bounds = {
-        "rotation": (report.rotation, GateReport.ROTATION, "RoPE of this model is not composed as expected"),
-        "drift": (
-            report.drift,
-            GateReport.drift_bound(engine.dtype),
-            "memory does not read like the text it stands for",
-        ),
-        "stored": (report.stored, GateReport.STORED, "stored memories are not what this model writes"),
+        "rotation": (ROTATION, "RoPE of this model is not composed as expected"),
+        "drift": (DRIFT.get(engine.dtype, DRIFT_OTHERWISE), "memory does not read like the text it stands for"),
+        "stored": (STORED, "stored memories are not what this model writes"),
     }
-    for name, (value, bound, meaning) in bounds.items():
-        if value is not None and not value <= bound:
+    for name, value in errors.items():
+        bound, meaning = bounds[name]
+        if not value <= bound:
             raise GateError(
                 f"correctness gate: {name} error is {value:.3g}, at most {bound:.3g} is allowed: {meaning}. "
                 "Index the documents again with this model and these library versions, or report it"
             )
-    if report.stored is not None or library is None:
+    if "stored" in errors:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs another check next time
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(note, json.dumps(asdict(report)).encode())
-    return report
+            write_atomic(note, json.dumps(errors).encode())
 
 
 def _rotation(engine: Engine) -> float:
@@ -110,7 +94,10 @@ def _stored(engine: Engine, library: Library) -> float | None:
     first = next((i for d in library.documents() for i in library.passage_ids(d.uri)), None)
     if first is None:
         return None
-    (passage,), (stored,) = library.get([first]), library.load([first])
+    try:
+        (passage,), (stored,) = library.get([first]), library.load([first])
+    except PassageGone:  # removed by another thread just now
+        return None
     (fresh,) = engine.compress([passage.text], float(library.fingerprint["ratio"]))
     same = torch.equal(fresh.positions, stored.positions) and torch.equal(fresh.counts, stored.counts)
     if not same or fresh.source_len != stored.source_len:
@@ -131,17 +118,17 @@ def _relative(a: AnchorKV, b: AnchorKV, name: str) -> float:
     return float((x - y).norm() / x.norm())
 
 
-def _note(engine: Engine, library: Library | None) -> Path:
+def _note(engine: Engine, library: Library) -> Path:
     import transformers
 
     key = {
-        "library": library.fingerprint if library else None,
-        "codec": library.head.codec if library else None,
+        "library": library.fingerprint,
+        "codec": library.head.codec,
         "model": str(engine.path),
         "adapter": engine.adapter_sha256,
         "device": engine.device.type,
         "dtype": str(engine.dtype),
         "versions": [torch.__version__, transformers.__version__],
-        "gate": 2,
+        "gate": 3,
     }
     return cache_root() / "gates" / f"{fingerprint(key)[:32]}.json"

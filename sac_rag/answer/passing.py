@@ -12,7 +12,7 @@ from typing import Any
 
 from sac_rag.answer.engine import Engine
 from sac_rag.compress.anchor_kv import AnchorKV
-from sac_rag.config import MAX_PASSAGE_TOKENS
+from sac_rag.errors import ConfigError
 from sac_rag.library.filters import fitting
 
 PASSING_BYTES = 1 << 30
@@ -46,7 +46,7 @@ class Passing:
     def compress(
         self, texts: Sequence[str], engine: Engine, ratio: float, meta: Mapping[str, Any] | None = None
     ) -> list[str]:
-        """Ids of the texts, which are compressed unless they are held already. Blank texts raise ValueError.
+        """Ids of the texts, which are compressed unless they are held already. Raises ConfigError for a blank text.
 
         One text under two `meta` has two ids: who may read one need not be allowed to read the other.
         """
@@ -58,10 +58,10 @@ class Passing:
                 if i in self._held:
                     self._held.move_to_end(i)
         if blank := [t for t in todo.values() if not t.strip()]:
-            raise ValueError(f"a blank text ({blank[0]!r}) has nothing to remember")
+            raise ConfigError(f"a blank text ({blank[0]!r}) has nothing to remember: leave it out")
         if todo:
             with engine.busy():
-                chunks = [_cut(engine.method.backbone.tokens(t)) for t in todo.values()]
+                chunks = [engine.method.pieces(engine.method.backbone.tokens(t)) for t in todo.values()]
                 flat = iter(engine.method.compress([c for cs in chunks for c in cs], ratio))
                 made = [[next(flat).to(device="cpu") for _ in cs] for cs in chunks]
             with self._lock:
@@ -93,8 +93,3 @@ class Passing:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(b"passing\0" + content).hexdigest()[:32]
-
-
-def _cut(ids: Sequence[int]) -> list[Sequence[int]]:
-    step = MAX_PASSAGE_TOKENS
-    return [ids[i : i + step] for i in range(0, len(ids), step)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch
 from sac_rag.answer.prompt import Prompt
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.session import Session
+from sac_rag.config import check_sampling
 from sac_rag.errors import ConfigError
 
 
@@ -32,10 +32,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"an answer of {self.max_new_tokens} tokens was asked for; it must have at least 1")
-        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
-            raise ConfigError(f"temperature {self.temperature} must be >= 0 and top_p {self.top_p} in (0, 1]")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}; it must be at least 0 and below 2**63")
+        check_sampling(self.temperature, self.top_p, self.seed)
 
 
 @dataclass

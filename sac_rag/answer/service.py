@@ -101,9 +101,6 @@ class AsyncGeneration(_Answering, AsyncIterator[int]):
             raise item
         raise StopAsyncIteration
 
-    async def aclose(self) -> None:
-        self.cancel()
-
 
 @dataclass(eq=False)
 class _Kept:

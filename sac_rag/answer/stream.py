@@ -14,6 +14,7 @@ from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling, TextStream
 from sac_rag.config import AskConfig
+from sac_rag.errors import PassageGone
 from sac_rag.records import NO_ANSWER, Answer, Hit, Timings, Usage
 
 
@@ -79,9 +80,13 @@ class Stream(Iterator[str]):
         retrieved = time.perf_counter()
         doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
         held = ask.abstain or doubtful is not None
-        attempt = yield from _attempt(engine, way, found, text=False, held=held)
+        try:
+            attempt = yield from _attempt(engine, way, found, text=False, held=held)
+        except PassageGone:  # removed by another thread since it was found, and before the first piece
+            found = way.find()
+            attempt = yield from _attempt(engine, way, found, text=False, held=held)
         usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
-        fell_back = doubtful is not None and attempt.confidence < doubtful
+        fell_back = doubtful is not None and bool(found) and attempt.confidence < doubtful
         if fell_back:
             doubt = f"confidence {attempt.confidence:.2f}, below {doubtful:.2f}"
             held = ask.abstain
@@ -90,16 +95,20 @@ class Stream(Iterator[str]):
             notices = [f"the answer from memory was doubtful ({doubt}); this one is from text"]
             notices += attempt.assembled.notices
         fidelity, text, withheld = attempt.assembled.fidelity, attempt.text, None
-        if ask.abstain and (not found or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text))):
+        hits = attempt.assembled.hits
+        if ask.abstain and (not hits or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text))):
             text, withheld = NO_ANSWER, text
+        alone = "" if withheld is not None else "; the answer comes from the model alone"
         if not found:
-            notices = ["no passage matched" + ("; the answer comes from the model alone" if withheld is None else "")]
+            notices = [f"no passage matched{alone}"]
+        elif not hits:
+            notices.append(f"no passage was read{alone}")
         first = time.perf_counter() if held else attempt.first
         if held and text:
             yield text
         self._answer = Answer(
             text,
-            attempt.assembled.hits,
+            hits,
             usage,
             Timings(retrieved - self._began, loaded_s, first - self._began, time.perf_counter() - self._began),
             tuple(notices),

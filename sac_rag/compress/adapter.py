@@ -76,6 +76,15 @@ class Card:
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterError(f"{path} is incomplete: {error}") from error
 
+    def lora_spec(self) -> LoraSpec | None:
+        """The LoRA settings; None without any. Raises AdapterError."""
+        if not self.lora:
+            return None
+        try:
+            return LoraSpec(**{**self.lora, "targets": tuple(self.lora["targets"])})
+        except (TypeError, KeyError) as error:
+            raise AdapterError(f"LoRA settings {self.lora} are not rank, alpha, targets: {error}") from error
+
     def write(self, folder: Path) -> None:
         """Put this card into an adapter's folder, whole or not at all."""
         text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
@@ -84,13 +93,7 @@ class Card:
 
 def build(model: Any, tokenizer: Any, card: Card) -> Method:
     """A fresh method as a card describes it, untrained."""
-    lora = None
-    if card.lora:
-        try:
-            lora = LoraSpec(**{**card.lora, "targets": tuple(card.lora["targets"])})
-        except (TypeError, KeyError) as error:
-            raise AdapterError(f"LoRA settings {card.lora} are not rank, alpha, targets: {error}") from error
-    backbone = Backbone(model, tokenizer, lora)
+    backbone = Backbone(model, tokenizer, card.lora_spec())
     try:
         return METHODS.load(card.method)(backbone, PromptLayout.from_mapping(card.layout), **card.options)
     except TypeError as error:

@@ -5,7 +5,7 @@ Training, evaluation and serving all come through `compose`; it is differentiabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -14,13 +14,11 @@ from sac_rag.compress.rope import rotate
 from sac_rag.errors import MemoryInvalid
 from sac_rag.registry import Registry
 
-Placing = Callable[[Sequence[AnchorKV]], tuple[list[torch.Tensor], int]]
-"""Memories in order -> (the positions of each one's slots, the position of the text that follows)."""
-
 PLACINGS = Registry(
     "placing",
     {"source": "sac_rag.compress.placing:source", "packed": "sac_rag.compress.placing:packed"},
 )
+"""Memories in order -> (the positions of each one's slots, the position of the text that follows)."""
 
 
 def source(memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:

@@ -51,11 +51,6 @@ def pair(rag: SacRag, question: str, hits: Sequence[Hit] | None, ask: AskConfig)
     return memory, rag.ask(question, ask, hits=memory.sources, text=True)
 
 
-def attended(answer: Answer) -> int:
-    """Cache slots that the first answer token attends."""
-    return answer.usage.anchors + answer.usage.prompt_tokens
-
-
 def latency(rag: SacRag, questions: Sequence[str], *, k: int, rounds: int) -> Latency:
     """Time to first token with k retrieved passages, alternating the two ways; the first pair is not counted."""
     ask = AskConfig(k=k, max_new_tokens=1)
@@ -65,8 +60,8 @@ def latency(rag: SacRag, questions: Sequence[str], *, k: int, rounds: int) -> La
     return Latency(
         passages=round(median(len(m.sources) for m in memory)),
         source_tokens=round(median(m.usage.source_tokens for m in memory)),
-        text_attended=round(median(map(attended, text))),
-        memory_attended=round(median(map(attended, memory))),
+        text_attended=round(median(t.usage.attended for t in text)),
+        memory_attended=round(median(m.usage.attended for m in memory)),
         text_s=median(t.timings.first_token_s for t in text),
         memory_s=median(m.timings.first_token_s for m in memory),
         retrieve_s=median(m.timings.retrieve_s for m in memory),

@@ -13,7 +13,7 @@ from sac_rag.answer.reader import Completion, Reader, Sampling, decode
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.templates import joined_ids
-from sac_rag.config import MAX_PASSAGE_TOKENS, IndexConfig
+from sac_rag.config import IndexConfig
 from sac_rag.errors import ConfigError
 from sac_rag.library.codecs import get_codec
 from sac_rag.train.data import Question
@@ -68,8 +68,7 @@ def prompts_of(
         ids = [i[:room] for i, room in zip(ids, rooms, strict=True)]
     memories = {}
     if reader in ("memory", "full-ft"):
-        step = MAX_PASSAGE_TOKENS
-        chunks = [[i] if reader == "full-ft" else [i[at : at + step] for at in range(0, len(i), step)] for i in ids]
+        chunks = [method.pieces(i) for i in ids]
         compressed = method.compress([chunk for parts in chunks for chunk in parts], 1.0 if ratio is None else ratio)
         if reader == "memory":
             codec = get_codec(IndexConfig().codec)

@@ -16,7 +16,7 @@ from sac_rag.compress.adapter import Card, write_atomic
 from sac_rag.config import fingerprint
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.runs import Prediction, RunT, Scored
-from sac_rag.models.adapters import WEIGHTS, find_adapter
+from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.sources import fingerprint_of, resolve_base, tokenizer_fingerprint_of
 
 SCORING = 2
@@ -44,7 +44,7 @@ class Origin:
             model_sha256=fingerprint_of(base),
             tokenizer_sha256=tokenizer_fingerprint_of(base),
             method=method,
-            adapter_sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+            adapter_sha256=adapter_sha256(folder),
             layout=dict(card.layout),
             built={"lora": card.lora, "options": card.options},
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryNotFound
+from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryNotFound, PassageGone
 from sac_rag.library import folder as files
 from sac_rag.library import schema
 from sac_rag.library.connection import connect, reading
@@ -285,11 +285,11 @@ class Catalog:
         return found
 
     def require(self, ids: Sequence[str]) -> list[int]:
-        """Row keys in the order of `ids`; LibraryError names the first that is not stored."""
+        """Row keys in the order of `ids`; PassageGone names the first that is not stored."""
         found = self.keys(ids)
         for passage_id in ids:
             if passage_id not in found:
-                raise LibraryError(
+                raise PassageGone(
                     f"no passage {passage_id!r} in {self.where}: it was deleted, or is of another library"
                 )
         return [found[passage_id] for passage_id in ids]

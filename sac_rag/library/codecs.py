@@ -38,9 +38,8 @@ class Codec(Protocol):
     """Stores an AnchorKV as flat named tensors, and back.
 
     `keys` and `values` are (slots, head_dim), `positions` (slots,), `counts` (layers, kv_heads), both int16 where the
-    passage is short enough and int32 elsewhere, `source_len` (1,) int32. Memories of earlier versions, which kept the
-    same tokens in all heads, are decoded too. Both directions raise MemoryInvalid on NaN, Inf, or wrong shapes and
-    dtypes.
+    passage is short enough and int32 elsewhere, `source_len` (1,) int32. Both directions raise MemoryInvalid on NaN,
+    Inf, or wrong shapes and dtypes.
     """
 
     name: str
@@ -70,7 +69,6 @@ class Bf16:
         return tensors
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
-        tensors = _uneven(tensors)
         return _memory(tensors, _need(tensors, "keys"), _need(tensors, "values"))
 
 
@@ -99,7 +97,6 @@ class Int8:
         return tensors
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
-        tensors = _uneven(tensors)
         slots, _ = _slots(tensors)
         runs, filled = _filled(slots.counts)
         out = []
@@ -145,31 +142,6 @@ def _need(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     if name not in tensors:
         raise MemoryInvalid(f"stored memory lacks {name!r}; it has {', '.join(sorted(tensors))}")
     return tensors[name]
-
-
-def _uneven(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What earlier versions stored, in today's form: keys and values (layers, kv_heads, anchors, head_dim), one row
-    of positions for all heads, scales (layers, kv_heads, head_dim). Anything else is returned as it is."""
-    keys = _need(tensors, "keys")
-    if keys.ndim != 4 or "counts" in tensors:
-        return tensors
-    values, positions = _need(tensors, "values"), _need(tensors, "positions")
-    layers, heads, anchors, dim = keys.shape
-    scales = {name: t for name, t in tensors.items() if name.endswith("_scales")}
-    fit = values.shape == keys.shape and all(t.shape == (layers, heads, dim) for t in scales.values())
-    if not fit or positions.shape != (anchors,):
-        raise MemoryInvalid(
-            f"keys {tuple(keys.shape)}, values {tuple(values.shape)} and positions {tuple(positions.shape)} of an even "
-            "memory, or its scales, do not fit each other"
-        )
-    return {
-        **tensors,
-        **{name: t.flatten(0, 1) for name, t in scales.items()},
-        "keys": keys.flatten(0, 2),
-        "values": values.flatten(0, 2),
-        "positions": positions.repeat(layers * heads),
-        "counts": torch.full((layers, heads), anchors, dtype=torch.int32),
-    }
 
 
 def _slots(tensors: dict[str, torch.Tensor]) -> tuple[Slots, int]:

@@ -44,6 +44,9 @@ class Library:
         self.path = path
         self._view, self._lock, self._segment_bytes = view, lock, segment_bytes
         self._unsure = False
+        self.writing = threading.RLock()
+        """For threads that share a writer: held by who reads what is stored and then changes it, so that each waits for
+        the one before. A transaction alone does not wait, it is refused while another is open."""
         self._busy, self._commits = threading.Lock(), threading.RLock()
 
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 from sac_rag.errors import LibraryError, LibraryMismatch
 from sac_rag.library import folder as files
 from sac_rag.library import schema
-from sac_rag.library.catalog import Catalog
+from sac_rag.library.catalog import Catalog, Head
 from sac_rag.library.view import View
 
 
@@ -39,6 +39,14 @@ def make(folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int) -> 
             files.sync(folder.parent)
     finally:
         lock.release()
+
+
+def head_of(path: str | os.PathLike[str]) -> Head:
+    """What the catalog says of a whole library, without opening it. Raises LibraryNotFound, LibraryCorrupt, and
+    LibraryMismatch for a newer format."""
+    with Catalog.read(Path(path).absolute()) as disk:
+        disk.check_format()
+        return disk.head()
 
 
 def load(

@@ -66,9 +66,9 @@ class Transaction:
         """Make `passages` the whole passage list of `document`, new or known.
 
         memories, vectors: by passage id, for ids that the document does not have yet; vectors of shape (dim,), any
-        length. Passages already stored keep their memory, vector and text; place, heading and metadata are updated.
-        Those no longer in the list are removed. Raises LibraryError or MemoryInvalid before anything changes when an
-        argument does not fit, LibraryFull when the disk is full.
+        length. Passages already stored keep their memory and text, and their vector unless another is given; place,
+        heading and metadata are updated. Those no longer in the list are removed. Raises LibraryError or MemoryInvalid
+        before anything changes when an argument does not fit, LibraryFull when the disk is full.
         """
         from sac_rag.library.vectors import normalise
 
@@ -93,7 +93,7 @@ class Transaction:
                     raise LibraryError(f"new passage {passage_id!r} of {document.uri!r} comes without a {kind}")
             if strange := set(given) - set(ids):
                 raise LibraryError(f"a {kind} is given for {min(strange)!r}, which is no passage of {document.uri!r}")
-        units = {i: normalise(vectors[i], self._head.dim, f"passage {i}") for i in new}
+        units = {i: normalise(vector, self._head.dim, f"passage {i}") for i, vector in vectors.items()}
         for passage_id in new:
             try:
                 memories[passage_id].validate()
@@ -108,9 +108,10 @@ class Transaction:
                 key = old.get(p.id) or self._key()
                 columns = (key, p.id, owner, p.ordinal, p.text, p.start, p.end, p.heading, p.tokens, meta)
                 self._catalog.write("passages", [columns])
-                if p.id not in old:
+                if p.id in units:
                     self._catalog.write("vectors", [(key, units[p.id].astype("<f4").tobytes())])
                     self._added[key] = units[p.id]
+                if p.id not in old:
                     self._encode(key, p.id, memories[p.id])
 
     def remove_document(self, uri: str) -> int:
@@ -236,7 +237,8 @@ class Transaction:
             for table, column in (("memories", "passage"), ("vectors", "passage"), ("passages", "key")):
                 self._catalog.execute(f"DELETE FROM {table} WHERE {column} IN ({marks(part)})", part)
         for key in keys:
-            if self._added.pop(key, None) is None:
+            self._added.pop(key, None)
+            if key < self._head.next_key:  # else the index never had it
                 self._removed.add(key)
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from sac_rag.errors import AdapterError
 
 SHIPPED = Path(__file__).parent / "adapters"
 WEIGHTS, CARD = "adapter.safetensors", "card.json"
+
+
+def adapter_sha256(folder: Path) -> str:
+    """SHA-256 (hex) of an adapter's weights."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
 def adapter_slug(base_name: str) -> str:

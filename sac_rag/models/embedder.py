@@ -14,7 +14,6 @@ import numpy as np
 from sac_rag.config import DEFAULT_EMBEDDER, fingerprint
 from sac_rag.errors import ConfigError, ModelError
 from sac_rag.models.fingerprints import fingerprint_of, tokenizer_fingerprint_of
-from sac_rag.models.progress import Progress
 from sac_rag.models.sources import resolve_embedder
 from sac_rag.records import unicode_of
 
@@ -63,11 +62,9 @@ class Embedder:
         name: str = DEFAULT_EMBEDDER,
         *,
         device: str | None = None,
-        progress: Progress | None = None,
-        wheelhouse: str | Path | None = None,
     ) -> None:
         self.name = name
-        self.path = resolve_embedder(name, progress=progress, wheelhouse=wheelhouse)
+        self.path = resolve_embedder(name)
         self._plan = _read_plan(self.path)
         self._device = device
         self._tokenizer: Any = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.errors import ModelError, SacError
-from sac_rag.models.progress import Progress, reporting
+from sac_rag.models.progress import reporting
 from sac_rag.models.wheels import is_offline
 
 ALLOWED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -21,7 +21,7 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
-def fetch(name: str, check_config: Callable[[Path, str], None] | None, progress: Progress | None) -> Path:
+def fetch(name: str, check_config: Callable[[Path, str], None] | None) -> Path:
     """Download a hub model (or take it from the hub's cache) and return its folder.
 
     `check_config(config.json, name)` runs before any weight is fetched. Raises ModelError with one clear line.
@@ -41,7 +41,7 @@ def fetch(name: str, check_config: Callable[[Path, str], None] | None, progress:
     try:
         if check_config is not None:
             check_config(Path(str(hf_hub_download(repo, "config.json", **where))), name)
-        with reporting(progress) as report:
+        with reporting() as report:
             report(f"fetching {repo}", 0, None)
         return Path(str(snapshot_download(repo, allow_patterns=ALLOWED, ignore_patterns=IGNORED, **where)))
     except GatedRepoError as error:

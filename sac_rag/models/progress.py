@@ -16,7 +16,7 @@ def silent(stage: str, done: int, total: int | None) -> None:
 
 
 @contextmanager
-def reporting(progress: Progress | None) -> Iterator[Progress]:
+def reporting(progress: Progress | None = None) -> Iterator[Progress]:
     """`progress` itself; for None a bar on standard error if that is a terminal, else silence."""
     if progress is not None:
         yield progress

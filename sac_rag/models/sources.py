@@ -56,19 +56,20 @@ def pull(name: str, *, progress: Progress | None = None, wheelhouse: str | Path 
     names a folder that holds the wheels for machines without network. Raises HashMismatch for other bytes than the
     pinned ones, ModelError for an unknown name or when the model cannot be fetched. Nothing half-written stays.
     """
+    return _pull(_pinned(name), progress, wheelhouse)
+
+
+def _pinned(name: str) -> Pinned:
     model = find_pinned(name)
     if model is None:
         known = ", ".join(PINNED)
         raise ModelError(f"unknown model {name!r}.{nearest(name, 'base') or nearest(name, 'embedder')} Known: {known}.")
-    return _pull(model, progress, wheelhouse)
+    return model
 
 
 def path(name: str) -> Path:
     """The folder of a pinned model that was pulled before; raises ModelError when it is unknown or not there."""
-    model = find_pinned(name)
-    if model is None:
-        known = ", ".join(PINNED)
-        raise ModelError(f"unknown model {name!r}.{nearest(name, 'base') or nearest(name, 'embedder')} Known: {known}.")
+    model = _pinned(name)
     folder = _folder(model)
     if not cache.is_whole(folder, _recipe(model)):
         raise ModelError(f"{model.name} is not in the cache ({folder}): run `sac models pull {model.name}`")
@@ -92,14 +93,14 @@ def list_models() -> list[ModelInfo]:
     return infos
 
 
-def resolve_base(name: str, *, progress: Progress | None = None, wheelhouse: str | Path | None = None) -> Path:
+def resolve_base(name: str) -> Path:
     """The folder (safetensors, config, tokenizer) of a base model, fetched or converted when it is not there yet.
 
     `name` is a pinned name, a folder, a .gguf file, or a hub id `owner/model` with an optional `@revision`. Raises
     ModelError when there is no such model, it cannot be fetched, or it is not of the Llama architecture.
     """
     if model := find_pinned(name, "base"):
-        return _pull(model, progress, wheelhouse)
+        return _pull(model)
     local = Path(name).expanduser()
     if local.is_dir() and not (local / "config.json").is_file():
         files = sorted(local.glob("*.gguf"))
@@ -107,23 +108,23 @@ def resolve_base(name: str, *, progress: Progress | None = None, wheelhouse: str
             raise ModelError(f"{local} is no model folder: it holds no config.json (and {len(files)} .gguf files)")
         local = files[0]
     if local.is_file() and local.suffix.lower() == ".gguf":
-        return _from_gguf(local, progress)
+        return _from_gguf(local)
     if local.is_dir():
         return _check_base(local)
     if hub.is_hub_id(name) and not _is_path(name):
-        return _check_base(hub.fetch(name, _check_llama, progress))
+        return _check_base(hub.fetch(name, _check_llama))
     raise _not_found(name, "base")
 
 
-def resolve_embedder(name: str, *, progress: Progress | None = None, wheelhouse: str | Path | None = None) -> Path:
+def resolve_embedder(name: str) -> Path:
     """The folder of a sentence-transformers model, fetched when it is not there yet; names as in `resolve_base`."""
     if model := find_pinned(name, "embedder"):
-        return _pull(model, progress, wheelhouse)
+        return _pull(model)
     local = Path(name).expanduser()
     if local.is_dir():
         return _check_embedder(local)
     if hub.is_hub_id(name) and not _is_path(name):
-        return _check_embedder(hub.fetch(name, None, progress))
+        return _check_embedder(hub.fetch(name, None))
     raise _not_found(name, "embedder")
 
 
@@ -153,7 +154,7 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _pull(model: Pinned, progress: Progress | None, wheelhouse: str | Path | None) -> Path:
+def _pull(model: Pinned, progress: Progress | None = None, wheelhouse: str | Path | None = None) -> Path:
     recipe = _recipe(model)
 
     def build(out: Path, scratch: Path) -> cache.Manifest:
@@ -168,12 +169,12 @@ def _pull(model: Pinned, progress: Progress | None, wheelhouse: str | Path | Non
     return cache.build_once(_folder(model), recipe, build)
 
 
-def _from_gguf(file: Path, progress: Progress | None) -> Path:
+def _from_gguf(file: Path) -> Path:
     digest = cache.cached_hash(file)
     name = re.sub(r"[^a-z0-9.]+", "-", file.stem.lower()).strip("-.") or "model"
 
     def build(out: Path, scratch: Path) -> cache.Manifest:
-        with reporting(progress) as report:
+        with reporting() as report:
             convert.convert(file, out, report)
         return _describe(out, name, "base", f"file {file.name}", "see its source", convert.RECIPE, {"gguf": digest})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sac_rag.errors import DocumentError
@@ -15,9 +14,9 @@ from sac_rag.text.extract import Heading, Parsed, heading_paths
 from sac_rag.text.formats import Format, ReadLimits, format_of
 from sac_rag.text.isolation import ParserProcess
 from sac_rag.text.outlines import markdown
-from sac_rag.text.walk import OnSkip, os_reason, walk
+from sac_rag.text.walk import os_reason
 
-__all__ = ["OnSkip", "ParserProcess", "ReadLimits", "read", "read_all", "walk"]
+__all__ = ["ParserProcess", "ReadLimits", "read"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,37 +46,6 @@ def read(path: str | Path, *, limits: ReadLimits | None = None, parser: ParserPr
         raise DocumentError(path.as_posix(), os_reason(error)) from None
     except ValueError:  # a NUL or a lone surrogate in the name
         raise DocumentError(ascii(path.as_posix())[1:-1], "name is not valid unicode") from None
-
-
-def read_all(
-    paths: Iterable[str | Path],
-    *,
-    strict: bool = False,
-    on_skip: OnSkip | None = None,
-    limits: ReadLimits | None = None,
-) -> Iterator[Document]:
-    """Documents of files, folders and patterns, in the order of `walk`, one at a time.
-
-    Every path that `walk` meets comes out as a document or goes to `on_skip(path, reason)` (by default a log
-    warning), so that documents + skipped = files walked. `strict` raises DocumentError at the first skip.
-    """
-
-    def skip(path: str, reason: str) -> None:
-        if on_skip is not None:
-            on_skip(path, reason)
-        else:
-            _log.warning("skipped %s: %s", path, reason)
-        if strict:
-            raise DocumentError(path, reason)
-
-    with ParserProcess(limits) as parser:
-        for path in walk(paths, on_skip=skip):
-            try:
-                document = read(path, limits=limits, parser=parser)
-            except DocumentError as error:
-                skip(error.path, error.reason)
-            else:
-                yield document
 
 
 def _read(path: Path, limits: ReadLimits, parser: ParserProcess) -> Document:

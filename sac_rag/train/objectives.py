@@ -215,13 +215,11 @@ def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[fl
     return batch
 
 
-def scored_logits(
-    batch: Batch, method: Method, *, placing: str = "source", future_bias: float | None = None
-) -> torch.Tensor:
+def scored_logits(batch: Batch, method: Method, *, future_bias: float | None = None) -> torch.Tensor:
     """Logits (scored tokens, vocabulary) of all rows in order, each behind the memory of its context."""
     encoded = method.write(batch.chunks, batch.ratios, future_bias=future_bias)
     memories = [
-        method.memory([encoded[k] for j in front for k in batch.pieces[j]], placing=placing, layout=layout)
+        method.memory([encoded[k] for j in front for k in batch.pieces[j]], layout=layout)
         for front, layout in zip(batch.front, batch.layouts, strict=True)
     ]
     return method.backbone.read(memories, readings_of(batch), use_lora=method.reads_with_lora)
@@ -240,7 +238,6 @@ def loss_of(
     batch: Batch,
     method: Method,
     *,
-    placing: str = "source",
     future_bias: float | None = None,
     teacher: Teacher | None = None,
     distil_weight: float = 0.0,
@@ -251,7 +248,7 @@ def loss_of(
     future_bias: as in `Method.write`. The batch must have readings.
     """
     rows = [row for rows in batch.readings for row in rows]
-    logits = scored_logits(batch, method, placing=placing, future_bias=future_bias)
+    logits = scored_logits(batch, method, future_bias=future_bias)
     loss, log = answer_loss(batch, logits)
     if teacher and distil_weight and any(row.pair for row in rows):
         counts = torch.tensor([len(row.ids) - row.first for row in rows])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.templates import layout_of
 from sac_rag.config import DEFAULT_MODEL
-from sac_rag.errors import AdapterError, ConfigError
-from sac_rag.models.adapters import WEIGHTS, find_adapter
+from sac_rag.errors import ConfigError
+from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
 from sac_rag.train.config import TrainConfig, sources_of
@@ -94,7 +93,7 @@ def run(
     if teacher is not None:
         shown = Teacher.load(find_adapter(name, "full-ft", str(teacher)), built, card.base_fingerprint)
     mixture = _mixture(specs, built.backbone.tokens, config)
-    begun = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() if folder else None
+    begun = adapter_sha256(folder) if folder else None
     return train(built, mixture, config, card, Path(output), start_from=begun, teacher=shown, listen=listen, stop=stop)
 
 
@@ -125,10 +124,8 @@ def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, config: TrainCo
 
 def _agree(card: Card, wanted: Mapping[str, Any], origin: str) -> None:
     """An adapter keeps its shape; what was asked for beside it must be that shape."""
-    try:
-        lora = _plain(LoraSpec(**{**card.lora, "targets": tuple(card.lora["targets"])})) if card.lora else {}
-    except (TypeError, KeyError) as error:
-        raise AdapterError(f"{origin}: LoRA settings {card.lora} are not rank, alpha, targets: {error}") from error
+    spec = card.lora_spec()
+    lora = _plain(spec) if spec else {}
     layout = PromptLayout.from_mapping(card.layout).to_mapping()
     if wanted["layout"] is not None:
         wanted = {**wanted, "layout": {**layout, **wanted["layout"]}}

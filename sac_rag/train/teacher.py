@@ -6,7 +6,6 @@ forward and reverse KL, as in KV-Distill (Chari et al., 2025), taken on the answ
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from sac_rag.compress import adapter
 from sac_rag.compress.methods.base import Method
 from sac_rag.errors import ConfigError
-from sac_rag.models.adapters import WEIGHTS
+from sac_rag.models.adapters import adapter_sha256
 from sac_rag.train.objectives import Batch, Row, asking, scored_logits
 
 FORWARD = 0.6
@@ -52,7 +51,7 @@ class Teacher:
                     f"the teacher {folder} was trained with layout {name} {other[name]!r}, the student has {value!r}; "
                     f"train both with one layout"
                 )
-        return cls(method, hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
+        return cls(method, adapter_sha256(folder))
 
     def divergence(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
         """Mean divergence (nats) over the tokens of all answers that have a `pair`, and their ends.

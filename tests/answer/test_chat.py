@@ -23,7 +23,9 @@ def setting(make_sac):
     method = make_sac(trained=True, layout=PromptLayout())
     method.backbone.tokenizer.chat_template = TEMPLATE
     kvs = dict(zip("abc", method.compress([ids(n, seed=n).tolist() for n in (60, 33, 21)], 5.0), strict=True))
-    shelf = Shelf("s", lambda i: [(kvs[x].anchors, kvs[x].source_len) for x in i], lambda i: [kvs[x] for x in i])
+    shelf = Shelf(
+        "s", lambda i: [(kvs[x].anchors, kvs[x].source_len) for x in i], lambda i: [kvs[x] for x in i], kvs.__contains__
+    )
     return method, kvs, shelf
 
 

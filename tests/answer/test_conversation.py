@@ -116,6 +116,16 @@ def test_text_and_memory_may_change_from_turn_to_turn(rag: SacRag, answered: lis
     assert TEXTS["bridge"] not in read[1]
 
 
+def test_what_was_removed_since_is_left_out_of_earlier_turns(rag: SacRag) -> None:
+    talk = Conversation()
+    first = rag.ask(CANAL, conversation=talk, **SHORT)
+    rag.remove([first.sources[0].passage.document])
+    second = rag.ask(BRIDGE, conversation=talk, **SHORT)
+    assert [h.passage.document for h in second.sources] == ["bridge"] and len(talk) == 2
+    assert second.notices == ("passages of earlier turns that the library does not hold any more, left out: 1",)
+    assert rag.ask(BRIDGE, conversation=talk, **SHORT).notices == ()
+
+
 def test_an_answer_that_was_not_read_to_its_end_is_no_turn(rag: SacRag) -> None:
     talk = Conversation()
     stream = rag.stream(CANAL, conversation=talk, **SHORT)

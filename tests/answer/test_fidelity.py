@@ -218,6 +218,10 @@ def test_a_doubtful_answer_is_withheld(calibrated):
         assert mixed.fidelity == "mixed" and not mixed.abstained
         nothing = rag.ask(QUESTION, **SHORT, abstain=True, where={"n": 9}, fidelity="text")
         assert nothing.abstained and nothing.notices == ("no passage matched",) and nothing.sources == ()
+        b = rag.engine.method.backbone
+        long = "why " * ((b.context_length - SHORT["max_new_tokens"]) // len(b.tokens("why ")) - 30)
+        unread = rag.ask(long, **SHORT, abstain=True, fidelity="text")
+        assert unread.abstained and unread.sources == () and unread.notices[-1] == "no passage was read"
 
 
 def test_a_fallback_is_judged_again(calibrated):

@@ -13,6 +13,7 @@ from sac_rag.answer.chat import Message
 from sac_rag.answer.reader import Sampling
 from sac_rag.answer.tags import PassageRef
 from sac_rag.config import MAX_PASSAGE_TOKENS
+from sac_rag.errors import ConfigError
 from sac_rag.records import Document
 
 TEXTS = [f"House {n} stands on the hill." for n in range(4)]
@@ -40,7 +41,7 @@ def test_a_text_is_compressed_once(rag: SacRag, compressed: list[int]) -> None:
     assert compressed == [2]
     (held,), (want,) = rag._passing.get(one), rag.engine.compress(TEXTS[:1], rag.config.ratio)
     assert held.keys.equal(want.keys) and held.values.equal(want.values)
-    with pytest.raises(ValueError, match="blank"):
+    with pytest.raises(ConfigError, match="blank"):
         rag.remember([" \n"])
 
 

@@ -13,6 +13,7 @@ from sac_rag.answer.prompt import Prompt, Recall
 from sac_rag.answer.reader import Reader, Row, Sampling
 from sac_rag.answer.service import Service
 from sac_rag.compress.session import BLOCK
+from sac_rag.config import AskConfig
 from sac_rag.errors import ConfigError, LibraryCorrupt
 from tests.compress.test_session import uneven
 from tests.laws.test_memory_laws import ids
@@ -137,6 +138,8 @@ def test_a_dropped_generation_leaves_the_batch(setting):
 def test_settings_that_cannot_be_followed_stop_at_whoever_made_them(name, value):
     with pytest.raises(ConfigError, match=str(value)):
         Sampling(**{"temperature": 1.0, name: value})
+    with pytest.raises(ConfigError, match=str(value)):
+        AskConfig(**{"temperature": 1.0, name: value})
 
 
 def test_cancelling_what_waits_ends_it_for_whoever_listens(setting):

@@ -38,13 +38,6 @@ def uneven(counts: list[list[int]], scale: float = 1.0, dtype: torch.dtype = tor
     return AnchorKV(keys, values, slots.positions, slots.counts, tokens).validate()
 
 
-def earlier(tensors: dict[str, torch.Tensor], shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
-    """Encoded tensors of an even memory as they were stored before heads differed; (layers, kv_heads, anchors)."""
-    old = {n: t.view(*shape[:2], -1) for n, t in tensors.items() if n.endswith("_scales")}
-    old |= {n: tensors[n].view(*shape, -1) for n in ("keys", "values")}
-    return old | {"positions": tensors["positions"][: shape[2]].int(), "source_len": tensors["source_len"]}
-
-
 def through(name: str, memory: AnchorKV) -> tuple[AnchorKV, dict[str, torch.Tensor]]:
     """Encoded, turned into bytes and back, decoded: what storing does."""
     codec = get_codec(name)
@@ -138,54 +131,6 @@ def test_places_take_two_bytes_where_they_fit(name: str, tokens: int, dtype: tor
 def test_bf16_input_is_kept_bit_for_bit() -> None:
     memory = memory_of("0123456789ab5" + "0" * 19)
     assert same(through("bf16", memory)[0], memory)
-
-
-@BOTH
-def test_memories_of_earlier_versions_are_read(name: str) -> None:
-    memory = kv(torch.randn(3, 2, 4, 8), torch.randn(3, 2, 4, 8))
-    expected, tensors = through(name, memory)
-    old = earlier(tensors, (3, 2, 4))
-    assert same(get_codec(name).decode(old), expected)
-    for change in (
-        {"positions": old["positions"][:3]},
-        {"positions": old["positions"].repeat(6)},
-        {"positions": old["positions"].float()},
-        {"values": old["values"][:, :, :3]},
-        {"values": old["values"][:, :1]},
-        {"values": tensors["values"]},
-        {"counts": tensors["counts"]},
-        *(
-            {n: t}
-            for n in old
-            if n.endswith("_scales")
-            for t in (old[n][:2], tensors[n], old[n][..., None], old[n].view(2, 3, 8))
-        ),
-    ):
-        with pytest.raises(MemoryInvalid):
-            get_codec(name).decode(old | change)
-
-
-@BOTH
-def test_libraries_of_earlier_versions_are_read(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = passages_of("old", ["word one", "word two"]), passages_of("new", ["word three"])
-    memories = {p.id: memory_of(p.id, torch.float32) for p in [*old, *new]}
-    codec = type(get_codec(name))
-    encode = codec.encode
-    with Library.create(folder, {}, codec=name, dim=8) as library:
-        with monkeypatch.context() as patch, library.transaction() as tx:
-            patch.setattr(codec, "encode", lambda self, m: earlier(encode(self, m), (2, 2, m.anchors)))
-            tx.put(Document("old", ""), old, {p.id: memories[p.id] for p in old}, {p.id: vector_of(p.id) for p in old})
-        with library.transaction() as tx:
-            tx.put(Document("new", ""), new, {p.id: memories[p.id] for p in new}, {p.id: vector_of(p.id) for p in new})
-    with Library.open(folder, write=True) as library:
-        for _ in range(2):
-            assert library.verify() == []
-            for i, loaded in zip(memories, library.load(list(memories)), strict=True):
-                assert same(loaded, through(name, memories[i])[0])
-            with library.transaction() as tx:
-                tx.put(Document("old", ""), old[1:], {}, {})
-            del memories[old.pop(0).id]
-            library.gc()
 
 
 @pytest.mark.parametrize("anchors", [1, 5])

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from library_support import DIM, FINGERPRINT, check, fill, held, memory_of, passages_of, put, same, vector_of
@@ -72,6 +73,29 @@ def test_changes_within_one_transaction_add_up(library: Library) -> None:
     assert library.verify() == []
     assert library.gc().passages_moved == 3
     assert library.stats().dead_bytes == 0
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def test_a_stored_passage_may_be_given_another_vector(library: Library, folder: Path) -> None:
+    fill(library, STATE)
+    passages = passages_of("a", STATE["a"])
+    (first, second, third), other = (p.id for p in passages), unit(vector_of("abcdef"))
+    with library.transaction() as tx:
+        tx.put(Document("a", ""), passages, {}, {second: other})
+    with library.transaction() as tx:  # given and removed within one transaction
+        tx.put(Document("a", ""), passages, {}, {third: other})
+        tx.put(Document("a", ""), passages[:2], {}, {})
+    state = {**STATE, "a": STATE["a"][:2]}
+    for again in (library, Library.open(folder)):
+        assert held(again) == state
+        kept, changed = again.vectors([first, second])
+        assert (float(kept @ unit(vector_of(first))), float(changed @ other)) == pytest.approx((1.0, 1.0))
+        assert again.search(other, None, 9, mode="dense")[0].passage.id == second
+        assert len(again.search(other, None, 9, mode="dense")) == 6
+        assert again.verify() == []
 
 
 def test_nothing_to_do_makes_no_generation(library: Library) -> None:

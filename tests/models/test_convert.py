@@ -23,7 +23,7 @@ from sac_rag.models.progress import silent
 
 
 def test_weights_survive_to_the_bit(write_gguf: WriteGguf, tiny_llama: Any, cache: Path) -> None:
-    folder = sources.resolve_base(str(write_gguf()), progress=silent)
+    folder = sources.resolve_base(str(write_gguf()))
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -37,7 +37,7 @@ def test_weights_survive_to_the_bit(write_gguf: WriteGguf, tiny_llama: Any, cach
 
 
 def test_the_tokenizer_survives(write_gguf: WriteGguf, cache: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(sources.resolve_base(str(write_gguf()), progress=silent))
+    tokenizer = AutoTokenizer.from_pretrained(sources.resolve_base(str(write_gguf())))
     text = "naïve  10 漢字\n<|im_start|>user"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert tokenizer("<|im_start|>").input_ids == [257]
@@ -51,7 +51,7 @@ def whole(write_gguf: WriteGguf) -> bytes:
 
 @pytest.mark.parametrize(("pre", "pieces"), [("smollm", ["ĠĠ", "1"]), ("default", ["Ġ", "Ġ1"])])
 def test_digits_are_split_before_spaces_join(write_gguf: WriteGguf, cache: Path, pre: str, pieces: list[str]) -> None:
-    folder = sources.resolve_base(str(write_gguf(pre=pre)), progress=silent)
+    folder = sources.resolve_base(str(write_gguf(pre=pre)))
     backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
     split = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("  1")]
     assert split == pieces
@@ -61,7 +61,7 @@ def test_a_file_is_converted_once_under_its_hash(
     write_gguf: WriteGguf, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_gguf("My Tiny_Model.Q4.gguf")
-    folder = sources.resolve_base(str(file), progress=silent)
+    folder = sources.resolve_base(str(file))
     assert folder.name.startswith("my-tiny-model.q4-")
     monkeypatch.setattr("sac_rag.models.convert.convert", lambda *_: pytest.fail("converted again"))
     assert sources.resolve_base(str(file.parent / "." / file.name)) == folder
@@ -76,9 +76,9 @@ def test_the_fingerprint_of_a_conversion_is_that_of_its_file(
     write_gguf: WriteGguf, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_gguf()
-    first = sources.fingerprint_of(sources.resolve_base(str(file), progress=silent))
+    first = sources.fingerprint_of(sources.resolve_base(str(file)))
     monkeypatch.setenv("SAC_CACHE", str(tmp_path / "elsewhere"))
-    assert sources.fingerprint_of(sources.resolve_base(str(file), progress=silent)) == first
+    assert sources.fingerprint_of(sources.resolve_base(str(file))) == first
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
@@ -112,7 +112,7 @@ def test_what_cannot_be_converted_faithfully_is_refused(
     write_gguf: WriteGguf, cache: Path, facts: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ModelError, match=words):
-        sources.resolve_base(str(write_gguf(**facts)), progress=silent)
+        sources.resolve_base(str(write_gguf(**facts)))
     assert list(models_root().iterdir()) == []
 
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_converted_faithfully_is_refused(
 def test_a_broken_file_is_one_clear_line(cache: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.gguf").write_bytes(content)
     with pytest.raises(ModelError, match=r"broken\.gguf is not a readable \.gguf file"):
-        sources.resolve_base(str(tmp_path / "broken.gguf"), progress=silent)
+        sources.resolve_base(str(tmp_path / "broken.gguf"))
     assert list(models_root().iterdir()) == []
 
 
@@ -128,7 +128,7 @@ def test_a_truncated_file_leaves_nothing(write_gguf: WriteGguf, cache: Path) -> 
     file = write_gguf()
     file.write_bytes(file.read_bytes()[:-4000])
     with pytest.raises(ModelError):
-        sources.resolve_base(str(file), progress=silent)
+        sources.resolve_base(str(file))
     assert list(models_root().iterdir()) == []
 
 

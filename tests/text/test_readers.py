@@ -25,7 +25,8 @@ from sac_rag.text import isolation
 from sac_rag.text.cleaning import Refused, clean
 from sac_rag.text.extract import heading_paths
 from sac_rag.text.isolation import ParserProcess
-from sac_rag.text.readers import ReadLimits, read, read_all, walk
+from sac_rag.text.readers import ReadLimits, read
+from sac_rag.text.walk import walk
 from sac_rag.text.worker import read_frame
 
 
@@ -163,7 +164,6 @@ def test_plain_text(put, parser, name: str) -> None:
 def test_relative_uri_stays_relative(put, parser, monkeypatch) -> None:
     monkeypatch.chdir(put("d/a.txt", "x").parent.parent)
     assert read("./d/a.txt", parser=parser).uri == "d/a.txt"
-    assert [d.uri for d in read_all(["d"])] == ["d/a.txt"]
 
 
 # Formats that are extracted
@@ -698,7 +698,13 @@ def tree(put, tmp_path: Path) -> Path:
 
 def test_documents_and_skips_add_up_to_the_files(tree: Path) -> None:
     skipped: list[tuple[str, str]] = []
-    documents = list(read_all([tree], on_skip=lambda *s: skipped.append(s)))
+    documents = []
+    with ParserProcess() as parser:
+        for path in walk([tree], on_skip=lambda *s: skipped.append(s)):
+            try:
+                documents.append(read(path, parser=parser))
+            except DocumentError as error:
+                skipped.append((error.path, error.reason))
     entries = {e for folder, dirs, files in os.walk(tree) for e in (Path(folder, n).as_posix() for n in files + dirs)}
     files = {e for e in entries if not os.path.isdir(e) or os.path.islink(e)}
     assert {d.uri for d in documents} | {path for path, _ in skipped} == files
@@ -707,21 +713,8 @@ def test_documents_and_skips_add_up_to_the_files(tree: Path) -> None:
     assert all(reason for _, reason in skipped)
 
 
-def test_strict_raises_at_the_first_skip(tree: Path) -> None:
-    with pytest.raises(DocumentError) as caught:
-        list(read_all([tree], strict=True))
-    assert (Path(caught.value.path).name, caught.value.reason) == ("bin.md", "binary data")
-    assert len(list(read_all([tree / "good"], strict=True))) == 4
-
-
-def test_skips_are_logged_by_default(tree: Path, caplog) -> None:
-    assert list(read_all([tree / "bad" / "empty.txt"])) == []
-    assert "empty.txt: empty file" in caplog.text
-
-
 def test_one_child_serves_a_run_and_ends_with_it(put, tmp_path: Path, monkeypatch) -> None:
-    for i in range(5):
-        put(f"{i}.html", f"<p>{i}")
+    files = [put(f"{i}.html", f"<p>{i}") for i in range(3)]
     made: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 
@@ -730,13 +723,12 @@ def test_one_child_serves_a_run_and_ends_with_it(put, tmp_path: Path, monkeypatc
         return made[-1]
 
     monkeypatch.setattr(subprocess, "Popen", count)
-    run = read_all([tmp_path])
-    assert [next(run).text for _ in range(3)] == ["0", "1", "2"]
-    run.close()
+    with ParserProcess() as parser:
+        assert [read(f, parser=parser).text for f in files] == ["0", "1", "2"]
     assert len(made) == 1
     assert made[0].returncode is not None
-    put("a.txt", "plain")
-    assert len(list(read_all([tmp_path / "a.txt"]))) == 1
+    with ParserProcess() as parser:
+        assert read(put("a.txt", "plain"), parser=parser).text == "plain"
     assert len(made) == 1, "plain text needs no child"
 
 

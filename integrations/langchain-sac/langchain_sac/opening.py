@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _LOCK = threading.Lock()
 _OPEN: WeakValueDictionary[str, SacRag] = WeakValueDictionary()
-_WRITING: WeakKeyDictionary[SacRag, threading.Lock] = WeakKeyDictionary()
 
 
 class LibraryUser(BaseModel):
@@ -113,9 +112,3 @@ def _unbound(source: Any) -> Any:
     while isinstance(source, RunnableBindingBase):
         source = source.bound
     return source
-
-
-def writing(rag: SacRag) -> threading.Lock:
-    """Held while a library is written to: it takes one transaction at a time."""
-    with _LOCK:
-        return _WRITING.setdefault(rag, threading.Lock())

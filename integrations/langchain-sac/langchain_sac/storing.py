@@ -31,16 +31,13 @@ def digest(document: Document) -> str:
 
 def to_stored(rag: SacRag, uri: str, document: Document) -> Stored:
     """A document for `SacRag.put`; ConfigError when it is blank or its metadata is no JSON."""
+    from sac_rag.indexing import check_meta
     from sac_rag.text.passages import offsets_of, split
 
     text = document.page_content
     if not text.strip():
         raise ConfigError(f"document {uri!r} is blank: leave it out")
-    for key, value in document.metadata.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"metadata {key!r} of document {uri!r} is no JSON ({error}): make it a str") from error
+    check_meta(uri, document.metadata)
     meta = {k: v for k, v in document.metadata.items() if k not in RESERVED}
     own: dict[str, Any] = {}
     if kept := {k: v for k, v in document.metadata.items() if k in RESERVED}:

@@ -15,7 +15,6 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_sac.embeddings import SacEmbeddings
 from langchain_sac.formatting import sac_metadata
-from langchain_sac.opening import writing
 from langchain_sac.searching import FETCH_K, diverse, query_vector
 from langchain_sac.storing import digest, groups, stored, to_stored, whole
 from sac_rag.errors import ConfigError
@@ -123,7 +122,7 @@ class SacVectorStore(VectorStore):
         ready = {i: v for i, v in zip(named, vectors, strict=True) if v is not None}
         rag = self.rag
         new = [to_stored(rag, i, d) for i, d in latest.items()]
-        with writing(rag):
+        with rag.library.writing:
             for group in groups(new):
                 own = {d.uri: ready[d.uri] for d in group if d.uri in ready}
                 rag.put(group, vectors=own, embedder=rag.embedder.fingerprint)
@@ -132,7 +131,7 @@ class SacVectorStore(VectorStore):
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """Remove documents by id, all when `ids` is None; unknown ids are passed over."""
         rag = self.rag
-        with writing(rag):
+        with rag.library.writing:
             if there := [d.uri for d in rag.library.documents(ids)]:
                 rag.remove(there)
         return True

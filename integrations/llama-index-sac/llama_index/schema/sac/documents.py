@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
@@ -22,9 +20,6 @@ logger = logging.getLogger(__name__)
 
 RESERVED = ("document", "pages")
 """Metadata keys with a meaning of their own in a library; nodes keep them, filters of the library do not see them."""
-
-_LOCK = threading.Lock()
-_WRITING: WeakKeyDictionary[SacRag, threading.Lock] = WeakKeyDictionary()
 
 
 def document_of(node: BaseNode) -> Document:
@@ -48,8 +43,7 @@ def compress(rag: SacRag, nodes: Sequence[BaseNode], *, embedded: bool = False) 
             logger.warning("node %s holds no text (or more than text) and is not stored", node.node_id)
     if documents := [document_of(node) for node in nodes if is_text(node)]:
         ready = {n.node_id: n.embedding for n in nodes if embedded and is_text(n) and n.embedding is not None}
-        with writing(rag):
-            rag.put(documents, vectors=ready, embedder=rag.embedder.fingerprint)
+        rag.put(documents, vectors=ready, embedder=rag.embedder.fingerprint)
 
 
 def strange(rag: SacRag, nodes: Sequence[BaseNode]) -> BaseNode | None:
@@ -57,9 +51,3 @@ def strange(rag: SacRag, nodes: Sequence[BaseNode]) -> BaseNode | None:
     given = [n for n in nodes if n.embedding is not None]
     found = rag.strange_vector([n.get_content(MetadataMode.EMBED) for n in given], [n.embedding for n in given])
     return None if found is None else given[found]
-
-
-def writing(rag: SacRag) -> threading.Lock:
-    """Held while a library is written to: it takes one transaction at a time."""
-    with _LOCK:
-        return _WRITING.setdefault(rag, threading.Lock())

@@ -21,7 +21,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.schema.sac.base import stored_tag, with_tag
-from llama_index.schema.sac.documents import compress, node_from, strange, writing
+from llama_index.schema.sac.documents import compress, node_from, strange
 from llama_index.schema.sac.filters import Keep, fits_all, split
 from llama_index.schema.sac.opening import Source
 
@@ -140,7 +140,7 @@ class SacVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self.clear)
 
     def _remove(self, fits: Keep, node_ids: Sequence[str] | None = None) -> None:
-        with writing(self.rag):
+        with self.rag.library.writing:
             if uris := [node.node_id for node in self._nodes(node_ids) if fits(node)]:
                 self.rag.remove(uris)
 
