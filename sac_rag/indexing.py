@@ -238,9 +238,8 @@ class Indexer:
         # A document that is one passage has the vector of its passage; parts of a longer one have their own.
         vectors = {
             p.id: vector
-            for document, _, passages, _ in todo
-            if len(passages) == 1 and (vector := ready.get(document.uri)) is not None
-            for p in passages
+            for document, _, (p, *others), known in todo
+            if not others and (vector := ready.get(document.uri)) is not None and known.get(p.id) != p.heading
         }
         left = [p for p in unlike if p.id not in vectors]
         for start in range(0, len(left), EMBEDDED_TOGETHER):
@@ -287,15 +286,16 @@ class Indexer:
             below += [uri] if here and not os.path.isabs(uri) else []
             return any(not rest.startswith("../") for rest in below)
 
-        gone = [
-            d.uri
-            for d in self.library.documents()
-            if d.uri not in found
-            and under(d.uri)
-            and not (d.content_hash or GIVEN).startswith(GIVEN)
-            and unseen.isdisjoint((d.uri, *(p.as_posix() for p in Path(d.uri).parents)))
-        ]
-        self._forget(gone)
+        with self.library.writing:
+            gone = [
+                d.uri
+                for d in self.library.documents()
+                if d.uri not in found
+                and under(d.uri)
+                and not (d.content_hash or GIVEN).startswith(GIVEN)
+                and unseen.isdisjoint((d.uri, *(p.as_posix() for p in Path(d.uri).parents)))
+            ]
+            self._forget(gone)
 
 
 def check_meta(uri: str, meta: Mapping[str, Any]) -> None:

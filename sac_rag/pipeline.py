@@ -191,7 +191,8 @@ class SacRag:
     def remove(self, uris: Sequence[str]) -> int:
         """Remove documents by uri; gone from search at once. Returns their number of passages.
 
-        Raises LibraryError naming a uri that is not stored; nothing is removed then.
+        Waits for a group of documents that another thread is storing. Raises LibraryError naming a uri that is not
+        stored; nothing is removed then.
         """
         with self.library.writing:
             stored = {d.uri for d in self.library.documents(uris)}

@@ -248,33 +248,38 @@ def test_a_put_is_one_commit_with_what_is_blank_now(docs, tiny_config, tmp_path)
         assert rag.library.head.generation == before + 1 and not rag.library.documents(["memo"])
 
 
-def test_threads_that_share_a_writer_wait_for_each_other(docs, tiny_config, tmp_path):
+def test_threads_that_share_a_writer_wait_for_each_other(docs, tiny_config, tmp_path, monkeypatch):
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
-        rag.put([Document("gone", sentences(7, 3))])
-        failed: list[Exception] = []
+        rag.put([Document("memo", sentences(7, 3))])
+        under_way, go_on, compress = threading.Event(), threading.Event(), rag.engine.compress
 
-        def work(*steps):
-            try:
-                for step, value in steps:
-                    step(value)
-            except Exception as error:
-                failed.append(error)
+        def slowly(*args):
+            under_way.set()
+            assert go_on.wait(60)
+            return compress(*args)
 
-        def memo(n, seed):
-            return [Document(f"memo {n}", sentences(seed, 4))]
+        monkeypatch.setattr(rag.engine, "compress", slowly)
+        done: list[str] = []
 
-        jobs = [((rag.put, memo(n, n)), (rag.put, memo(n, n + 1))) for n in range(4)]
-        threads = [threading.Thread(target=work, args=job) for job in (*jobs, ((rag.remove, ["gone"]),))]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-        assert not failed
-        texts = {d.uri: " ".join(p.text for p in rag.library.passages(d.uri)) for d in rag.library.documents()}
-        assert {u: t for u, t in texts.items() if u.startswith("memo")} == {
-            f"memo {n}": sentences(n + 1, 4) for n in range(4)
-        }
-        assert "gone" not in texts and rag.library.verify() == []
+        def put():
+            rag.put([Document("memo", sentences(8, 3)), Document("note", sentences(9, 3))])
+            done.append("put")
+
+        def remove():
+            rag.remove(["memo"])
+            done.append("removed")
+
+        first, second = threading.Thread(target=put), threading.Thread(target=remove)
+        first.start()
+        assert under_way.wait(60)
+        second.start()
+        second.join(0.3)
+        assert second.is_alive(), "what is compressed was compared with what is stored"
+        go_on.set()
+        for thread in (first, second):
+            thread.join(60)
+        assert done == ["put", "removed"] and rag.library.verify() == []
+        assert {"memo", "note"} & {d.uri for d in rag.library.documents()} == {"note"}
 
 
 def test_what_another_thread_removes_is_searched_for_again(docs, tiny_config, tmp_path, monkeypatch):

@@ -59,9 +59,12 @@ def _config(library: str, given: dict[str, Any]) -> IndexConfig | None:
 
     if not given:
         return None
-    from sac_rag.pipeline import config_of
+    from sac_rag.library.opening import head_of
 
     try:
-        return dataclasses.replace(config_of(library), **given)
+        head_of(library)
     except LibraryNotFound:
         return IndexConfig(**given)
+    from sac_rag.pipeline import config_of
+
+    return dataclasses.replace(config_of(library), **given)

@@ -25,7 +25,7 @@ class Conversation:
 
     def __init__(self) -> None:
         self._turns: list[Turn] = []
-        self._asked: tuple[int, Message] | None = None
+        self._asked: tuple[list[Turn], Message] | None = None
 
     def __len__(self) -> int:
         """Turns that the next question comes after."""
@@ -38,8 +38,8 @@ class Conversation:
     def add(self, answer: str) -> None:
         """The answer to what was last `assembled`; what did not fit beside it is forgotten."""
         if self._asked is not None:
-            forgotten, question = self._asked
-            self._turns = [*self._turns[forgotten:], (question, Message("assistant", (answer,)))]
+            before, question = self._asked
+            self._turns = [*before, (question, Message("assistant", (answer,)))]
             self._asked = None
 
     def assembled(
@@ -61,8 +61,8 @@ class Conversation:
         *front, (_, asked) = layout_messages(method, "", question)
         system = [Message(role, (text,)) for role, text in front]
         limit = method.backbone.context_length - reserve
-        self._turns, gone = _without_gone(self._turns, shelf)
-        turns, kept = self._turns, len(hits)
+        whole, gone = _without_gone(self._turns, shelf)
+        turns, kept = whole, len(hits)
         while True:
             user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), asked))
             prompt = chat_prompt(method, [*system, *(m for t in turns for m in t), user], shelf, placing=placing)
@@ -78,8 +78,8 @@ class Conversation:
                     f"the question takes {position} positions, the model has {limit} beside the answer: ask a shorter "
                     "question or lower max_new_tokens"
                 )
-        forgotten, read = len(self._turns) - len(turns), min(texts, kept)
-        self._asked = forgotten, user
+        forgotten, read = len(whole) - len(turns), min(texts, kept)
+        self._asked = turns, user
         source = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:read])
         fidelity = "memory" if not read else "text" if read == kept else "mixed"
         return Assembled(prompt, tuple(hits[:kept]), source, fidelity, _notices(forgotten, len(hits) - kept, gone))

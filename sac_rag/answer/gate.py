@@ -39,8 +39,8 @@ STORED = 0.15
 def check(engine: Engine, library: Library) -> None:
     """Measure and judge; a pass is noted in the cache for this library's fingerprint and these versions.
 
-    An empty library has no stored passage to judge: it passes and is judged again. Raises GateError naming the error,
-    its bound and what it means.
+    An empty library has no stored passage to judge: it passes, and is judged when it is opened again. Raises GateError
+    naming the error, its bound and what it means.
     """
     note = _note(engine, library)
     if note.exists():
@@ -91,12 +91,13 @@ def _drift(engine: Engine) -> float:
 
 
 def _stored(engine: Engine, library: Library) -> float | None:
-    first = next((i for d in library.documents() for i in library.passage_ids(d.uri)), None)
-    if first is None:
-        return None
-    try:
-        (passage,), (stored,) = library.get([first]), library.load([first])
-    except PassageGone:  # removed by another thread just now
+    for first in (i for d in library.documents() for i in library.passage_ids(d.uri)):
+        try:
+            (passage,), (stored,) = library.get([first]), library.load([first])
+            break
+        except PassageGone:  # removed by another thread just now
+            continue
+    else:
         return None
     (fresh,) = engine.compress([passage.text], float(library.fingerprint["ratio"]))
     same = torch.equal(fresh.positions, stored.positions) and torch.equal(fresh.counts, stored.counts)

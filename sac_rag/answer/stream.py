@@ -86,7 +86,7 @@ class Stream(Iterator[str]):
             found = way.find()
             attempt = yield from _attempt(engine, way, found, text=False, held=held)
         usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
-        fell_back = doubtful is not None and bool(found) and attempt.confidence < doubtful
+        fell_back = doubtful is not None and bool(attempt.assembled.hits) and attempt.confidence < doubtful
         if fell_back:
             doubt = f"confidence {attempt.confidence:.2f}, below {doubtful:.2f}"
             held = ask.abstain
@@ -100,7 +100,7 @@ class Stream(Iterator[str]):
             text, withheld = NO_ANSWER, text
         alone = "" if withheld is not None else "; the answer comes from the model alone"
         if not found:
-            notices = [f"no passage matched{alone}"]
+            notices.insert(0, f"no passage matched{alone}")
         elif not hits:
             notices.append(f"no passage was read{alone}")
         first = time.perf_counter() if held else attempt.first

@@ -65,8 +65,8 @@ class Transaction:
     ) -> None:
         """Make `passages` the whole passage list of `document`, new or known.
 
-        memories, vectors: by passage id, for ids that the document does not have yet; vectors of shape (dim,), any
-        length. Passages already stored keep their memory and text, and their vector unless another is given; place,
+        memories: by passage id, for ids that the document does not have yet. vectors: for these, and for any other that
+        is to have another one; shape (dim,), any length. Passages already stored keep their memory and text; place,
         heading and metadata are updated. Those no longer in the list are removed. Raises LibraryError or MemoryInvalid
         before anything changes when an argument does not fit, LibraryFull when the disk is full.
         """

@@ -16,7 +16,7 @@ from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.templates import layout_of
 from sac_rag.config import DEFAULT_MODEL
-from sac_rag.errors import ConfigError
+from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
@@ -124,7 +124,10 @@ def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, config: TrainCo
 
 def _agree(card: Card, wanted: Mapping[str, Any], origin: str) -> None:
     """An adapter keeps its shape; what was asked for beside it must be that shape."""
-    spec = card.lora_spec()
+    try:
+        spec = card.lora_spec()
+    except AdapterError as error:
+        raise AdapterError(f"{origin}: {error}") from error
     lora = _plain(spec) if spec else {}
     layout = PromptLayout.from_mapping(card.layout).to_mapping()
     if wanted["layout"] is not None:

@@ -120,6 +120,11 @@ def test_what_was_removed_since_is_left_out_of_earlier_turns(rag: SacRag) -> Non
     talk = Conversation()
     first = rag.ask(CANAL, conversation=talk, **SHORT)
     rag.remove([first.sources[0].passage.document])
+    with pytest.raises(ConfigError, match="shorter question"):
+        rag.ask("why " * 2000, conversation=talk, **SHORT)
+    dropped = rag.stream(BRIDGE, conversation=talk, **SHORT)
+    next(dropped, None)
+    del dropped
     second = rag.ask(BRIDGE, conversation=talk, **SHORT)
     assert [h.passage.document for h in second.sources] == ["bridge"] and len(talk) == 2
     assert second.notices == ("passages of earlier turns that the library does not hold any more, left out: 1",)

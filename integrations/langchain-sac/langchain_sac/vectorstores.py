@@ -122,10 +122,9 @@ class SacVectorStore(VectorStore):
         ready = {i: v for i, v in zip(named, vectors, strict=True) if v is not None}
         rag = self.rag
         new = [to_stored(rag, i, d) for i, d in latest.items()]
-        with rag.library.writing:
-            for group in groups(new):
-                own = {d.uri: ready[d.uri] for d in group if d.uri in ready}
-                rag.put(group, vectors=own, embedder=rag.embedder.fingerprint)
+        for group in groups(new):
+            own = {d.uri: ready[d.uri] for d in group if d.uri in ready}
+            rag.put(group, vectors=own, embedder=rag.embedder.fingerprint)
         return named
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
