@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
-from sac_rag.compress.packed import Packed, pack
+from sac_rag.compress.packed import Packed, is_steady, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
 from sac_rag.records import unicode_of
@@ -116,6 +117,14 @@ class Backbone:
         with torch.inference_mode():
             self._blocks = [None if b is None else b.packed() for b in self._blocks]
             self._head = _packed(self._head)
+
+    @cached_property
+    def is_steady(self) -> bool:
+        """Whether a row's products have the same bits beside any number of others; measured on a CPU in bf16."""
+        if self.device.type != "cpu" or self.dtype != torch.bfloat16:
+            return True
+        with torch.inference_mode():
+            return is_steady([*(_block(self.decoder.model.layers[0]) or ()), self.decoder.lm_head.weight])
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """LoRA parameters by name (`model.layers.I.MODULE.lora_A.weight`), fp32."""

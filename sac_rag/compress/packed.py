@@ -1,14 +1,17 @@
-"""Weights laid out beforehand for the CPU's bf16 kernels, which else lay them out anew in every product."""
+"""The CPU's bf16 kernels: weights laid out for them beforehand, and whether they sum a row alike in any number."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 ROWS = 16
-"""Rows for which the layout is chosen: a question or a step of a few answers. Others give the same bits."""
+"""Rows for which the layout is chosen: a question or a step of a few answers."""
+NUMBERS = (2, 16, 33, 64, 130)
+"""Numbers of rows that are compared, the last with each of the others."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,17 @@ def pack(weight: torch.Tensor) -> Packed | torch.Tensor:
         return packed if torch.equal(packed.times(x), F.linear(x, weight)) else weight
     except (AttributeError, RuntimeError):  # operators of torch's compiler, without a promise to stay
         return weight
+
+
+def is_steady(weights: Iterable[torch.Tensor]) -> bool:
+    """Whether a row times these weights, (outputs, inputs), has the same bits in any number of rows.
+
+    Kernels that use AMX have several ways to sum, which they choose between by that number.
+    """
+    for weight in weights:
+        x = torch.linspace(-1, 1, NUMBERS[-1] * weight.shape[1], device=weight.device).view(NUMBERS[-1], -1)
+        x = x.sin().to(weight.dtype)
+        whole = F.linear(x, weight)
+        if not all(torch.equal(F.linear(x[:n], weight), whole[:n]) for n in NUMBERS):
+            return False
+    return True

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sac_rag.compress.anchor_kv import Memory
-from sac_rag.compress.backbone import TILE, Backbone, attend, spread
+from sac_rag.compress.backbone import TILE, Backbone, Mix, attend, spread
 from sac_rag.errors import MemoryInvalid
 
 Part: TypeAlias = Memory | Sequence[int]
@@ -23,6 +23,10 @@ BLOCK = 64
 """Attention sees whole blocks of slots, those without content masked: kernels then sum a row in the same order
 whatever stands beside it, and an answer depends neither on what is answered at the same time nor on how much of its
 prompt was read before."""
+
+TOGETHER = 16
+"""Rows that take a step together where a row's products change with the number of rows (`Backbone.is_steady`): kernels
+choose another way to sum behind 16 of them, if they do."""
 
 SPARED = 512
 """Slots that one token's attention passes over in the time that a call of its own takes."""
@@ -85,26 +89,50 @@ class Session:
                 self._insert(index, memory, first - memory.counts)
                 self._stands[index] += (_Stand(memory.start, memory.next_position, memory.counts),)
         like = self._cache[0][0]
-        rows = [_NewTokens(row.tokens, at, self._repeat, like) for row, at in zip(laid, starts, strict=True)]
-        ids = torch.tensor([t for row in parts for part in row if not isinstance(part, Memory) for t in part])
-        positions = torch.cat([row.positions for row in laid])
+        new = [_NewTokens(row.tokens, at, self._repeat, like) for row, at in zip(laid, starts, strict=True)]
+        ids = [torch.tensor([t for part in row if not isinstance(part, Memory) for t in part]) for row in parts]
         lengths = [row.positions.numel() for row in laid]
 
-        def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = self._cache[layer]
-            pieces = zip(rows, q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-            return torch.cat([row.attend(layer, keys[i], values[i], *qkv) for i, (row, *qkv) in enumerate(pieces)])
+        def walk(rows: range) -> torch.Tensor:
+            sizes = [lengths[i] for i in rows]
 
-        last = torch.tensor(lengths).cumsum(0) - 1
-        self._next = (positions[last] + 1).tolist()
-        self.logits = self._backbone.walk(ids, positions, mix, scored=last, use_lora=self._use_lora)
+            def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+                keys, values = self._cache[layer]
+                pieces = zip(rows, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+                return torch.cat([new[i].attend(layer, keys[i], values[i], *qkv) for i, *qkv in pieces])
+
+            positions = torch.cat([laid[i].positions for i in rows])
+            last = torch.tensor(sizes).cumsum(0) - 1
+            together = torch.cat([ids[i] for i in rows])
+            return self._backbone.walk(together, positions, mix, scored=last, use_lora=self._use_lora)
+
+        self._next = [int(row.positions[-1]) + 1 for row in laid]
+        self.logits = self._by_company(walk, 1)
         return self.logits
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Read one more token per row, (rows,), and return the next logits."""
-        places = self._filled.transpose(0, 1)
-        self._reach(self._filled + 1)
-        like = self._cache[0][0]
+        filled, positions = self._filled, torch.tensor(self._next)
+        self._reach(filled + 1)
+
+        def walk(rows: range) -> torch.Tensor:
+            at = slice(rows.start, rows.stop)
+            mix = self._stepping([(keys[at], values[at]) for keys, values in self._cache], filled[at])
+            return self._backbone.walk(tokens[at], positions[at], mix, use_lora=self._use_lora)
+
+        self._next = [n + 1 for n in self._next]
+        self.logits = self._by_company(walk, TOGETHER)
+        return self.logits
+
+    def _by_company(self, walk: Callable[[range], torch.Tensor], most: int) -> torch.Tensor:
+        """Next logits of all rows, by `walk` over ranges of them: all at once, or at most so many where a row's bits
+        change with the number of rows."""
+        size = self.rows if self._backbone.is_steady else most
+        return torch.cat([walk(range(at, min(at + size, self.rows))) for at in range(0, self.rows, size)])
+
+    def _stepping(self, caches: Sequence[tuple[torch.Tensor, torch.Tensor]], filled: torch.Tensor) -> Mix:
+        """The attention of one more token a row, over caches that are filled so far, (rows, layers, kv_heads)."""
+        places, like = filled.transpose(0, 1), caches[0][0]
         rows, groups, _, dim = like.shape
         each, heads = torch.arange(rows, device=like.device)[:, None], torch.arange(groups, device=like.device)
         fills, places = [tuple(map(tuple, layer)) for layer in places.tolist()], places.to(like.device)
@@ -126,7 +154,7 @@ class Session:
             ]
 
         def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = self._cache[layer]
+            keys, values = caches[layer]
             keys[each, heads, places[layer]], values[each, heads, places[layer]] = k, v
             # The query heads that share a key head are its query rows: nothing is repeated.
             q = F.pad(q.view(rows, groups, -1, dim), (0, 0, 0, -self._repeat % TILE))
@@ -136,10 +164,7 @@ class Session:
                 out[*share] = F.scaled_dot_product_attention(q[*share], keys[seen], values[seen], attn_mask=mask)
             return out[:, :, : self._repeat].reshape(rows, -1)
 
-        positions = torch.tensor(self._next)
-        self._next = [n + 1 for n in self._next]
-        self.logits = self._backbone.walk(tokens, positions, mix, use_lora=self._use_lora)
-        return self.logits
+        return mix
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""

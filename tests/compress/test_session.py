@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.backbone import Backbone, Reading
@@ -200,10 +201,16 @@ def test_a_row_taken_out_and_rewound_is_the_shorter_row(sac):
         batch.rewind(1)
 
 
-def test_a_row_computes_the_same_bits_in_any_company():
+REAL = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+"""Widths at which kernels choose between ways to sum, where they have several."""
+
+
+@pytest.mark.parametrize("settings", [{}, REAL], ids=["tiny", "real"])
+def test_a_row_computes_the_same_bits_in_any_company(settings):
     """Prefill, steps and a later turn in bf16: not close, but equal, whoever stands beside it in the batch."""
-    b = Backbone(tiny_llama().bfloat16(), byte_tokenizer())
-    rows = [[text(n, n)] for n in (5, 130, 40, 64, 1, 77)]
+    b = Backbone(tiny_llama(**settings).bfloat16(), byte_tokenizer())
+    b.pack()
+    rows = [[text(n, n)] for n in (5, 130, 40, 64, 1, 77, *range(20, 34))]
     with torch.inference_mode():
         together, alone = Session(b, rows), [Session(b, [row]) for row in rows]
         for n in range(5):
@@ -216,6 +223,42 @@ def test_a_row_computes_the_same_bits_in_any_company():
         for s, turn in zip(alone, turns, strict=True):
             s.read([turn])
     assert torch.equal(together.logits, torch.cat([s.logits for s in alone]))
+
+
+def test_rows_that_must_not_be_multiplied_together_compute_the_same(make_backbone, monkeypatch):
+    """Prompts one by one, and steps of two rows at most, against all at once; with memory and text."""
+    b, rows = make_backbone(lora=False), [5, 70, 12, 1, 33]
+    prompts = [[text(3, n), placed(b, 20 + n, n, start=3), text(n, n)] for n in rows]
+    tokens, turns = torch.tensor(text(len(rows), 9)), [[text(2 + i, i)] for i in range(len(rows))]
+    monkeypatch.setattr("sac_rag.compress.session.TOGETHER", 2)
+    numbers = []
+    walk = b.walk
+
+    def counting(ids, *args, **settings):
+        numbers.append(len(ids))
+        return walk(ids, *args, **settings)
+
+    monkeypatch.setattr(b, "walk", counting)
+    found = []
+    with torch.inference_mode():
+        for steady in (True, False):
+            monkeypatch.setitem(b.__dict__, "is_steady", steady)
+            session = Session(b, prompts)
+            found.append([session.logits, session.step(tokens), session.read(turns)])
+    assert numbers == [136, 5, 20, 8, 73, 15, 4, 36, 2, 2, 1, 2, 3, 4, 5, 6]
+    torch.testing.assert_close(found[1], found[0], **CLOSE)
+
+
+def test_kernels_with_several_ways_to_sum_are_found_out(monkeypatch):
+    b = Backbone(tiny_llama().bfloat16(), byte_tokenizer())
+    linear = F.linear
+
+    def changing(x, weight, bias=None):
+        return linear(x, weight, bias) + (x.shape[0] > 32)
+
+    assert Backbone(tiny_llama(), byte_tokenizer()).is_steady, "measured in bf16 alone"
+    monkeypatch.setattr("sac_rag.compress.packed.F.linear", changing)
+    assert not b.is_steady
 
 
 @pytest.mark.parametrize("cuts", [(1,), (63,), (64, 65), (100,), (7, 90, 139)], ids=str)
