@@ -65,8 +65,15 @@ class AskConfig:
     """Drop hits with a cosine similarity below this; None keeps all."""
     search: str = "hybrid"
     """"hybrid" (dense and BM25 fused by reciprocal rank), "dense" or "lexical"."""
-    placing: str = "source"
-    """"source": each passage occupies its source length; "packed": as many positions as a head has slots of it."""
+    placing: str | None = None
+    """"source": each passage occupies its source length; "packed": as many positions as a head has slots of it; None
+    is as the adapter was trained."""
+    order: str | None = None
+    """"best-last": the best passage stands nearest the question; "best-first": farthest from it; None is as the
+    adapter was trained."""
+    prior: float | None = None
+    """How much lower ranked passages are held back: -prior * rank is added to their attention scores; 0 does not, None
+    is as the adapter was trained."""
     fidelity: str = "memory"
     """How passages are read: "memory"; "text"; "mixed" (the best as text, the rest as memory); "auto" (memory, and
     text when that answer is doubtful; needs `sac calibrate`)."""
@@ -96,8 +103,12 @@ class AskConfig:
         check_sampling(self.temperature, self.top_p, self.seed)
         if self.search not in ("hybrid", "dense", "lexical"):
             raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
-        if self.placing not in ("source", "packed"):
+        if self.placing not in (None, "source", "packed"):
             raise ConfigError(f"placing is {self.placing!r}; use source or packed")
+        if self.order not in (None, "best-last", "best-first"):
+            raise ConfigError(f"order is {self.order!r}; use best-last or best-first")
+        if self.prior is not None and not 0 <= self.prior < math.inf:
+            raise ConfigError(f"prior is {self.prior}; it must be at least 0 and finite")
         if self.fidelity not in ("memory", "text", "mixed", "auto"):
             raise ConfigError(f"fidelity is {self.fidelity!r}; use memory, text, mixed or auto")
         if self.fidelity == "mixed" and self.text_score is not None and self.search == "lexical":

@@ -346,11 +346,11 @@ class SacRag:
         return [self._passing.extent(i) or library.extents([i])[0] for i in ids]
 
     def _shelf(self, library: Library) -> Shelf:
-        def load(ids: Sequence[str]) -> list[AnchorKV]:
+        def load(ids: Sequence[str]) -> list[list[AnchorKV]]:
             held = {i: found for i in ids if (found := self._passing.get(i)) is not None}
             stored = [i for i in ids if i not in held]
             held |= {i: [m] for i, m in zip(stored, library.load(stored), strict=True)}
-            return [m for i in ids for m in held[i]]
+            return [held[i] for i in ids]
 
         def holds(passage_id: str) -> bool:
             return self._passing.extent(passage_id) is not None or library.holds(passage_id)
@@ -379,6 +379,7 @@ class SacRag:
         conversation: Conversation | None,
     ) -> Assembled:
         method, reserve = self.engine.method, ask.max_new_tokens
+        placing = method.placing.overridden(ask)
         texts = 0
         if text or ask.fidelity == "text":
             texts = len(hits)
@@ -386,12 +387,12 @@ class SacRag:
             most = {"passages": ask.text_passages, "tokens": ask.text_tokens}
             texts = texts_of(method, hits, **most, score=ask.text_score)
         if conversation is not None:
-            shelf, placing = self._shelf(library), ask.placing
+            shelf = self._shelf(library)
             return conversation.assembled(method, hits, texts, question, shelf, placing=placing, reserve=reserve)
         if text or ask.fidelity == "text":
             return text_prompt(method, hits, question, reserve=reserve)
         memories = library.load([h.passage.id for h in hits[texts:]])
-        return mixed_prompt(method, hits, texts, memories, question, placing=ask.placing, reserve=reserve)
+        return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
 
 
 def config_of(library: str | Path) -> IndexConfig:

@@ -97,6 +97,21 @@ def eval_(
     embedder: Annotated[
         str, typer.Option(help="Embedding model that finds passages.", rich_help_panel=RETRIEVED)
     ] = DEFAULT_EMBEDDER,
+    order: Annotated[
+        str | None,
+        typer.Option(help="best-last or best-first; if left out, as the card says.", rich_help_panel=RETRIEVED),
+    ] = None,
+    prior: Annotated[
+        float | None,
+        typer.Option(
+            help="Taken from the attention scores of a passage, times its rank; as the card says if left out.",
+            rich_help_panel=RETRIEVED,
+        ),
+    ] = None,
+    libraries: Annotated[
+        str | None,
+        typer.Option(help="Keep the libraries there for the next run.", metavar="DIR", rich_help_panel=RETRIEVED),
+    ] = None,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -113,7 +128,8 @@ def eval_(
         raise ConfigError(f"track is {track!r}; use gold or retrieved")
     if track == "gold":
         searching = {flag: _written(ctx, name) for name, flag in SHARED.items()}
-        searching |= {"--contexts": contexts is not None, "--pool": pool}
+        searching |= {"--contexts": contexts is not None, "--pool": pool, "--libraries": libraries is not None}
+        searching |= {"--order": order is not None, "--prior": prior is not None}
         if given := [flag for flag, is_given in searching.items() if is_given]:
             raise ConfigError(f"gold contexts are not searched: leave out {', '.join(given)}, or use --track retrieved")
     if prompt and track == "retrieved":
@@ -141,9 +157,9 @@ def eval_(
             config = IndexConfig(
                 model=model, embedder=embedder, method=method, adapter=alone, passage_tokens=passage_tokens
             )
-            ask = AskConfig(k=k, max_new_tokens=ANSWER_TOKENS)
+            ask = AskConfig(k=k, order=order, prior=prior, max_new_tokens=ANSWER_TOKENS)
             runs = evaluate_retrieved(
-                paths, config=config, ask=ask, pool=pool, contexts=contexts, listen=listen, **same
+                paths, config=config, ask=ask, pool=pool, libraries=libraries, contexts=contexts, listen=listen, **same
             )
         else:
             prompts = split_commas(prompt) if prompt else (None,)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from sac_rag.answer.prompt import Prompt
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.placing import Placing
 from sac_rag.errors import ConfigError
 from sac_rag.records import Hit
 
@@ -40,19 +41,22 @@ def memory_prompt(
     memories: Sequence[AnchorKV],
     question: str,
     *,
-    placing: str = "source",
+    placing: Placing | None = None,
     reserve: int = 64,
 ) -> Assembled:
-    """The question behind the memories of the hits, best first; the lowest ranked are dropped when they do not fit.
+    """The question behind the memories of the hits (given best first); the lowest ranked are dropped when they do not
+    fit.
 
-    reserve: tokens kept free for the answer. Raises ConfigError when the question alone is too long.
+    placing: in place of the method's own. reserve: tokens kept free for the answer. Raises ConfigError when the
+    question alone is too long.
     """
     ids = question_ids(method, question)
     prefix = method.prefix.source_len if method.prefix is not None else 0
-    sizes = [m.source_len if placing == "source" else m.anchors for m in memories]
+    own = placing or method.placing
+    sizes = [own.extent(m.anchors, m.source_len) for m in memories]
     kept = _fitting(method, sizes, prefix + len(ids), reserve)
-    parts = [m.to(device=method.backbone.device) for m in memories[:kept]]
-    front = (method.memory(parts, placing=placing),) if parts or prefix else ()
+    parts = [[m.to(device=method.backbone.device)] for m in memories[:kept]]
+    front = (method.passages(parts, placing=own),) if parts or prefix else ()
     source = sum(m.source_len for m in memories[:kept])
     return Assembled(Prompt((*front, ids)), tuple(hits[:kept]), source, "memory", _notices(len(hits), kept))
 
@@ -76,10 +80,10 @@ def mixed_prompt(
     memories: Sequence[AnchorKV],
     question: str,
     *,
-    placing: str = "source",
+    placing: Placing | None = None,
     reserve: int = 64,
 ) -> Assembled:
-    """The first `texts` hits as plain text, the others as their memories, best first, then the question.
+    """The first `texts` hits as plain text, the others as their memories, then the question.
 
     The text stands where it stands in a text prompt: behind the prefix, a separator after each passage; positions go
     on through text and memory alike. The memory begins with the adapter's own prefix, as in any prompt. Where all that
@@ -91,17 +95,18 @@ def mixed_prompt(
     head, ids = backbone.template(layout.prefix), question_ids(method, question)
     gap = backbone.template(layout.separator)
     read = [backbone.tokens(h.passage.text) for h in hits[:texts]]
-    sizes = [len(t) + len(gap) for t in read] + [m.source_len if placing == "source" else m.anchors for m in memories]
+    policy = placing or method.placing
+    sizes = [len(t) + len(gap) for t in read] + [policy.extent(m.anchors, m.source_len) for m in memories]
     own = method.prefix.source_len if method.prefix is not None else 0
     kept = _fitting(method, sizes, len(head) + own + len(ids), reserve)
     if kept <= texts:
         short = text_prompt(method, hits[:texts], question, reserve=reserve)
         return replace(short, notices=_notices(len(hits), len(short.hits)))
-    parts = [m.to(device=backbone.device) for m in memories[: kept - texts]]
+    parts = [[m.to(device=backbone.device)] for m in memories[: kept - texts]]
     body = _joined(read, gap)
     front = [*head, *body, *gap]
-    tail = method.memory(parts, placing=placing, start=len(front))
-    source = len(body) + sum(m.source_len for m in parts)
+    tail = method.passages(parts, placing=policy, start=len(front))
+    source = len(body) + sum(m.source_len for m in memories[: kept - texts])
     return Assembled(Prompt((front, tail, ids)), tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept))
 
 

@@ -6,12 +6,13 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sac_rag.answer.prompt import Piece, Prompt, Recall
 from sac_rag.answer.tags import PassageRef
-from sac_rag.compress.anchor_kv import Memory
+from sac_rag.compress.anchor_kv import AnchorKV, Memory
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.placing import Placing
 from sac_rag.errors import ConfigError
 
 Content: TypeAlias = tuple[str | PassageRef, ...]
@@ -38,17 +39,21 @@ class Shelf:
     key: str
     extents: Callable[[Sequence[str]], list[tuple[int, int]]]
     """passage ids -> (anchors, source tokens) of each."""
-    load: Callable[[Sequence[str]], Sequence[Any]]
-    """passage ids -> AnchorKV of each."""
+    load: Callable[[Sequence[str]], Sequence[Sequence[AnchorKV]]]
+    """passage ids -> the memories of each, several where it is longer than one may be."""
     holds: Callable[[str], bool]
     """passage id -> whether it is there."""
 
 
-def chat_prompt(method: Method, messages: Sequence[Message], shelf: Shelf, *, placing: str = "source") -> Prompt:
+def chat_prompt(
+    method: Method, messages: Sequence[Message], shelf: Shelf, *, placing: Placing | None = None
+) -> Prompt:
     """The prompt of a conversation, ready for the assistant's next answer.
 
     Neighbouring messages of one role are read as one. Passages that follow each other with nothing but blanks between
-    them become one memory, as an adapter was trained; a passage named again later is read where it was named first.
+    them become one memory, as an adapter was trained: they are taken to be named best first, as retrievers give them,
+    and stand in the order of `placing` (the method's own, unless given). Other passages of the same message go on in
+    rank. A passage named again later is read where it was named first.
     Text of messages never becomes special tokens. Raises ConfigError when there is no message, a role is unknown or the
     chat template does not take the messages.
     """
@@ -59,7 +64,7 @@ def chat_prompt(method: Method, messages: Sequence[Message], shelf: Shelf, *, pl
             pieces.append(_Trusted(text))
         else:
             pieces += merged[index].content
-    return _laid(method, _grouped(_once(pieces)), shelf, placing)
+    return _laid(method, _grouped(_once(pieces)), shelf, placing or method.placing)
 
 
 def layout_messages(method: Method, body: str, question: str) -> list[tuple[str, str]]:
@@ -159,18 +164,19 @@ def _passage_follows(pieces: Sequence[str | PassageRef | _Trusted]) -> bool:
     return False
 
 
-def _laid(method: Method, groups: Sequence[str | list[str]], shelf: Shelf, placing: str) -> Prompt:
+def _laid(method: Method, groups: Sequence[str | list[str]], shelf: Shelf, placing: Placing) -> Prompt:
     parts: list[Piece] = []
-    position = 0
+    position = rank = 0
     first = next((i for i, g in enumerate(groups) if isinstance(g, list)), None)
     if first is not None and method.prefix is not None and "".join(groups[:first]) == method.layout.prefix:  # type: ignore[arg-type]
         groups, first = groups[first:], 0  # the adapter's own prefix comes with the memory
     for i, group in enumerate(groups):
         if isinstance(group, list):
-            recall = _recall(method, group, shelf, placing, position, opens=i == first)
+            recall = _recall(method, group, shelf, placing, position, opens=i == first, rank=rank)
             parts.append(recall)
-            position = recall.next_position
+            position, rank = recall.next_position, rank + len(group)
         else:
+            rank = 0 if isinstance(group, _Trusted) else rank  # the next message
             ids = _ids(method, group, behind_memory=i > 0 and isinstance(groups[i - 1], list))
             if parts and isinstance(parts[-1], list):
                 parts[-1] += ids
@@ -190,17 +196,20 @@ def _ids(method: Method, text: str, *, behind_memory: bool) -> list[int]:
     return backbone.tokens(text)
 
 
-def _recall(method: Method, ids: list[str], shelf: Shelf, placing: str, start: int, *, opens: bool) -> Recall:
+def _recall(
+    method: Method, ids: list[str], shelf: Shelf, placing: Placing, start: int, *, opens: bool, rank: int
+) -> Recall:
+    """Passages of ranks from `rank` on, best first, as one memory."""
     extents = shelf.extents(ids)
     prefix = method.prefix if opens else None
     own = [(prefix.anchors, prefix.source_len)] if prefix is not None else []
     slots = sum(a for a, _ in (*own, *extents))
-    span = slots if placing == "packed" else sum(n for _, n in (*own, *extents))
+    span = sum(placing.extent(*extent) for extent in (*own, *extents))
 
     def load() -> Memory:
         device = method.backbone.device
-        parts = [m.to(device=device) for m in shelf.load(ids)]
-        return method.memory(parts, placing=placing, start=start, opens=opens)
+        ranked = [[m.to(device=device) for m in parts] for parts in shelf.load(ids)]
+        return method.passages(ranked, placing=placing, first=rank, start=start, opens=opens)
 
-    key = (shelf.key, tuple(ids), placing, opens)
+    key = (shelf.key, tuple(ids), placing, opens, rank)
     return Recall(key, start, start + span, slots, sum(n for _, n in extents), load)

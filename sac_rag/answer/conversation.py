@@ -9,6 +9,7 @@ from sac_rag.answer.assemble import Assembled
 from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt, layout_messages
 from sac_rag.answer.tags import PassageRef
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.placing import Placing
 from sac_rag.errors import ConfigError
 from sac_rag.records import Hit
 
@@ -50,7 +51,7 @@ class Conversation:
         question: str,
         shelf: Shelf,
         *,
-        placing: str = "source",
+        placing: Placing | None = None,
         reserve: int = 64,
     ) -> Assembled:
         """The prompt of a next question over these hits, of which the first `texts` are read as text.

@@ -18,6 +18,7 @@ from sac_rag.compress.backbone import Backbone, LoraSpec
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.placing import Placing
 from sac_rag.errors import AdapterError
 
 CARD_VERSION = 1
@@ -44,6 +45,8 @@ class Card:
     """Keyword arguments of the method (selector, budget, causal, learn_prefix, sharpness)."""
     layout: dict[str, str] = field(default_factory=dict)
     """Fields of PromptLayout."""
+    placing: dict[str, Any] = field(default_factory=dict)
+    """Fields of Placing that the adapter was made for; those left out are Placing's own."""
     training: dict[str, Any] = field(default_factory=dict)
     """Data, steps, settings, as printed by the training command."""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -94,10 +97,13 @@ class Card:
 def build(model: Any, tokenizer: Any, card: Card) -> Method:
     """A fresh method as a card describes it, untrained."""
     backbone = Backbone(model, tokenizer, card.lora_spec())
+    layout, placing = PromptLayout.from_mapping(card.layout), Placing.from_mapping(card.placing)
     try:
-        return METHODS.load(card.method)(backbone, PromptLayout.from_mapping(card.layout), **card.options)
+        method: Method = METHODS.load(card.method)(backbone, layout, **card.options)
     except TypeError as error:
         raise AdapterError(f"method {card.method!r} does not take the options {card.options}: {error}") from error
+    method.placing = placing
+    return method
 
 
 def load(

@@ -123,6 +123,7 @@ class Memory:
     next_position: the position of the first token that follows.
     source_len: document tokens that the slots stand for.
     start: the position at which the memory begins: 0 unless something is read before it.
+    bias: shape (slots,), fp32, run by run: added to the attention scores of each slot; None is 0 everywhere.
     """
 
     keys: torch.Tensor
@@ -131,6 +132,7 @@ class Memory:
     next_position: int
     source_len: int
     start: int = 0
+    bias: torch.Tensor | None = None
 
     @property
     def slots(self) -> int:
@@ -143,3 +145,10 @@ class Memory:
         runs = list(zip(self.keys.split(sizes), self.values.split(sizes), strict=True))
         heads = self.counts.shape[1]
         return [runs[i : i + heads] for i in range(0, len(runs), heads)]
+
+    def layer_biases(self) -> list[list[torch.Tensor]] | None:
+        """Per layer and head the biases of its run, each (count,); None without any."""
+        if self.bias is None:
+            return None
+        runs, heads = self.bias.split(self.counts.flatten().tolist()), self.counts.shape[1]
+        return [list(runs[i : i + heads]) for i in range(0, len(runs), heads)]

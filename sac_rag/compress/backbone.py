@@ -298,22 +298,29 @@ class Backbone:
 
 
 class _Front(NamedTuple):
-    """What one layer attends in front of a text: k and v (n, kv_heads, d), the runs of its heads from the left, and
-    (n, kv_heads) where a shorter run has no slot (None: nowhere)."""
+    """What one layer attends in front of a text: k and v (n, kv_heads, d), the runs of its heads from the left,
+    (n, kv_heads) where a shorter run has no slot (None: nowhere), and (kv_heads, n) what is added to the scores
+    (None: nothing)."""
 
     keys: torch.Tensor
     values: torch.Tensor
     hidden: torch.Tensor | None
+    bias: torch.Tensor | None = None
 
 
 def _fronts(memory: Memory) -> list[_Front | None]:
     """A memory layer by layer; None where a layer keeps nothing."""
     fronts: list[_Front | None] = []
-    for runs, counts in zip(memory.layer_runs(), memory.counts, strict=True):
+    biases = memory.layer_biases()
+    for layer, (runs, counts) in enumerate(zip(memory.layer_runs(), memory.counts, strict=True)):
         most = int(counts.max())
+        if not most:
+            fronts.append(None)
+            continue
         keys, values = (pad_sequence([run[i] for run in runs]) for i in (0, 1))
-        hidden = None if bool((counts == most).all()) else torch.arange(most)[:, None] >= counts
-        fronts.append(_Front(keys, values, None if hidden is None else hidden.to(keys.device)) if most else None)
+        hidden = None if bool((counts == most).all()) else (torch.arange(most)[:, None] >= counts).to(keys.device)
+        bias = None if biases is None else pad_sequence(biases[layer], batch_first=True).to(keys.dtype)
+        fronts.append(_Front(keys, values, hidden, bias))
     return fronts
 
 
@@ -346,6 +353,7 @@ def _attend(
     if front is not None and front.hidden is not None:
         seen = F.pad(~front.hidden.T, (0, n), value=True)[:, None]
         mask = seen.expand(-1, n, -1) if mask is None else seen & mask
+    prior = None if front is None or front.bias is None else F.pad(front.bias, (0, n))[:, None]
     if q.requires_grad and q.device.type == "cpu":
         # The fused CPU kernel's backward is four times slower than two small matmuls at these lengths.
         q = q.view(n, groups, heads // groups, dim).permute(1, 2, 0, 3).reshape(groups, -1, dim)
@@ -355,12 +363,17 @@ def _attend(
             scores = scores.view(groups, -1, n, m).masked_fill(mask, float("-inf")).view(groups, -1, m)
         if bias is not None:
             scores = (scores.view(groups, -1, n, m) + bias).view(groups, -1, m)
+        if prior is not None:
+            scores = scores + prior
         out = torch.bmm(scores.softmax(-1), v.transpose(0, 1))
         return out.view(groups, heads // groups, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
     if mask is not None:
         mask = spread(mask, heads // groups, q.dtype)
     elif bias is not None:
         mask = bias.repeat(heads // groups, 1)
+    if prior is not None:
+        rows = heads // groups * n
+        mask = prior.expand(-1, rows + -rows % TILE, -1) if mask is None else mask + prior
     return attend(q, k.transpose(0, 1), v.transpose(0, 1), mask=mask)
 
 

@@ -1,17 +1,23 @@
 """Where stored memories stand in the decoder: placing, one rotation, concatenation.
 
-Training, evaluation and serving all come through `compose`; it is differentiable in keys and values.
+Training, evaluation and serving all come through `compose`; it is differentiable in keys and values. Which positions
+memories take, in which order they stand and how much the lower ranked are held back is one policy, `Placing`, that
+the adapter's card names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory
 from sac_rag.compress.rope import rotate
-from sac_rag.errors import MemoryInvalid
+from sac_rag.config import AskConfig
+from sac_rag.errors import AdapterError, ConfigError, MemoryInvalid
 from sac_rag.registry import Registry
 
 PLACINGS = Registry(
@@ -41,17 +47,73 @@ def packed(memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:
     return places, start
 
 
+ORDERS = ("best-last", "best-first")
+
+
+@dataclass(frozen=True)
+class Placing:
+    """How the memories of several passages stand before a decoder. Passages are ranked by retrieval, 0 the best."""
+
+    positions: str = "source"
+    """What positions they take, by registry name: "source" or "packed"."""
+    order: str = "best-last"
+    """"best-last": the best passage stands nearest the question; "best-first": farthest from it."""
+    prior: float = 0.0
+    """Added to the attention scores (before softmax, in nats) of a passage's slots: -prior * rank. A passage of rank r
+    then weighs exp(-prior * r) as much as the best one at equal scores; 0 leaves every bit as it is."""
+
+    def __post_init__(self) -> None:
+        PLACINGS.load(self.positions)
+        if self.order not in ORDERS:
+            raise ConfigError(f"order is {self.order!r}; use {' or '.join(ORDERS)}")
+        if not isinstance(self.prior, int | float) or not 0 <= self.prior < math.inf:
+            raise ConfigError(f"prior is {self.prior!r}; it must be a number of at least 0 and finite")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Placing:
+        """Read a card's policy; raises AdapterError on unknown fields and values."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise AdapterError(f"placing has unknown fields {unknown}; known: {sorted(known)}")
+        try:
+            return cls(**values)
+        except (ConfigError, TypeError) as error:
+            raise AdapterError(f"placing {dict(values)} cannot be used: {error}") from error
+
+    def overridden(self, ask: AskConfig) -> Placing:
+        """This policy, with what a question asks for in its place."""
+        given = {"positions": ask.placing, "order": ask.order, "prior": ask.prior}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+    def to_mapping(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def arranged(self, count: int, first: int = 0) -> tuple[list[int], list[float]]:
+        """Passages `count`, best first, of ranks from `first` on: their indices in reading order, and the bias of
+        each in that order."""
+        order = list(range(count))
+        if self.order == "best-last":
+            order.reverse()
+        return order, [-self.prior * (first + i) if self.prior else 0.0 for i in order]
+
+    def extent(self, slots: int, source_len: int) -> int:
+        """Positions that a memory of so many slots (in a head on average) and source tokens takes up."""
+        return slots if self.positions == "packed" else source_len
+
+
 def compose(
     memories: Sequence[AnchorKV],
     inv_freq: torch.Tensor,
     *,
     placing: str = "source",
+    biases: Sequence[float] | None = None,
     scaling: float = 1.0,
     start: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Memory:
     """Place from position `start` on, rotate (once, in fp32) and join memories of equal (layers, kv_heads, head_dim).
 
+    placing: positions by registry name. biases: one a memory, added to the attention scores of its slots.
     Raises MemoryInvalid when there is none or when their shapes differ.
     """
     if not memories:
@@ -64,11 +126,16 @@ def compose(
     keys = torch.cat([m.keys for m in memories])
     keys = rotate(keys, torch.cat(places) + start, inv_freq, scaling, dtype)
     values = torch.cat([m.values for m in memories]).to(dtype)
+    bias = None
+    if biases and any(biases):
+        sizes = torch.tensor([m.positions.numel() for m in memories])
+        bias = torch.tensor(biases, dtype=torch.float32).repeat_interleave(sizes).to(keys.device)
     if len(memories) > 1:
         order = _run_by_run([m.counts for m in memories]).to(keys.device)
         keys, values = keys.index_select(0, order), values.index_select(0, order)
+        bias = None if bias is None else bias.index_select(0, order)
     counts = torch.stack([m.counts for m in memories]).sum(0)
-    return Memory(keys, values, counts, start + following, sum(m.source_len for m in memories), start)
+    return Memory(keys, values, counts, start + following, sum(m.source_len for m in memories), start, bias)
 
 
 def _run_by_run(counts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -41,6 +41,8 @@ class Session:
     from the left to a length of its own, and a layer's capacity is that of its fullest head: where no head keeps
     anything of a memory, the memory costs nothing.
     Tokens of a prefill are packed without padding, so that rows of unlike length cost what they hold.
+    What biased memories add to attention scores is held beside the cache, (rows, kv_heads, capacity, 1) a layer, from
+    the first such memory on.
 
     logits: shape (rows, vocabulary), of the token that follows what has been read.
     """
@@ -52,6 +54,7 @@ class Session:
         rows = len(prompts)
         empty = torch.empty(rows, groups, 0, dim, dtype=backbone.dtype, device=backbone.device)
         self._cache = [(empty, empty)] * layers
+        self._bias: list[torch.Tensor] | None = None
         self._filled = torch.zeros(rows, layers, groups, dtype=torch.int64)
         self._next = [0] * rows
         self._stands: list[tuple[_Stand, ...]] = [()] * rows
@@ -87,7 +90,8 @@ class Session:
         for index, (row, at) in enumerate(zip(laid, starts, strict=True)):
             for memory, first in zip(row.memories, at[1:], strict=True):
                 self._insert(index, memory, first - memory.counts)
-                self._stands[index] += (_Stand(memory.start, memory.next_position, memory.counts),)
+                stand = _Stand(memory.start, memory.next_position, memory.counts, memory.bias is not None)
+                self._stands[index] += (stand,)
         like = self._cache[0][0]
         new = [_NewTokens(row.tokens, at, self._repeat, like) for row, at in zip(laid, starts, strict=True)]
         ids = [torch.tensor([t for part in row if not isinstance(part, Memory) for t in part]) for row in parts]
@@ -99,7 +103,10 @@ class Session:
             def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
                 keys, values = self._cache[layer]
                 pieces = zip(rows, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-                return torch.cat([new[i].attend(layer, keys[i], values[i], *qkv) for i, *qkv in pieces])
+                biases = {i: self._bias_of(i, layer) for i in rows}
+                return torch.cat(
+                    [new[i].attend(layer, keys[i], values[i], q, k, v, biases[i]) for i, q, k, v in pieces]
+                )
 
             positions = torch.cat([laid[i].positions for i in rows])
             last = torch.tensor(sizes).cumsum(0) - 1
@@ -117,7 +124,7 @@ class Session:
 
         def walk(rows: range) -> torch.Tensor:
             at = slice(rows.start, rows.stop)
-            mix = self._stepping([(keys[at], values[at]) for keys, values in self._cache], filled[at])
+            mix = self._stepping([(keys[at], values[at]) for keys, values in self._cache], filled[at], rows)
             return self._backbone.walk(tokens[at], positions[at], mix, use_lora=self._use_lora)
 
         self._next = [n + 1 for n in self._next]
@@ -130,8 +137,11 @@ class Session:
         size = self.rows if self._backbone.is_steady else most
         return torch.cat([walk(range(at, min(at + size, self.rows))) for at in range(0, self.rows, size)])
 
-    def _stepping(self, caches: Sequence[tuple[torch.Tensor, torch.Tensor]], filled: torch.Tensor) -> Mix:
-        """The attention of one more token a row, over caches that are filled so far, (rows, layers, kv_heads)."""
+    def _stepping(
+        self, caches: Sequence[tuple[torch.Tensor, torch.Tensor]], filled: torch.Tensor, those: range
+    ) -> Mix:
+        """The attention of one more token for each of `those` rows, over caches that are filled so far, (rows, layers,
+        kv_heads)."""
         places, like = filled.transpose(0, 1), caches[0][0]
         rows, groups, _, dim = like.shape
         each, heads = torch.arange(rows, device=like.device)[:, None], torch.arange(groups, device=like.device)
@@ -161,6 +171,8 @@ class Session:
             out = torch.empty_like(q)
             for *share, mask in shares(fills[layer]):
                 seen = (*share, slice(0, mask.shape[-1]))
+                if self._bias is not None and any(self._is_biased(i) for i in those[share[0]]):
+                    mask = mask + self._bias[layer][those.start : those.stop][seen].transpose(-1, -2)
                 out[*share] = F.scaled_dot_product_attention(q[*share], keys[seen], values[seen], attn_mask=mask)
             return out[:, :, : self._repeat].reshape(rows, -1)
 
@@ -171,6 +183,7 @@ class Session:
         index = torch.tensor(list(rows))
         at = index.to(self.logits.device)
         self._cache = [(keys[at], values[at]) for keys, values in self._cache]
+        self._bias = None if self._bias is None else [bias[at] for bias in self._bias]
         self._filled, self.logits = self._filled[index], self.logits[at]
         self._next, self._stands = [self._next[r] for r in rows], [self._stands[r] for r in rows]
 
@@ -178,11 +191,14 @@ class Session:
         """A session of one row, with a copy of its cache, as long as it needs to be."""
         one = copy.copy(self)
         one.keep([index])
-        widths = map(_blocks, one._filled[0].amax(1).tolist())
+        widths = list(map(_blocks, one._filled[0].amax(1).tolist()))
         one._cache = [
             (keys[:, :, :n].clone(), values[:, :, :n].clone())
             for (keys, values), n in zip(one._cache, widths, strict=True)
         ]
+        if one._bias is not None:
+            biased = one._is_biased(0)
+            one._bias = [b[:, :, :n].clone() for b, n in zip(one._bias, widths, strict=True)] if biased else None
         return one
 
     def rewind(self, position: int) -> None:
@@ -198,6 +214,8 @@ class Session:
         tokens = position - sum(m.next_position - m.start for m in stands)
         self._filled = torch.full_like(self._filled, tokens) + sum(m.counts for m in stands)
         self._next, self._stands = [position], [stands]
+        for layer, bias in enumerate(self._bias or ()):  # tokens may come to stand where a memory was
+            bias[0, :, :, 0].masked_fill_(_from(self._filled[0, layer], bias.shape[2]).to(bias.device), 0)
 
     def join(self, other: Session) -> None:
         """Take the rows of another session of the same backbone in behind one's own; `other` is spent."""
@@ -207,6 +225,10 @@ class Session:
             capacity = max(mine[0].shape[2], its[0].shape[2])
             keys, values = (torch.cat([_grown(t, capacity) for t in pair]) for pair in zip(mine, its, strict=True))
             self._cache[layer] = keys, values
+        if self._bias is not None or other._bias is not None:
+            capacities = [keys.shape[2] for keys, _ in self._cache]
+            both = zip(self._biases(len(self._next)), other._biases(len(other._next)), capacities, strict=True)
+            self._bias = [torch.cat((_grown(a, n), _grown(b, n))) for a, b, n in both]
         self._filled = torch.cat((self._filled, other._filled))
         self._next, self._stands = self._next + other._next, self._stands + other._stands
         self.logits = torch.cat((self.logits, other.logits))
@@ -217,8 +239,11 @@ class Session:
         for layer, most in enumerate(filled.amax((0, 2)).tolist()):
             held = self._cache[layer][0].shape[2]
             if most > held:
-                keys, values = (_grown(t, _blocks(most) + (BLOCK if held else 0)) for t in self._cache[layer])
+                room = _blocks(most) + (BLOCK if held else 0)
+                keys, values = (_grown(t, room) for t in self._cache[layer])
                 self._cache[layer] = keys, values
+                if self._bias is not None:
+                    self._bias[layer] = _grown(self._bias[layer], room)
 
     def _insert(self, row: int, memory: Memory, starts: torch.Tensor) -> None:
         """Write a memory's runs from these slots on, (layers, kv_heads)."""
@@ -227,6 +252,29 @@ class Session:
                 if count := len(run_keys):
                     keys[row, head, first : first + count] = run_keys
                     values[row, head, first : first + count] = run_values
+        if (biases := memory.layer_biases()) is not None:
+            self._bias = self._biases(self.rows)
+            for held, layer, firsts in zip(self._bias, biases, starts.tolist(), strict=True):
+                for head, (bias, first) in enumerate(zip(layer, firsts, strict=True)):
+                    held[row, head, first : first + len(bias), 0] = bias.to(held.dtype)
+
+    def _biases(self, rows: int) -> list[torch.Tensor]:
+        """What is added to scores, layer by layer: zeros until there is something."""
+        if self._bias is not None:
+            return self._bias
+        return [keys.new_zeros(rows, keys.shape[1], keys.shape[2], 1) for keys, _ in self._cache]
+
+    def _is_biased(self, row: int) -> bool:
+        return any(stand.biased for stand in self._stands[row])
+
+    def _bias_of(self, row: int, layer: int) -> torch.Tensor | None:
+        """What is added to the scores of a row's slots, (kv_heads, capacity); None: nothing."""
+        return self._bias[layer][row, :, :, 0] if self._bias is not None and self._is_biased(row) else None
+
+
+def _from(filled: torch.Tensor, capacity: int) -> torch.Tensor:
+    """Slots behind those that heads are filled with, (kv_heads, capacity)."""
+    return torch.arange(capacity) >= filled[:, None]
 
 
 def _blocks(slots: int) -> int:
@@ -240,11 +288,13 @@ def _grown(cache: torch.Tensor, capacity: int) -> torch.Tensor:
 
 
 class _Stand(NamedTuple):
-    """Where a row has a memory: its positions, [start, next_position), and its slots, (layers, kv_heads)."""
+    """Where a row has a memory: its positions, [start, next_position), its slots, (layers, kv_heads), and whether it
+    adds to their scores."""
 
     start: int
     next_position: int
     counts: torch.Tensor
+    biased: bool
 
 
 class _Laid(NamedTuple):
@@ -299,9 +349,11 @@ class _NewTokens:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Write k and v, (tokens, kv_heads, head_dim), to the row's cache, (kv_heads, capacity, head_dim), and attend
-        it with q, (tokens, heads, head_dim) -> (tokens, heads * head_dim)."""
+        it with q, (tokens, heads, head_dim) -> (tokens, heads * head_dim). bias: (kv_heads, capacity), added to the
+        scores of its slots."""
         out = []
         # Heads that are filled alike go together, others apart: an empty one does not wade through the slots of a full
         # one, so that slots cost the same time however the heads share them.
@@ -313,6 +365,8 @@ class _NewTokens:
             mask = None if end == len(q) else self._mask(starts)
             queries = q[:, heads.start * self._repeat : heads.stop * self._repeat]
             seen = slice(0, _blocks(end))
+            if mask is not None and bias is not None:
+                mask = mask + bias[heads, None, seen]
             out.append(attend(queries, keys[heads, seen], values[heads, seen], mask=mask, causal=mask is None))
         return torch.cat(out, dim=1)
 

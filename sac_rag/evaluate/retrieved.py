@@ -15,6 +15,8 @@ from sac_rag.answer import gate
 from sac_rag.answer.assemble import text_prompt
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling
+from sac_rag.compress.adapter import Card
+from sac_rag.compress.placing import Placing
 from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.evaluate.cost import measured
 from sac_rag.evaluate.harness import STORED, Listen, check_readers
@@ -23,6 +25,7 @@ from sac_rag.evaluate.prompts import ANSWER_TOKENS, answers_of
 from sac_rag.evaluate.results import Origin, Results, file_sha256
 from sac_rag.evaluate.runs import Prediction, Run, Scored, summary, with_macro, with_retention
 from sac_rag.evaluate.tasks import Task, check_names, grouped, load_task, set_name
+from sac_rag.models.adapters import find_adapter
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.loading import choose_device, choose_dtype
 from sac_rag.pipeline import SacRag
@@ -32,6 +35,8 @@ from sac_rag.train.data import Question, read_contexts
 READERS = ("memory", "mixed", "text", "full-ft")
 MIXING = ("text_passages", "text_tokens", "text_score")
 """Settings of AskConfig that the mixed reader alone goes by."""
+BEFORE = Placing(order="best-first", prior=0.0)
+"""How passages stood before there was a choice."""
 PUT_TOGETHER = 16
 """Contexts committed together."""
 POOL_PASSAGES = 5000
@@ -69,6 +74,7 @@ def evaluate_retrieved(
     ratios: Sequence[float] | None = None,
     full_ft_adapter: str = "default",
     pool: bool = False,
+    libraries: str | Path | None = None,
     limit: int | None = None,
     contexts: int | None = None,
     seed: int = 0,
@@ -82,8 +88,9 @@ def evaluate_retrieved(
 
     All readers get the same passages: as memory, the best as text and the others as memory (mixed), as text, or as
     text read by Full-FT; what `ask` says of fidelity and of abstaining does not count. A library a file and ratio
-    (None: that of `config`); with `pool` one a ratio, of all files. text and full-ft read the same at every ratio, so
-    once. Groups of files, batch, results and rows "macro" as in `evaluate`. Raises ConfigError for a reader that
+    (None: that of `config`); with `pool` one a ratio, of all files. libraries: a folder that keeps them, so that the
+    next call does not index again. text and full-ft read the same at every ratio, so once. Groups of files, batch,
+    results and rows "macro" as in `evaluate`. Raises ConfigError for a reader that
     cannot retrieve or has no memory of this method, and a ratio out of range.
     """
     config, ask = config or IndexConfig(), ask or AskConfig(max_new_tokens=ANSWER_TOKENS)
@@ -95,6 +102,8 @@ def evaluate_retrieved(
     number = str(choose_dtype(dtype, choose_device(device)))
     hashes = [file_sha256(f) if results else "" for f in paths]
     found_by = Embedder(config.embedder).fingerprint if results else ""
+    card = Card.read(find_adapter(config.model, config.method, config.adapter))
+    placing = Placing.from_mapping(card.placing).overridden(ask)
     together = [list(range(len(paths)))] if pool else [[i] for i in range(len(paths))]
     done: dict[tuple[str, float | None], dict[int, Scored[RetrievedRun]]] = {}
 
@@ -107,7 +116,7 @@ def evaluate_retrieved(
             **{"track": "retrieved", "set": tasks[index].name, "file_sha256": hashes[index], "limit": limit},
             **{"seed": seed, "reader": reader, "ratio": ratio, "dtype": number, "contexts": contexts},
             **{"searched": sorted(hashes[i] for i in group), "passage_tokens": config.passage_tokens},
-            **{"overlap": config.overlap, "embedder_sha256": found_by, "ask": _asked(ask, reader)},
+            **{"overlap": config.overlap, "embedder_sha256": found_by, "ask": _asked(ask, reader, placing)},
             **({"codec": config.codec} if reader in STORED else {}),
             **Origin.of(config.model, used, weights).determines("memory" if reader in STORED else reader),
         }
@@ -126,7 +135,7 @@ def evaluate_retrieved(
             if not missing:
                 continue
             own_config = dataclasses.replace(config, ratio=ratio)
-            with _library([paths[i] for i in group], contexts, own_config, device, dtype, listen) as rag:
+            with _library([paths[i] for i in group], contexts, own_config, libraries, device, dtype, listen) as rag:
                 found: dict[int, list[list[Hit]]] = {}
                 for i, reader, settings in missing:
                     if i not in found:
@@ -151,18 +160,26 @@ def evaluate_retrieved(
 
 @contextlib.contextmanager
 def _library(
-    files: Sequence[str], contexts: int | None, config: IndexConfig, device: str, dtype: str, listen: Listen | None
+    files: Sequence[str],
+    contexts: int | None,
+    config: IndexConfig,
+    keep: str | Path | None,
+    device: str,
+    dtype: str,
+    listen: Listen | None,
 ) -> Iterator[SacRag]:
-    """A temporary library of the files' contexts, each text once."""
+    """A library of the files' contexts, each text once: in the folder `keep`, where one is there already, or a
+    temporary one."""
     texts: dict[str, str] = {}
     for file in files:
         for i, context in enumerate([c for c in read_contexts(file) if c.questions][:contexts]):
             texts.setdefault(context.text, f"{set_name(file)}/{i}")
     documents = [Document(uri, text) for text, uri in texts.items()]
     name = set_name(files[0]) if len(files) == 1 else "pool"
+    kept = contextlib.nullcontext(str(keep)) if keep is not None else tempfile.TemporaryDirectory()
     with (
-        tempfile.TemporaryDirectory() as folder,
-        SacRag.index([], Path(folder) / "eval.lib", config, device=device, dtype=dtype) as rag,
+        kept as folder,
+        SacRag.index([], Path(folder) / f"{name}-{config.ratio:g}x.lib", config, device=device, dtype=dtype) as rag,
     ):
         for i in range(0, len(documents), PUT_TOGETHER):
             rag.put(documents[i : i + PUT_TOGETHER])
@@ -217,10 +234,14 @@ def _answer(rag: SacRag, task: Task, found: Sequence[Sequence[Hit]], how: _Readi
     return Scored(run, tuple(predictions))
 
 
-def _asked(ask: AskConfig, reader: str) -> dict[str, Any]:
+def _asked(ask: AskConfig, reader: str, placing: Placing) -> dict[str, Any]:
     """The settings of `ask` that decide a reader's answers; how passages are read is the reader's own."""
-    left_out = {"fidelity", "abstain", *(() if reader == "mixed" else MIXING)}
-    return {name: value for name, value in dataclasses.asdict(ask).items() if name not in left_out}
+    left_out = {"fidelity", "abstain", "placing", "order", "prior", *(() if reader == "mixed" else MIXING)}
+    asked = {name: value for name, value in dataclasses.asdict(ask).items() if name not in left_out}
+    memories = reader in STORED and ask.k > 1
+    # Order and prior are named only where they say something: runs from before there were any are still found.
+    unusual = {"order": placing.order, "prior": placing.prior} if memories and placing != BEFORE else {}
+    return {**asked, "placing": placing.positions if reader in STORED else "source", **unusual}
 
 
 def _label(rag: SacRag, reader: str) -> str:

@@ -24,7 +24,10 @@ def setting(make_sac):
     method.backbone.tokenizer.chat_template = TEMPLATE
     kvs = dict(zip("abc", method.compress([ids(n, seed=n).tolist() for n in (60, 33, 21)], 5.0), strict=True))
     shelf = Shelf(
-        "s", lambda i: [(kvs[x].anchors, kvs[x].source_len) for x in i], lambda i: [kvs[x] for x in i], kvs.__contains__
+        "s",
+        lambda i: [(kvs[x].anchors, kvs[x].source_len) for x in i],
+        lambda i: [[kvs[x]] for x in i],
+        kvs.__contains__,
     )
     return method, kvs, shelf
 
@@ -53,7 +56,7 @@ def test_memories_stand_where_the_passages_are_named(setting):
     assert prompt.slots == sum(kv.anchors for kv in (method.prefix, *kvs.values()))
     assert prompt.source_tokens == sum(kv.source_len for kv in kvs.values())
     first, second = (p for p in prompt.parts if isinstance(p, Recall))
-    want = method.memory([kvs["a"], kvs["b"]], start=first.start)
+    want = method.passages([[kvs["a"]], [kvs["b"]]], start=first.start)
     assert first.load().keys.equal(want.keys) and (first.slots, first.next_position) == (want.slots, want.next_position)
     assert second.slots == kvs["c"].anchors, "the adapter's prefix stands in front of the first memory alone"
     session = Session(b, [prompt.after(0)])
@@ -72,7 +75,7 @@ def test_the_adapters_own_layout_is_recognised(setting):
         Message("user", (PassageRef("a"), PassageRef("b"), f"{layout.before}Who?")),
     ]
     prompt = chat_prompt(method, messages, shelf)
-    want = method.memory([kvs["a"], kvs["b"]])
+    want = method.passages([[kvs["a"]], [kvs["b"]]])
     recall, *tokens = prompt.parts
     assert [t for p in tokens for t in p] == [*b.template(layout.before), *b.tokens("Who?"), *b.template(layout.after)]
     got = recall.load()

@@ -15,6 +15,7 @@ from sac_rag.answer.confidence import Thresholds, says_nothing
 from sac_rag.answer.reader import Sampling
 from sac_rag.compress.anchor_kv import Memory
 from sac_rag.compress.layout import PromptLayout
+from sac_rag.compress.placing import Placing
 from sac_rag.compress.session import Session
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.records import NO_ANSWER, Document, Hit, Passage
@@ -75,7 +76,7 @@ def test_all_as_text_is_the_text_prompt_and_none_the_memory_prompt(case):
 def test_mixed_stands_where_the_text_prompt_stands(case, texts, placing):
     method, hits, memories = case
     backbone, layout = method.backbone, method.layout
-    mixed = mixed_prompt(method, hits, texts, memories[texts:], QUESTION, placing=placing)
+    mixed = mixed_prompt(method, hits, texts, memories[texts:], QUESTION, placing=Placing(placing))
     body, tail, ids = mixed.prompt.parts
     (whole,) = text_prompt(method, hits, QUESTION).prompt.parts
     assert body[: len(backbone.template(layout.prefix))] == backbone.template(layout.prefix)
@@ -90,7 +91,7 @@ def test_mixed_stands_where_the_text_prompt_stands(case, texts, placing):
     with torch.inference_mode():
         got = Session(backbone, [mixed.prompt.after(0)]).logits[0]
     assert torch.allclose(got, by_transformers(backbone, mixed.prompt.parts), atol=1e-4)
-    plain = mixed_prompt(method, hits, texts, memories[texts:], QUESTION, placing="source").prompt
+    plain = mixed_prompt(method, hits, texts, memories[texts:], QUESTION, placing=Placing("source")).prompt
     assert placing == "packed" or plain.tokens == mixed.prompt.tokens
 
 

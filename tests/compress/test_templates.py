@@ -35,7 +35,7 @@ def test_what_is_trained_is_what_a_chat_reads(make_sac, name):
     if own:
         tail = [*b.template(layout.before), *b.tokens(question), *b.template(layout.after)]
     trained = Session(b, [[method.memory([kv], layout=None if own else layout), tail]])
-    shelf = Shelf("s", lambda i: [(kv.anchors, kv.source_len)], lambda i: [kv], lambda i: True)
+    shelf = Shelf("s", lambda i: [(kv.anchors, kv.source_len)], lambda i: [[kv]], lambda i: True)
     messages = []
     for role, wording in WORDINGS[name]:
         front, found, rest = wording.partition(CONTEXT)

@@ -11,7 +11,7 @@ from torch import nn
 from sac_rag.compress.anchor_kv import AnchorKV, Memory
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.layout import PromptLayout
-from sac_rag.compress.placing import compose
+from sac_rag.compress.placing import Placing, compose
 from sac_rag.config import MAX_PASSAGE_TOKENS
 
 SELECTOR = "selector."
@@ -35,6 +35,8 @@ class Method(ABC):
 
     def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
         self.backbone, self.layout = backbone, layout
+        self.placing = Placing()
+        """How memories stand in a prompt; the adapter's card says."""
         self._prefixes: dict[str, AnchorKV] = {}
 
     @property
@@ -95,25 +97,49 @@ class Method(ABC):
         self,
         parts: Sequence[AnchorKV],
         *,
-        placing: str = "source",
+        biases: Sequence[float] | None = None,
+        placing: Placing | None = None,
         start: int = 0,
         layout: PromptLayout | None = None,
         opens: bool = True,
     ) -> Memory:
-        """`parts` placed and joined for the decoder, behind `prefix` where they are the first of a prompt (`opens`).
+        """`parts`, in reading order, placed and joined for the decoder, behind `prefix` where they are the first of a
+        prompt (`opens`).
 
+        biases: one a part, added to the attention scores of its slots. placing: in place of the method's own.
         layout: another layout than the method's own: its prefix, as the base model reads it, stands in front of both.
         """
-        front = (self.plain_prefix(layout) if layout else None, self.prefix if opens else None)
+        front = [p for p in (self.plain_prefix(layout) if layout else None, self.prefix if opens else None) if p]
         backbone = self.backbone
         return compose(
-            [*(p for p in front if p), *parts],
+            [*front, *parts],
             backbone.inv_freq,
-            placing=placing,
+            placing=(placing or self.placing).positions,
+            biases=[*[0.0] * len(front), *biases] if biases else None,
             scaling=backbone.rope_scaling,
             start=start,
             dtype=backbone.dtype,
         )
+
+
+    def passages(
+        self,
+        ranked: Sequence[Sequence[AnchorKV]],
+        *,
+        placing: Placing | None = None,
+        first: int = 0,
+        start: int = 0,
+        opens: bool = True,
+    ) -> Memory:
+        """The memory of retrieved passages, in the order and with the prior of `placing`.
+
+        ranked: the memories of each passage, several where it is longer than one may be, best passage first.
+        first: rank of the best of them. placing, start, opens: as in `memory`.
+        """
+        order, biases = (placing or self.placing).arranged(len(ranked), first)
+        parts = [kv for i in order for kv in ranked[i]]
+        each = [bias for i, bias in zip(order, biases, strict=True) for _ in ranked[i]]
+        return self.memory(parts, biases=each, placing=placing, start=start, opens=opens)
 
 
 def _batches(chunks: Sequence[Sequence[int]], budget: int) -> list[list[Sequence[int]]]:
