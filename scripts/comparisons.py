@@ -25,7 +25,7 @@ from pathlib import Path
 MONTHS = "January February March April May June July August September October November December".split()
 DATE = rf"(?:\d{{1,2}}\s)?(?:{'|'.join(MONTHS)})\s(?:\d{{1,2}},?\s)?\d{{4}}"
 BORN = re.compile(rf"\([^()]*?({DATE})")
-DIED = re.compile(rf"\([^()]*?{DATE}\s?[–-]\s?({DATE})")
+DIED = re.compile(rf"\([^()]*?{DATE}\s?[\u2013-]\s?({DATE})")
 WORK = re.compile(r"\bis an? (\d{4}) ((?:[\w-]+ ){0,6}?)(film|album|song|novel|video game|single)\b")
 DIRECTOR = re.compile(r"directed by ([A-Z][\w.'-]+(?: [A-Z][\w.'-]+){1,3})")
 NATIONS = frozenset(

@@ -34,9 +34,17 @@ LAYOUT = tuple(
 )
 
 
+PLACING = tuple(
+    dataclasses.replace(setting, default=None)
+    for setting in fields.settings_of(
+        "sac_rag.compress.placing:Placing", prefix="placing_", panel="Placing of several passages (else that of --from)"
+    )
+)
+
+
 @command(
     "train",
-    settings=(*TRAINING, *LORA, *LAYOUT),
+    settings=(*TRAINING, *LORA, *LAYOUT, *PLACING),
     example="""
     sac train books.txt --objective lm --steps 2000 --output runs/lm
     sac train squad.jsonl.gz=0.7 nq.jsonl.gz=0.3 --from runs/lm --output runs/qa
@@ -51,8 +59,9 @@ def train(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="Files of text or questions, with a share if wanted; cloze:PATH asks questions made out of its texts, "
-            "quote:PATH for the texts themselves. One folder with --recipe.",
+            help="Files of text or questions, with a share if wanted; choice:PATH offers two answers with half of its "
+            "questions, cloze:PATH asks questions made out of its texts, quote:PATH for the texts themselves. One "
+            "folder with --recipe.",
             metavar="PATH[=WEIGHT]",
         ),
     ],
@@ -110,7 +119,8 @@ def train(
 
     Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm reads their text alone. cloze: in front
     of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a number or
-    a phrase that was taken out of it. quote: asks for the text itself, piece by piece.
+    a phrase that was taken out of it. choice: asks the file's own questions, about half of them with the answer and
+    another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, piece by piece.
 
     --recipe trains all stages of a known training in folders 1-… and 2-… of the output, which gets the last adapter;
     the data are then one folder with lm/, qa/ and summ/ in it.
@@ -125,7 +135,7 @@ def train(
         return
     if steps_scale is not None or micro_tokens is not None:
         raise ConfigError("--steps-scale and --micro-tokens are for --recipe; use --steps and --step-tokens")
-    lora, layout = fields.given(LORA, values), fields.given(LAYOUT, values)
+    lora, layout, placing = (fields.given(group, values) for group in (LORA, LAYOUT, PLACING))
     options = _options(option or ())
     with console.working("loading"):
         from sac_rag.compress.backbone import LoraSpec
@@ -151,6 +161,7 @@ def train(
             options=options,
             lora=LoraSpec(**lora) if lora else None,
             layout=layout or None,
+            placing=placing or None,
             start_from=start_from,
             teacher=teacher,
             licence=licence,

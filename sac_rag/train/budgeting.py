@@ -35,10 +35,7 @@ def budget_loss(
     budget = cast(Learned, cast(Sac, method).budget)
     with torch.no_grad():
         encoded = method.write(batch.chunks, [1.0] * len(batch.chunks), future_bias=future_bias)
-        memories = [
-            method.memory([encoded[k] for j in front for k in batch.pieces[j]], layout=layout)
-            for front, layout in zip(batch.front, batch.layouts, strict=True)
-        ]
+        memories = batch.memories(method, encoded)
         bare = [
             method.memory((), layout=layout) if method.prefix or (layout and layout.prefix) else None
             for layout in batch.layouts

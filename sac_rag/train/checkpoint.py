@@ -17,20 +17,30 @@ FORMAT = "sac-training-1"
 
 
 def save(
-    path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW, state: Mapping[str, Any]
+    path: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.AdamW,
+    state: Mapping[str, Any],
+    averages: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write everything that the next step depends on, atomically."""
+    """Write everything that the next step depends on, atomically. averages: means of parameters so far, by name."""
     from safetensors.torch import save as to_bytes
 
     tensors = {f"parameter/{n}": p.detach().cpu().contiguous() for n, p in parameters.items()}
+    tensors |= {f"average/{n}": t.cpu().contiguous() for n, t in (averages or {}).items()}
     for name, parameter in parameters.items():
         for moment, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{moment}/{name}"] = value.detach().cpu().contiguous()
     write_atomic(path, to_bytes(tensors, metadata={"format": FORMAT, "state": json.dumps(state)}))
 
 
-def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW) -> dict[str, Any]:
-    """Load `path` into parameters and optimiser; returns the state given to `save`.
+def restore(
+    path: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.AdamW,
+    averages: dict[str, torch.Tensor] | None = None,
+) -> dict[str, Any]:
+    """Load `path` into parameters, optimiser and `averages`; returns the state given to `save`.
 
     Raises TrainingError when the file is damaged or belongs to another set of parameters.
     """
@@ -50,6 +60,9 @@ def restore(path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch
         raise TrainingError(
             f"{path} was made with another adapter shape (differs in {sorted(odd)[:3]}); use a new --output"
         )
+    if averages is not None:
+        kept = {n.removeprefix("average/"): t for n, t in tensors.items() if n.startswith("average/")}
+        averages |= {n: t.to(parameters[n].device) for n, t in kept.items() if n in parameters}
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"parameter/{name}"])

@@ -79,6 +79,13 @@ def cloze_questions(text: str, count: int, rng: random.Random) -> list[tuple[str
     return pairs
 
 
+def spans_of(text: str, *, short: bool = False) -> list[tuple[str, str]]:
+    """(words, kind) of all spans of a text that can be asked for; the kinds are those of `_WH`. short: the text is one
+    sentence, of however few words."""
+    sentences = [text] if short else _sentences(text)
+    return [(s[span.start : span.end], span.kind) for s in sentences for span in _spans(s)]
+
+
 def _sentences(text: str) -> Iterator[str]:
     for match in _SENTENCE.finditer(text):
         sentence = match.group().strip()

@@ -60,6 +60,14 @@ class TrainConfig:
     """Most others in one memory; from one to this many are drawn."""
     distractors_from: float = 0.5
     """Share of the stage after which distractors begin; 0 for an adapter that already reads one passage."""
+    near_share: float = 0.0
+    """Share of draws that bring neighbours: contexts of the same file that are most like the one drawn (BM25), with
+    their own questions. They stand in one memory before others do."""
+    near_most: int = 4
+    """Most neighbours of one draw; from one to this many are drawn."""
+    rank_decay: float = 1.0
+    """The passage that answers has rank r among those of its memory with a probability that falls as rank_decay ** r,
+    as a search would place it: 1 is any rank. What a rank does is the adapter's placing."""
     joined_share: float = 0.0
     """Share of contexts that are joined with the next of the micro-batch to one passage, where both fit into one: each
     time with another one, as passages of a document lie together."""
@@ -81,6 +89,9 @@ class TrainConfig:
     start_share: float = 0.0
     """Share of the weights it began from in those it leaves behind (WiSE-FT, arXiv 2109.01903): both averaged serve the
     data of before and of now better than either. 0 leaves what was trained."""
+    average_from: float = 1.0
+    """Share of the steps after which the weights of all steps are averaged: the mean is what is left (Izmailov et al.,
+    2018, arXiv 1803.05407). 1 leaves the last ones."""
     checkpoint_minutes: float = 4.0
     """Minutes between checkpoints."""
     seed: int = 0
@@ -108,6 +119,11 @@ class TrainConfig:
             raise ConfigError(f"max_distractors {self.max_distractors} (>= 1), joined_texts {self.joined_texts} (>= 2)")
         if not 0 <= self.length_norm <= 1:
             raise ConfigError(f"length_norm is {self.length_norm:g}; it must lie in 0..1")
+        if self.near_most < 1 or not 0 < self.rank_decay <= 1 or not 0 <= self.average_from <= 1:
+            raise ConfigError(
+                f"near_most {self.near_most} (>= 1), rank_decay {self.rank_decay:g} (above 0, at most 1), average_from "
+                f"{self.average_from:g} (0..1)"
+            )
         if not 0 <= self.start_share < 1:
             raise ConfigError(f"start_share is {self.start_share:g}; it must be at least 0 and below 1")
         if not 0 <= self.distil_weight < math.inf or (self.distil_weight and self.objective != "qa"):

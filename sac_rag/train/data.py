@@ -1,11 +1,12 @@
 """Training data: MRQA-style lines, SQuAD JSON, summaries and plain text become token ids in a resumable random order.
 
-Questions come with the file, or are made out of its texts (`cloze:` in front of its path), or the texts themselves are
-to be said again (`quote:`).
+Questions come with the file, as they are or with two answers offered (`choice:` in front of its path), or are made out
+of its texts (`cloze:`), or the texts themselves are to be said again (`quote:`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import json
@@ -17,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.errors import TrainingError
+from sac_rag.train.choices import offered
 from sac_rag.train.cloze import cloze_questions
+from sac_rag.train.neighbours import Neighbours
 
 Encode = Callable[[str], list[int]]
 
 CLOZE = "cloze:"
 """In front of a data file's path: ask questions made out of its texts (`sac_rag.train.cloze`), not those it has."""
+CHOICE = "choice:"
+"""In front of a data file's path: about half of its questions offer two answers (`sac_rag.train.choices`)."""
 QUOTE = "quote:"
 """In front of a data file's path: its texts are to be quoted from memory, piece by piece."""
 
@@ -163,16 +168,18 @@ class TokenisedContext:
     """Whether the text itself is asked for, in pieces."""
     texts: int = 1
     """How many texts of the files it holds."""
+    cluster: int = 0
+    """Which draw of neighbours it came with; 0 for one that was drawn alone."""
 
     def joined(self, other: TokenisedContext, gap: Sequence[int]) -> TokenisedContext:
         """Both as one text, with the questions of both."""
         ids, pairs = [*self.ids, *gap, *other.ids], (*self.pairs, *other.pairs)
-        return TokenisedContext(ids, pairs, texts=self.texts + other.texts)
+        return TokenisedContext(ids, pairs, texts=self.texts + other.texts, cluster=self.cluster)
 
 
 def kind_of(spec: str) -> tuple[str, str]:
-    """`cloze:` or `quote:` or "" in front of a path, and the path."""
-    for kind in (CLOZE, QUOTE):
+    """`choice:`, `cloze:`, `quote:` or "" in front of a path, and the path."""
+    for kind in (CHOICE, CLOZE, QUOTE):
         if spec.startswith(kind):
             return kind, spec.removeprefix(kind)
     return "", spec
@@ -182,7 +189,8 @@ class Source:
     """A data file in an endless, seeded, resumable order; tokenised when drawn.
 
     kind: CLOZE or QUOTE leave whatever questions the file has aside: new ones are made out of its texts in each epoch,
-    or windows of its texts are to be quoted. plain: the texts alone are wanted, not the questions that stand with them.
+    or windows of its texts are to be quoted; CHOICE asks them with other answers offered in each epoch. plain: the
+    texts alone are wanted, not the questions that stand with them.
     """
 
     def __init__(
@@ -205,6 +213,7 @@ class Source:
         self._lengths: dict[int, int] = {}  # of contexts that were too long: not to be tokenised again and again
         self._order: list[int] = []
         self._epoch = -1
+        self._neighbours: Neighbours | None = None
 
     def draw(self, max_tokens: int) -> TokenisedContext:
         """The next context; plain text and contexts that are longer give a window of `max_tokens`, without
@@ -226,8 +235,7 @@ class Source:
                 continue
             ids = self._encode(row.text if asked else _window(row.text, max_tokens, self.drawn))
             if asked and len(ids) <= max_tokens:
-                pairs = [(self._encode(q.question), self._encode(q.answers[0].strip())) for q in row.questions]
-                return TokenisedContext(ids, tuple(pairs))
+                return self._asked(row, ids)
             self._lengths[id(row)] = len(ids)
             if not asked and len(ids) >= SHORTEST:
                 return TokenisedContext(ids[:max_tokens], ())
@@ -243,6 +251,29 @@ class Source:
         raise TrainingError(
             f"{self.name}: no context of at most {max_tokens} tokens; raise --first-context and --max-context"
         )
+
+    def neighbours(self, count: int, max_tokens: int) -> list[TokenisedContext]:
+        """Up to `count` contexts of the file that are most like the one drawn last (BM25), with their own questions:
+        none of plain texts, of texts that are asked or quoted otherwise, and of longer ones."""
+        last = self._order[(self.drawn - 1) % len(self._rows)]
+        if self.kind in (CLOZE, QUOTE) or self._plain or not self._rows[last].questions:
+            return []
+        if self._neighbours is None:
+            self._neighbours = Neighbours([row.text for row in self._rows])
+        found: list[TokenisedContext] = []
+        for index in self._neighbours.of(last):
+            row = self._rows[index]
+            if len(found) == count:
+                break
+            if row.questions and len(ids := self._encode(row.text)) <= max_tokens:
+                found.append(self._asked(row, ids))
+        return found
+
+    def _asked(self, row: Context, ids: list[int]) -> TokenisedContext:
+        pairs = [(q.question, q.answers[0].strip()) for q in row.questions]
+        if self.kind == CHOICE:
+            pairs = offered(row.text, pairs, random.Random(f"{self.seed}/{self.name}/choice/{self.drawn}"))
+        return TokenisedContext(ids, tuple((self._encode(q), self._encode(a)) for q, a in pairs))
 
     def _length(self, most: int) -> int:
         """Of a text to be quoted: short ones and long ones."""
@@ -290,10 +321,16 @@ class Mixture:
         self.sources, self.seed, self.draws = list(sources), seed, 0
 
     def draw(self, max_tokens: int) -> TokenisedContext:
+        return self.cluster(max_tokens, 1)[0]
+
+    def cluster(self, max_tokens: int, size: int) -> list[TokenisedContext]:
+        """A context and up to size - 1 of its neighbours in its file; just it where it has none."""
         rng = random.Random(f"{self.seed}/{self.draws}")
         self.draws += 1
         (source,) = rng.choices(self.sources, [s.weight for s in self.sources])
-        return source.draw(max_tokens)
+        first = source.draw(max_tokens)
+        near = source.neighbours(size - 1, max_tokens) if size > 1 else []
+        return [dataclasses.replace(c, cluster=self.draws) for c in (first, *near)] if near else [first]
 
     def state(self) -> dict[str, Any]:
         return {"draws": self.draws, "sources": {s.name: s.drawn for s in self.sources}}

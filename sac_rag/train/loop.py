@@ -8,7 +8,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ def train(
     fitted = FITTED.get(config.objective, "")
     apart = () if fitted else tuple(FITTED.values())
     live = [p for n, p in parameters.items() if p.requires_grad and n.startswith(fitted) and not n.startswith(apart)]
+    names = {n: p for n, p in parameters.items() if any(p is q for q in live)}
     flat = [p for p in live if p.ndim != 2]
     groups = [
         {"params": [p for p in live if p.ndim == 2], "weight_decay": 0.0 if fitted else config.weight_decay},
@@ -108,11 +109,12 @@ def train(
     ]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
     start = {p: p.detach().clone() for p in live} if config.start_share else {}
+    averages: dict[str, torch.Tensor] = {}
     path = folder / CHECKPOINT
     settings = _settings(config, mixture, card, start_from, teacher)
     state: dict[str, Any] = {"step": 0, "examples": 0, "tokens": 0, "seconds": 0.0, "smooth": {}}
     if path.exists():
-        state |= checkpoint.restore(path, parameters, optimiser)
+        state |= checkpoint.restore(path, parameters, optimiser, averages)
         mixture.restore(state["data"])
         checkpoint.check_same(folder, state["config"], {k: v for k, v in settings.items() if k not in FREE})
         if state["step"] >= config.steps and (folder / "card.json").exists():
@@ -125,7 +127,8 @@ def train(
 
     def save() -> None:
         state["smooth"] = {k: v for k, v in smooth.items() if not math.isnan(v)}
-        checkpoint.save(path, parameters, optimiser, {**state, "data": mixture.state(), "config": settings})
+        noted = {**state, "data": mixture.state(), "config": settings}
+        checkpoint.save(path, parameters, optimiser, noted, averages)
 
     while state["step"] < config.steps:
         began = time.monotonic()
@@ -165,6 +168,8 @@ def train(
         if not math.isfinite(norm):
             raise TrainingError(f"the gradient is {norm} at step {step}; resume with a lower --learning-rate")
         optimiser.step()
+        if step >= config.average_from * config.steps:
+            _average(averages, names, step - math.ceil(config.average_from * config.steps) + 1)
         took = time.monotonic() - began
         state |= {"step": step + 1, "examples": state["examples"] + seen, "seconds": state["seconds"] + took}
         state["tokens"] += int(sums["tokens"])
@@ -207,6 +212,8 @@ def train(
     card = dataclasses.replace(card, training={**card.training, "stages": stages})
     if team.leads:
         with torch.no_grad():
+            for name, mean in averages.items():
+                parameters[name].copy_(mean)
             for p, before in start.items():
                 p.lerp_(before, config.start_share)
         adapter.save(method, card, folder)
@@ -248,6 +255,7 @@ def _draw(
         length_norm=config.length_norm,
         distractor_share=config.distractor_share if done >= config.distractors_from else 0.0,
         max_distractors=config.max_distractors,
+        rank_decay=config.rank_decay,
         layouts=layouts,
         layout_share=config.prompt_share,
         mismatch_share=config.mismatch_share,
@@ -256,10 +264,15 @@ def _draw(
     for _ in range(TRIES):
         contexts, tokens = [], 0
         while tokens < config.step_tokens:
-            c = with_answers(draw, method.backbone) if config.objective == "salience" else draw()
-            contexts.append(c)
-            pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
-            tokens += len(c.ids) * (1 + c.quoted) + sum(pairs)
+            if config.objective == "salience":
+                drawn = [with_answers(draw, method.backbone)]
+            else:
+                near = config.near_share and rng.random() < config.near_share
+                drawn = mixture.cluster(int(limit), 1 + rng.randint(1, config.near_most) if near else 1)
+            for c in drawn:
+                contexts.append(c)
+                pairs = sorted((len(q) + len(a) + 16 for q, a in c.pairs), reverse=True)[: shares.questions]
+                tokens += len(c.ids) * (1 + c.quoted) + sum(pairs)
         if config.joined_share:
             gap = method.backbone.tokens(GAP)
             contexts = _joined(contexts, config.joined_share, config.joined_texts, gap, rng)
@@ -279,6 +292,15 @@ def _draw(
         f"nothing to learn from: the last {TRIES} micro-batches have no questions, and {why}; write cloze: in front of "
         "their path to make questions out of them, or use --objective lm"
     )
+
+
+def _average(averages: dict[str, torch.Tensor], parameters: Mapping[str, torch.Tensor], count: int) -> None:
+    """Take one more step's weights into the running means, the `count`-th."""
+    for name, p in parameters.items():
+        if name in averages:
+            averages[name].lerp_(p.detach(), 1 / count)
+        else:
+            averages[name] = p.detach().clone()
 
 
 def _joined(
@@ -302,7 +324,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What a run is, and stays where it goes on but for what is FREE."""
     made = dataclasses.asdict(config) | {f"weight of {s.name}": s.weight for s in mixture.sources}
-    made |= {name: getattr(card, name) for name in ("base_fingerprint", "method", "lora", "options", "layout")}
+    made |= {n: getattr(card, n) for n in ("base_fingerprint", "method", "lora", "options", "layout", "placing")}
     return _plain(made | {"start_from": start_from, "teacher": teacher.fingerprint if teacher else None})
 
 

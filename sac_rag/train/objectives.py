@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from sac_rag.compress.anchor_kv import AnchorKV, Memory
 from sac_rag.compress.backbone import Backbone, Reading
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
@@ -51,7 +52,9 @@ class Batch:
     pieces: list[list[int]] = field(default_factory=list)
     """Per context: indices of its chunks, in order."""
     front: list[list[int]] = field(default_factory=list)
-    """Per context: indices of all contexts in its memory, in order (distractors and itself)."""
+    """Per context: indices of all contexts in its memory, in reading order (distractors and itself)."""
+    biases: list[list[float]] = field(default_factory=list)
+    """Per context: what is added to the attention scores of each of these."""
     readings: list[list[Row]] = field(default_factory=list)
     """Per context."""
     layouts: list[PromptLayout | None] = field(default_factory=list)
@@ -66,13 +69,32 @@ class Batch:
         """Tokens that pass through the model, written and read."""
         return sum(map(len, self.chunks)) + sum(len(row.ids) - 1 for rows in self.readings for row in rows)
 
-    def add(self, chunks: Sequence[Sequence[int]], ratio: float, front: list[int], rows: list[Row]) -> None:
+    def add(
+        self,
+        chunks: Sequence[Sequence[int]],
+        ratio: float,
+        front: list[int],
+        rows: list[Row],
+        biases: list[float] | None = None,
+    ) -> None:
         """One more context."""
         self.pieces.append(list(range(len(self.chunks), len(self.chunks) + len(chunks))))
         self.chunks += chunks
         self.ratios += [ratio] * len(chunks)
         self.front.append(front)
+        self.biases.append(biases or [0.0] * len(front))
         self.readings.append(rows)
+
+    def memories(self, method: Method, written: Sequence[AnchorKV]) -> list[Memory]:
+        """Each context's memory, of what was `written` of the chunks."""
+        return [
+            method.memory(
+                [written[k] for j in front for k in self.pieces[j]],
+                biases=[bias for j, bias in zip(front, biases, strict=True) for _ in self.pieces[j]],
+                layout=layout,
+            )
+            for front, biases, layout in zip(self.front, self.biases, self.layouts, strict=True)
+        ]
 
     def text(self, context: int, gap: Sequence[int]) -> list[int]:
         """Token ids of all that a context's memory is made of, `gap` between passages."""
@@ -97,6 +119,8 @@ class Shares:
     """Share of contexts whose memory also holds other contexts of the batch, shuffled."""
     max_distractors: int = 4
     """Most distractors in one memory."""
+    rank_decay: float = 1.0
+    """How fast the probability of a rank falls, for the passage that answers."""
     layouts: tuple[PromptLayout, ...] = ()
     """Other layouts than the method's own, one drawn per context with `layout_share`."""
     layout_share: float = 0.0
@@ -127,7 +151,7 @@ def question_batch(
         layout = other or method.layout
         ask, end = asking(backbone, layout, own=other is None), backbone.template(layout.end)
         batch.layouts.append(other)
-        front = _front(i, len(contexts), shares, rng)
+        front = _front(i, contexts, shares, rng)
         pairs = rng.sample(c.pairs, min(shares.questions * c.texts, len(c.pairs)))
         if c.quoted:
             front, rows = [i], [r._replace(weight=shares.quote_weight, recall=True) for r in _quotes(ask, c.ids, rng)]
@@ -141,11 +165,13 @@ def question_batch(
             piece = c.ids[start : start + CUE + shares.recall_tokens]
             rows.append(_quote(ask, piece)._replace(weight=shares.recall_weight, recall=True))
         front = _fitting(front, i, contexts, backbone.context_length - max((len(r.ids) for r in rows), default=0))
+        order, biases = method.placing.arranged(len(front))
+        front = [front[r] for r in order]
         if method.reads_with_lora:
             text = joined([contexts[j].ids for j in front], backbone.template(layout.separator))
             batch.add([text], ratio, [i], rows)
         else:
-            batch.add(method.pieces(c.ids), ratio, front, rows)
+            batch.add(method.pieces(c.ids), ratio, front, rows, biases)
     return batch
 
 
@@ -184,16 +210,23 @@ def joined(texts: Sequence[Sequence[int]], gap: Sequence[int]) -> list[int]:
     return ids
 
 
-def _front(i: int, contexts: int, shares: Shares, rng: random.Random) -> list[int]:
-    """Whose memories stand in front of context i's questions, shuffled; without i where the passage is missing."""
-    others = [j for j in range(contexts) if j != i]
+def _front(i: int, contexts: Sequence[TokenisedContext], shares: Shares, rng: random.Random) -> list[int]:
+    """Whose memories stand in front of context i's questions, by rank; without i where the passage is missing.
+
+    Neighbours of i come before others.
+    """
+    others = [j for j in range(len(contexts)) if j != i]
     if others and rng.random() < shares.mismatch_share:
         return rng.sample(others, rng.randint(1, min(shares.max_distractors, len(others))))
-    front = [i]
-    if others and rng.random() < shares.distractor_share:
-        front += rng.sample(others, rng.randint(1, min(shares.max_distractors, len(others))))
-        rng.shuffle(front)
-    return front
+    if not others or rng.random() >= shares.distractor_share:
+        return [i]
+    rng.shuffle(others)
+    near = contexts[i].cluster
+    others.sort(key=lambda j: not near or contexts[j].cluster != near)
+    beside = others[: rng.randint(1, min(shares.max_distractors, len(others)))]
+    rng.shuffle(beside)
+    (rank,) = rng.choices(range(len(beside) + 1), [shares.rank_decay**r for r in range(len(beside) + 1)])
+    return [*beside[:rank], i, *beside[rank:]]
 
 
 def _fitting(front: list[int], i: int, contexts: Sequence[TokenisedContext], room: int) -> list[int]:
@@ -218,10 +251,7 @@ def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[fl
 def scored_logits(batch: Batch, method: Method, *, future_bias: float | None = None) -> torch.Tensor:
     """Logits (scored tokens, vocabulary) of all rows in order, each behind the memory of its context."""
     encoded = method.write(batch.chunks, batch.ratios, future_bias=future_bias)
-    memories = [
-        method.memory([encoded[k] for j in front for k in batch.pieces[j]], layout=layout)
-        for front, layout in zip(batch.front, batch.layouts, strict=True)
-    ]
+    memories = batch.memories(method, encoded)
     return method.backbone.read(memories, readings_of(batch), use_lora=method.reads_with_lora)
 
 

@@ -14,6 +14,7 @@ from sac_rag.compress.backbone import LoraSpec
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.placing import Placing
 from sac_rag.compress.templates import layout_of
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import AdapterError, ConfigError
@@ -36,6 +37,7 @@ def run(
     options: Mapping[str, Any] | None = None,
     lora: LoraSpec | None = None,
     layout: Mapping[str, str] | None = None,
+    placing: Mapping[str, Any] | None = None,
     start_from: str | Path | None = None,
     teacher: str | Path | None = None,
     licence: str | None = None,
@@ -46,10 +48,11 @@ def run(
 ) -> Card:
     """Train an adapter on `data` (PATH or PATH=WEIGHT) into the folder `output`; a run that was stopped goes on.
 
-    `cloze:PATH` asks questions made out of the file's texts in place of those it has, `quote:PATH` for the texts
-    themselves. teacher: folder of a Full-FT
-    adapter of the same base and layout, for `config.distil_weight`.
-    layout: strings of the prompt in place of those of the model's chat template.
+    `choice:PATH` offers two answers with about half of the file's questions, `cloze:PATH` asks questions made out of
+    its texts in place of those it has, `quote:PATH` for the texts themselves. teacher: folder of a Full-FT adapter of
+    the same base and layout, for `config.distil_weight`.
+    placing: fields of Placing, in place of those of `start_from` or the defaults. layout: strings of the prompt in
+    place of those of the model's chat template.
     What is None comes from the adapter `start_from`, whose tensors are then the first ones, or else is a default: the
     pinned base, method "sac", LoraSpec() and the "qa" prompt in the model's chat template. options change those of
     `start_from` where its tensors fit them. Raises ConfigError when something else is asked for that it does not have,
@@ -89,6 +92,8 @@ def run(
             licence=licence or "",
         )
         built = adapter.build(model, tokenizer, card)
+    card = dataclasses.replace(card, placing={**card.placing, **(placing or {})})
+    built.placing = Placing.from_mapping(card.placing)
     shown = None
     if teacher is not None:
         shown = Teacher.load(find_adapter(name, "full-ft", str(teacher)), built, card.base_fingerprint)

@@ -16,6 +16,7 @@ from sac_rag.compress.adapter import Card
 from sac_rag.compress.backbone import LORA_TARGETS, Backbone, LoraSpec
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.full_ft import FullFt
+from sac_rag.compress.placing import Placing
 from sac_rag.compress.session import Session
 from sac_rag.errors import AdapterError, ConfigError, TrainingError
 from sac_rag.records import NO_ANSWER
@@ -543,3 +544,49 @@ def test_contexts_that_together_are_no_passage_stay_apart(make_sac, data, monkey
     monkeypatch.setattr(loop, "MAX_PASSAGE_TOKENS", 60)
     config = dataclasses.replace(CONFIG, step_tokens=400, joined_share=1.0)
     assert all(len(chunk) <= 60 for chunk in loop._draw(method, mixture(method, data), config, (), 0, 0).chunks)
+
+
+def test_the_mean_of_the_last_steps_is_left_and_resumes_exactly(make_sac, data, tmp_path):
+    """Weights of each step from the half on, averaged; stopped in between or not."""
+    config = dataclasses.replace(CONFIG, average_from=0.5)
+    seen = []
+
+    def go(folder, stop_at=None):
+        method = make_sac()
+
+        train(
+            method, mixture(method, data), config, CARD, tmp_path / folder,
+            listen=lambda progress: seen.append(weights(method)), stop=lambda: len(seen) == stop_at,
+        )  # fmt: skip
+        return weights(method)
+
+    whole = go("whole")
+    for name, got in whole.items():
+        assert torch.allclose(got, torch.stack([step[name] for step in seen[3:6]]).mean(0), atol=1e-6), name
+    assert not torch.equal(whole["anchor_embedding"], seen[5]["anchor_embedding"])
+    seen.clear()
+    go("parts", stop_at=4)
+    seen.clear()
+    resumed = go("parts")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_ranks_fall_off_and_neighbours_come_first(make_sac):
+    """With rank_decay the passage that answers mostly has the best rank, stands nearest and is held back least."""
+    method = make_sac()
+    method.placing = Placing(prior=0.5)
+    contexts = [TokenisedContext([i] * 9, (([1], [2]),), cluster=i // 3 + 1) for i in range(6)]
+    shares = Shares(recall_weight=0, distractor_share=1.0, max_distractors=3, rank_decay=0.3)
+    ranks, first_beside = [], []
+    for seed in range(60):
+        batch = question_batch(contexts, [5.0] * 6, method, shares, random.Random(seed))
+        for i, (front, biases) in enumerate(zip(batch.front, batch.biases, strict=True)):
+            assert biases == [-0.5 * r for r in reversed(range(len(front)))], "the best stands last"
+            ranks.append(len(front) - 1 - front.index(i))
+            beside = [j for j in front if j != i]
+            first_beside.append(len(beside) > 2 or {j // 3 for j in beside} == {i // 3})
+    assert all(first_beside), "two neighbours come before any other"
+    counts = [ranks.count(r) for r in range(4)]
+    assert 0.65 < counts[0] / len(ranks) < 0.85 and counts == sorted(counts, reverse=True)
+    memories = batch.memories(method, method.write(batch.chunks, batch.ratios))
+    assert {round(float(m.bias.min()), 4) for m in memories} == {-0.5 * (len(f) - 1) for f in batch.front}
