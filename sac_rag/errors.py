@@ -72,6 +72,12 @@ class LibraryMismatch(LibraryError):
     exit_code = 3
 
 
+class LibraryUnsafe(LibraryError):
+    """A library holds what none of ours does and what would harm who opens it. Nothing of it was acted on."""
+
+    exit_code = 3
+
+
 class LibraryLocked(LibraryError):
     """Another process is writing to this library."""
 

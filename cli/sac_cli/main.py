@@ -58,7 +58,8 @@ def root(
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 ok, 1 failure, 2 usage, 3 no or wrong library, 130 Ctrl-C."""
+    """Run one command line and return its exit code: 0 ok, 1 failure, 2 usage, 3 no library
+    or one that is not used, 130 Ctrl-C."""
     console.prepare()
     if "--no-color" in args:  # help and usage errors are printed before flags are read
         console.set_flags(no_color=True)

@@ -17,14 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryNotFound, PassageGone
+from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryLocked, LibraryNotFound, PassageGone
 from sac_rag.library import folder as files
 from sac_rag.library import schema
-from sac_rag.library.connection import connect, reading
+from sac_rag.library.connection import connect, needs_recovery, reading, refuse_wal
+from sac_rag.library.journal import check_beside
 from sac_rag.library.segments import SegmentInfo, Slot
 from sac_rag.records import Passage
 
 _CHUNK = 500
+_RECOVERIES = 5
 _PASSAGES = (
     "SELECT p.key, p.id, d.uri, p.ordinal, p.text, p.start, p.stop, p.heading, p.tokens, p.meta "
     "FROM passages p JOIN documents d ON d.key = p.document"
@@ -98,7 +100,7 @@ class Catalog:
             leftover.unlink(missing_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         head = Head(uuid.uuid4().hex, 0, 1, codec, dim, dict(fingerprint), None, None, 0, 0, 0)
-        catalog = cls(connect(path), folder)
+        catalog = cls(connect(path, write=True), folder)
         try:
             catalog.connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
             catalog.connection.execute("BEGIN IMMEDIATE")
@@ -111,13 +113,25 @@ class Catalog:
         files.sync(folder)
 
     @classmethod
-    def connect(cls, folder: Path) -> Catalog:
-        """Open the file. Raises LibraryNotFound when there is none, LibraryError when it cannot be looked for; parse
-        errors come at the first use.
+    def connect(cls, folder: Path, *, write: bool = True) -> Catalog:
+        """Open the file, for who holds the writer's lock; without `write` nothing is changed on disk.
+
+        Raises LibraryNotFound when there is none, LibraryUnsafe before SQLite acts on what lies beside it, LibraryError
+        when it cannot be looked for; parse errors come at the first use.
         """
         path = folder / files.CATALOG
+
+        def look() -> None:
+            check_beside(folder)
+            if files.identity(path, write=write) != before:
+                raise LibraryError(f"{path} was exchanged while it was opened: try again")
+
         try:
-            files.check_regular(path)
+            before = files.identity(path, write=write)
+            check_beside(folder)
+            with reading(folder):
+                refuse_wal(path)
+                return cls(connect(path, write=write, look=look), folder)
         except (FileNotFoundError, NotADirectoryError) as e:
             raise LibraryNotFound(
                 f"no library at {folder}: check the path, or make one with `sac index` or Library.create"
@@ -126,20 +140,43 @@ class Catalog:
             raise LibraryError(
                 f"cannot look for {path}: {e.strerror}; check the path and the permissions of its folders"
             ) from e
-        with reading(folder):
-            return cls(connect(path), folder)
 
     @classmethod
     @contextlib.contextmanager
     def read(cls, folder: Path) -> Iterator[Catalog]:
-        """The file within one read transaction: no commit can happen, and no file vanish, until it ends."""
-        catalog = cls.connect(folder)
+        """The file within one read transaction: no commit can happen, and no file vanish, until it ends.
+
+        Opened for reading only; what a killed writer left half done is taken back first.
+        """
+        catalog = cls._begun(folder)
         try:
             with reading(folder):
-                catalog.connection.execute("BEGIN")
                 yield catalog
         finally:
             catalog.close()
+
+    @classmethod
+    def _begun(cls, folder: Path) -> Catalog:
+        for _ in range(_RECOVERIES):
+            catalog: Catalog | None = None
+            try:
+                catalog = cls.connect(folder, write=False)
+                with reading(folder):
+                    catalog.connection.execute("BEGIN")
+                    catalog.connection.execute("PRAGMA schema_version").fetchone()
+                return catalog
+            except LibraryError as e:
+                if catalog:
+                    catalog.close()
+                if not needs_recovery(e.__cause__):
+                    raise
+            recovering = cls.connect(folder)  # SQLite takes it back, from a journal that was looked at
+            try:
+                with reading(folder):
+                    recovering.connection.execute("PRAGMA schema_version").fetchone()
+            finally:
+                recovering.close()
+        raise LibraryLocked(f"{folder} is busy: its writers are killed again and again; try again")
 
     def close(self) -> None:
         with self._lock:

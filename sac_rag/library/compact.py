@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ def vacuum(library: Library) -> None:
     catalog = Catalog.connect(library.path)
     try:
         with files.writing(library.path):
+            catalog.connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)  # its copy
             catalog.connection.execute("VACUUM")
     finally:
         catalog.close()

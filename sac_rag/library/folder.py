@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryFull, LibraryLocked
+from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryFull, LibraryLocked, LibraryUnsafe
 
 T = TypeVar("T")
 
@@ -101,10 +101,25 @@ def read(folder: Path, name: str) -> bytes:
         return file.read(size)
 
 
-def check_regular(path: Path) -> None:
-    """LibraryCorrupt unless `path` is a regular file itself, not a link to one. Raises FileNotFoundError."""
-    if not stat.S_ISREG(os.lstat(path).st_mode):
+def identity(path: Path, *, write: bool) -> tuple[int, int]:
+    """(device, inode) of a regular file; LibraryCorrupt where `path` is a link or anything else. Raises OSError.
+
+    With `write` LibraryUnsafe, too, for a file that has a second name: a change would reach what that stands for.
+    """
+    info = os.lstat(path)
+    if not stat.S_ISREG(info.st_mode):
         raise LibraryCorrupt(f"{path} is not a regular file: a library never holds links; restore it or index again")
+    if write:
+        _refuse_second_name(path, info)
+    return info.st_dev, info.st_ino
+
+
+def _refuse_second_name(path: Path, info: os.stat_result) -> None:
+    if info.st_nlink > 1:
+        raise LibraryUnsafe(
+            f"{path} is the same file as another ({info.st_nlink} hard links), which would be changed with it: if the "
+            "library is your own, change a copy of it, made by `cp -r`"
+        )
 
 
 def write_durable(folder: Path, name: str, chunks: Iterable[bytes | bytearray | memoryview]) -> int:
@@ -189,6 +204,14 @@ class WriterLock:
             self._fd = os.open(folder / LOCK, flags, 0o600)
         except OSError as e:
             raise LibraryError(f"cannot open {folder / LOCK} for writing: {e.strerror}") from e
+        try:
+            info = os.fstat(self._fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise LibraryUnsafe(f"{folder / LOCK} is not a regular file: remove it if the library is your own")
+            _refuse_second_name(folder / LOCK, info)
+        except LibraryUnsafe:
+            os.close(self._fd)
+            raise
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:

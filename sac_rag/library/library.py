@@ -96,7 +96,8 @@ class Library:
         folder = Path(path).absolute()
         if not write:
             return cls(folder, load(folder, fingerprint, None), None, segment_bytes)
-        Catalog.connect(folder).close()  # LibraryNotFound before a lock file is made
+        with Catalog.read(folder) as disk:  # LibraryNotFound and foreign formats before a lock file is made
+            disk.check_format()
         lock = files.WriterLock(folder)
         live: Catalog | None = None
         try:

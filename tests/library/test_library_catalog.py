@@ -145,7 +145,6 @@ def test_an_older_format_is_migrated_by_a_writer_and_read_by_a_reader(
         "CREATE VIEW v AS SELECT 1",
         "CREATE TABLE more (x)",
         "DROP INDEX memories_segment",
-        "PRAGMA journal_mode=WAL",
         "PRAGMA application_id=1",
         "DELETE FROM head",
         "DELETE FROM migrations",
