@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,14 +46,15 @@ def opened(
     config: IndexConfig | None = None,
     write: bool = False,
     create: bool = False,
+    fetch: Collection[str] | None = None,
 ) -> Iterator[SacRag]:
-    """A library with its model, a spinner meanwhile."""
+    """A library with its model, a spinner meanwhile. Arguments as of `SacRag.open`."""
     if not create:
         check_present(library)
     with console.working("loading the model"):
         from sac_rag.pipeline import SacRag
 
-        rag = SacRag.open(library, config=config, write=write, create=create, device=device, dtype=dtype)
+        rag = SacRag.open(library, config=config, write=write, create=create, fetch=fetch, device=device, dtype=dtype)
     with rag:
         yield rag
 

@@ -49,11 +49,14 @@ class Embedder:
     _sharing = threading.Lock()
 
     @classmethod
-    def shared(cls, name: str = DEFAULT_EMBEDDER, *, device: str = "auto") -> Embedder:
-        """The embedder of this name on a device, loaded once a process; anew when its files have changed."""
+    def shared(cls, name: str = DEFAULT_EMBEDDER, *, device: str = "auto", fetch: bool = True) -> Embedder:
+        """The embedder of this name on a device, loaded once a process; anew when its files have changed.
+
+        fetch: whether it may be fetched, see `resolve_base`.
+        """
         from sac_rag.models.loading import choose_device
 
-        made = cls(name, device=str(choose_device(device)))
+        made = cls(name, device=str(choose_device(device)), fetch=fetch)
         with cls._sharing:
             return cls._shared.setdefault((str(made.path), made.fingerprint, str(made._device)), made)
 
@@ -62,9 +65,10 @@ class Embedder:
         name: str = DEFAULT_EMBEDDER,
         *,
         device: str | None = None,
+        fetch: bool = True,
     ) -> None:
         self.name = name
-        self.path = resolve_embedder(name)
+        self.path = resolve_embedder(name, fetch=fetch)
         self._plan = _read_plan(self.path)
         self._device = device
         self._tokenizer: Any = None
