@@ -34,6 +34,15 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     return data
 
 
+def read_start(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a regular file, a link to one included. Raises OSError, ValueError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is not a regular file")
+        return file.read(most)
+
+
 def read_text(path: Path, most: int = MAX_BYTES) -> str:
     """As `read_bytes`, UTF-8."""
     return read_bytes(path, most).decode("utf-8")
