@@ -7,6 +7,7 @@ an OSError or a ValueError here, and never a hang, a crash or a RecursionError; 
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -34,6 +35,26 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     return data
 
 
+def check_regular(path: Path, most: int) -> int:
+    """Bytes of a regular file, a link to one included. Raises OSError, and ValueError as `read_bytes`."""
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError("it is not a regular file")
+    if info.st_size > most:
+        raise ValueError(f"it has {info.st_size:,} bytes; {most:,} are the most that it may have")
+    return info.st_size
+
+
+def without_control(ids: list[int], control: frozenset[int], unknown: int | None) -> list[int]:
+    """Ids of a text of others without control tokens, which some vocabularies hold as words; `unknown` in their place.
+
+    The same list where there are none, as in nearly every text.
+    """
+    if control.isdisjoint(ids):
+        return ids
+    return [i if i not in control else unknown for i in ids if i not in control or unknown is not None]  # type: ignore[misc]
+
+
 def read_start(path: Path, most: int) -> bytes:
     """The first `most` bytes of a regular file, a link to one included. Raises OSError, ValueError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -51,7 +72,7 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError for what is none, for NaN and infinities, and beyond MAX_DEPTH."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise _too_deep() from None
     opening = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
@@ -75,6 +96,13 @@ def read_json(path: Path, most: int = MAX_BYTES) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
 
 
 def _too_deep() -> ValueError:
