@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,8 +16,8 @@ from sac_rag.errors import ConfigError
 T = TypeVar("T")
 
 _PLAIN: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
+    "int": (numbers.Integral,),
+    "float": (numbers.Real,),
     "str": (str,),
     "bool": (bool,),
     "None": (type(None),),

@@ -114,9 +114,10 @@ def build(model: Any, tokenizer: Any, card: Card) -> Method:
     layout = PromptLayout.from_mapping(card.layout)  # judged before anything is made
     backbone = Backbone(model, tokenizer, card.lora_spec())
     try:
-        return make(backbone, layout, **card.options)
+        method: Method = make(backbone, layout, **card.options)
     except TypeError as error:
         raise AdapterError(f"method {card.method!r} does not take the options {card.options}: {error}") from error
+    return method
 
 
 def load(
