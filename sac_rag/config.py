@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +14,14 @@ from typing import Any, TypeVar
 from sac_rag.errors import ConfigError
 
 T = TypeVar("T")
+
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "int": (numbers.Integral,),
+    "float": (numbers.Real,),
+    "str": (str,),
+    "bool": (bool,),
+    "None": (type(None),),
+}
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
@@ -139,7 +148,19 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"unknown setting {key!r} for {cls.__name__}.{hint} Known: {', '.join(sorted(known))}.")
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        if not _fits(value, kinds[key]):
+            raise ConfigError(f"{key} is {str(value)[:80]!r} ({type(value).__name__}); it must be {kinds[key]}")
     return cls(**values)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value is of a field's type, as written; kinds that are no plain ones are left to their class."""
+    kinds = kind.split(" | ")
+    if not set(kinds) <= _PLAIN.keys():
+        return True
+    return any(isinstance(value, _PLAIN[k]) and (k == "bool" or not isinstance(value, bool)) for k in kinds)
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:

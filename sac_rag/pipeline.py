@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,14 +93,18 @@ class SacRag:
         config: IndexConfig | None = None,
         write: bool = False,
         create: bool = False,
+        fetch: Collection[str] | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> SacRag:
         """Open a library with the model it was made with. `config`, when given, must agree with it.
 
-        write: as the one writer. create: likewise, and made if it is missing. Raises LibraryNotFound, LibraryMismatch
-        (naming field and both values), LibraryCorrupt, LibraryLocked.
+        write: as the one writer. create: likewise, and made if it is missing. fetch: which of "model" and "embedder"
+        may be fetched from the hub; None is those of `config`, and none where the library alone names them. Raises
+        LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked, ModelError.
         """
+        if fetch is None:
+            fetch = ("model", "embedder") if config else ()
         config, write = _absolute(config) if config else None, write or create
         exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
@@ -114,8 +118,9 @@ class SacRag:
                 f"method {config.method!r} reads whole texts and compresses nothing, so no library is made with it; "
                 f"choose a compressing method, or compare with it by `sac eval --reader {config.method}`"
             )
-        engine = Engine.shared(config.model, config.method, config.adapter, device=device, dtype=dtype)
-        embedder = Embedder.shared(config.embedder, device=str(engine.device))
+        where = {"device": device, "dtype": dtype}
+        engine = Engine.shared(config.model, config.method, config.adapter, **where, fetch="model" in fetch)
+        embedder = Embedder.shared(config.embedder, device=str(engine.device), fetch="embedder" in fetch)
         wanted = engine.fingerprint(config, embedder)
         if create and not exists:
             opened = Library.create(library, wanted, codec=config.codec, dim=embedder.dim, exist_ok=True)
@@ -405,7 +410,10 @@ def config_of(library: str | Path) -> IndexConfig:
             f"{library} does not say with which {missing[0]} it was made: open it with Library.open, "
             "or index its documents again"
         )
-    return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
+    try:
+        return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
+    except ConfigError as error:
+        raise LibraryMismatch(f"{library} says that it was made with what cannot be: {error}") from error
 
 
 def _absolute(config: IndexConfig) -> IndexConfig:

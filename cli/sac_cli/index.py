@@ -47,24 +47,27 @@ def index(
     it is made: later runs need none of them.
     """
     indexing.check_paths(paths)
-    config = _config(library, fields.given(SETTINGS, values))
-    with opened(library, config=config, write=True, create=True, device=device, dtype=dtype) as rag:
+    named = fields.given(SETTINGS, values)
+    config, is_new = _config(library, named)
+    # What only the library names is not fetched: it may be somebody else's.
+    fetch = None if is_new else {"model", "embedder"} & named.keys()
+    with opened(library, config=config, write=True, create=True, fetch=fetch, device=device, dtype=dtype) as rag:
         report = indexing.compress(rag, paths, sync=sync, strict=strict)
         indexing.show(rag, report, as_json=as_json)
 
 
-def _config(library: str, given: dict[str, Any]) -> IndexConfig | None:
-    """The library's own settings, or the defaults for a new one, with what was given on top."""
+def _config(library: str, given: dict[str, Any]) -> tuple[IndexConfig | None, bool]:
+    """(the library's own settings, or the defaults for a new one, with what was given on top; whether it is new)."""
     from sac_rag.config import IndexConfig
 
     if not given:
-        return None
+        return None, False
     from sac_rag.library.opening import head_of
 
     try:
         head_of(library)
     except LibraryNotFound:
-        return IndexConfig(**given)
+        return IndexConfig(**given), True
     from sac_rag.pipeline import config_of
 
-    return dataclasses.replace(config_of(library), **given)
+    return dataclasses.replace(config_of(library), **given), False

@@ -30,9 +30,18 @@ class Engine:
     _shared: ClassVar[dict[tuple[str, ...], Engine]] = {}
     _lock = threading.Lock()
 
-    def __init__(self, model: str, method: str, adapter: str, *, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        model: str,
+        method: str,
+        adapter: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        fetch: bool = True,
+    ) -> None:
         self.model_name, self.method_name, self.adapter_name = model, method, adapter
-        self.path = resolve_base(model)
+        self.path = resolve_base(model, fetch=fetch)
         self.adapter_path = find_adapter(model, method, adapter)
         self.card = Card.read(self.adapter_path)
         self.adapter_sha256 = adapter_sha256(self.adapter_path)
@@ -60,14 +69,15 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        fetch: bool = True,
     ) -> Engine:
         """The engine of these settings, loaded at the first call of the process, and anew when its adapter has been
-        trained on since; "auto" is the device that it means."""
+        trained on since; "auto" is the device that it means. fetch: whether the model may be, see `resolve_base`."""
         key = cls._key(model, method, adapter, device, dtype)
         with cls._lock:
             engine = cls._shared.get(key)
             if engine is None or not engine.is_current():
-                engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype)
+                engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype, fetch=fetch)
             return engine
 
     @staticmethod

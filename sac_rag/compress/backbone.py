@@ -22,11 +22,13 @@ from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.packed import Packed, is_steady, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
+from sac_rag.foreign import without_control
 from sac_rag.records import unicode_of
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+MAX_ALPHA = 1_000_000
 TILE = 8
 """CPU kernels sum the last queries of an attention otherwise when their count is no multiple of it."""
 
@@ -50,11 +52,30 @@ class LoraSpec:
     """Also adapt what an encoder never computes, the last layer beyond K and V: needed to read with it (Full-FT)."""
 
     def __post_init__(self) -> None:
+        kinds = (("rank", int), ("alpha", int | float), ("targets", tuple), ("whole", bool))
+        for name, kind in kinds:
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise AdapterError(f"LoRA {name} is {str(value)[:80]!r} ({type(value).__name__}), which it cannot be")
+        if len(set(map(str, self.targets))) != len(self.targets):
+            raise AdapterError(f"LoRA targets {self.targets} repeat one")
         unknown = [t for t in self.targets if t not in LORA_TARGETS]
         if unknown or not self.targets:
             raise AdapterError(f"LoRA targets {unknown or self.targets} are not among {', '.join(LORA_TARGETS)}")
         if not 1 <= self.rank <= 1024:
             raise AdapterError(f"LoRA rank is {self.rank}; it must lie in 1..1024")
+        if not 0 < self.alpha <= MAX_ALPHA:
+            raise AdapterError(f"LoRA alpha is {self.alpha}; it must be above 0, and at most {MAX_ALPHA:,}")
+
+
+def least_numbers(model: Any, spec: LoraSpec) -> int:
+    """How many numbers a LoRA of this shape has on a model, without the last layer, of which it may have less."""
+    return sum(
+        spec.rank * (module.in_features + module.out_features)
+        for layer in model.model.layers[:-1]
+        for name, module in layer.named_modules()
+        if name.rpartition(".")[2] in spec.targets
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +154,13 @@ class Backbone:
 
     def tokens(self, text: str) -> list[int]:
         """Ids of untrusted text: nothing in it becomes a special token."""
-        return self.tokenizer(unicode_of(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = self.tokenizer(unicode_of(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return without_control(ids, self._control, self.tokenizer.unk_token_id)
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """Ids of special tokens, which some vocabularies hold as words of a text, too."""
+        return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
     def template(self, text: str) -> list[int]:
         """Ids of a trusted template, special tokens included."""

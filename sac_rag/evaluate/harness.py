@@ -185,7 +185,7 @@ class Engines:
         self._held: tuple[tuple[str, str], Engine] | None = None
 
     def of(self, variant: Variant) -> Engine:
-        where = {"device": self._work.device, "dtype": self._work.dtype}
+        where: dict[str, Any] = {"device": self._work.device, "dtype": self._work.dtype}
         if self._shared:
             return Engine.shared(self._work.model, *variant.engine, **where)
         if self._held is None or self._held[0] != variant.engine:

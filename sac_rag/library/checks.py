@@ -17,14 +17,14 @@ def problems(folder: Path, deep: bool) -> list[str]:
     """What is wrong with the newest generation on disk, one line each; empty when all is well.
 
     Shallow: every catalog row, SQLite's structures, counts, FAISS against stored vectors, the hash of a kept lexical
-    index, sizes and ranges of segments. Deep: also every stored memory, by checksum and decoded, and every segment
-    header.
+    index, sizes and ranges of segments. Deep: also every stored memory, by checksum and decoded, every segment header,
+    and the lexical index against the text.
     """
     try:
         with Catalog.read(folder) as disk:
             disk.check_whole()
             view = View.load(disk, folder)
-            found = [*_vectors(disk, view), *_lexical(disk, view), *_ranges(view)]
+            found = [*_vectors(disk, view), *_lexical(disk, view, deep), *_ranges(view)]
     except LibraryError as e:
         return [str(e)]
     return [*found, *(_memories(view) if deep else ())]
@@ -51,13 +51,15 @@ def _vectors(disk: Catalog, view: View) -> Iterator[str]:
         yield f"{disk.where}: the FAISS file and the catalog have different vectors"
 
 
-def _lexical(disk: Catalog, view: View) -> Iterator[str]:
+def _lexical(disk: Catalog, view: View, deep: bool) -> Iterator[str]:
     number = view.head.faiss
     if number is None or not os.path.lexists(view.folder / files.lexical_name(number)):
         return
-    if lexical_file.read(view.folder, view.head) is None:
-        name = files.lexical_name(number)
+    name = files.lexical_name(number)
+    if lexical_file.read(view.folder, view.head, view.catalog.all_keys()) is None:
         yield f"{disk.where}: {name} is damaged; searches rebuild it in memory, gc writes it again"
+    elif deep and not lexical_file.is_that_of(view.folder, view.head, view.built_lexical()):
+        yield f"{disk.where}: {name} is not what the text makes; gc writes it again"
 
 
 def _ranges(view: View) -> Iterator[str]:

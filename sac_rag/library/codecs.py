@@ -14,6 +14,7 @@ import torch
 
 from sac_rag.compress.anchor_kv import AnchorKV, Slots
 from sac_rag.errors import LibraryCorrupt, MemoryInvalid
+from sac_rag.foreign import parse_json
 from sac_rag.registry import Registry
 
 CODECS = Registry("codec", {"bf16": "sac_rag.library.codecs:Bf16", "int8": "sac_rag.library.codecs:Int8"})
@@ -190,6 +191,16 @@ def unpack(buffer: bytearray, layout: Any) -> dict[str, torch.Tensor]:
     if at != len(buffer):
         raise LibraryCorrupt(f"layout covers {at} bytes, {len(buffer)} are stored")
     return tensors
+
+
+def layout_of(buffer: bytearray, text: str) -> Layout:
+    """A stored layout, read from its JSON; LibraryCorrupt where it is none, or not that of these bytes."""
+    try:
+        layout = parse_json(text)
+    except ValueError as e:
+        raise LibraryCorrupt(f"unreadable layout of a stored memory ({e})") from e
+    unpack(buffer, layout)
+    return [(name, dtype, shape) for name, dtype, shape in layout]
 
 
 def _checked(layout: Any) -> Sequence[tuple[str, str, list[int]]]:

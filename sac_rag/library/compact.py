@@ -39,6 +39,7 @@ def compact(library: Library, min_dead: float, segment_bytes: int) -> GcReport:
         # The FAISS file is written again from the catalog if anything was: it heals what it may have.
         tx.rebuild = tx.rebuild or moved > 0
     vacuum(library)
+    library.forget_lexical()
     after = library.stats()
     return GcReport(before.total_bytes, after.total_bytes, len(before.segments), len(after.segments), moved)
 

@@ -94,10 +94,12 @@ def open_read(folder: Path, name: str) -> tuple[int, int]:
     return fd, info.st_size
 
 
-def read(folder: Path, name: str) -> bytes:
-    """All of a regular file; errors as of `open_read`."""
+def read(folder: Path, name: str, most: int) -> bytes:
+    """All of a regular file; LibraryCorrupt where it is longer than `most` bytes, other errors as of `open_read`."""
     fd, size = open_read(folder, name)
     with os.fdopen(fd, "rb") as file:
+        if size > most:
+            raise LibraryCorrupt(f"{folder / name} has {size:,} bytes, which is more than it can have: {most:,}")
         return file.read(size)
 
 

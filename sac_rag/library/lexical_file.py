@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,8 @@ KEPT_FROM = 1000
 """Passages from which on a file is kept: fewer are indexed in less than half a second."""
 FORMAT = 1
 _DIGEST_BYTES = 16
+_SMALLEST, _PER_CATALOG_BYTE = 1 << 20, 8
+"""Longest file that is read: a word of two bytes, which the catalog's text has, takes eight here."""
 
 
 def is_kept(head: Head) -> bool:
@@ -31,18 +35,36 @@ def is_kept(head: Head) -> bool:
     return head.faiss is not None and head.passages >= KEPT_FROM
 
 
-def read(folder: Path, head: Head) -> LexicalIndex | None:
-    """The index of a generation; None unless its file is whole, and made by the same rules from the same passages."""
+def read(folder: Path, head: Head, keys: Sequence[int]) -> LexicalIndex | None:
+    """The index of a generation; None unless its file is whole, and made by the same rules from the same passages,
+    whose row keys are `keys`."""
     from sac_rag.library.lexical import LexicalIndex
 
     if head.faiss is None:
         return None
     with contextlib.suppress(LibraryCorrupt, OSError):
-        whole = files.read(folder, files.lexical_name(head.faiss))
+        most = _SMALLEST + _PER_CATALOG_BYTE * os.stat(folder / files.CATALOG, follow_symlinks=False).st_size
+        whole = files.read(folder, files.lexical_name(head.faiss), most)
         digest, data = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
         if digest == _digest(head, data):
-            return LexicalIndex.parse(data)
+            index = LexicalIndex.parse(data)
+            return index if index.is_of(keys) else None
     return None
+
+
+def is_that_of(folder: Path, head: Head, index: LexicalIndex) -> bool:
+    """Whether the file of a generation holds this index, byte for byte."""
+    with contextlib.suppress(LibraryCorrupt, OSError):
+        data = index.serialize()
+        wanted = _digest(head, data) + data
+        return head.faiss is not None and files.read(folder, files.lexical_name(head.faiss), len(wanted)) == wanted
+    return False
+
+
+def forget(folder: Path, head: Head) -> None:
+    """Remove the file of a generation: what comes to need one makes it anew. Writer only; raises OSError."""
+    if head.faiss is not None:
+        (folder / files.lexical_name(head.faiss)).unlink(missing_ok=True)
 
 
 def write(folder: Path, head: Head, index: LexicalIndex) -> None:

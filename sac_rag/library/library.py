@@ -96,13 +96,13 @@ class Library:
         folder = Path(path).absolute()
         if not write:
             return cls(folder, load(folder, fingerprint, None), None, segment_bytes)
-        with Catalog.read(folder) as disk:  # LibraryNotFound and foreign formats before a lock file is made
-            disk.check_format()
+        with Catalog.read(folder):  # LibraryNotFound and foreign formats before a lock file is made
+            files.identity(folder / files.CATALOG, write=True)
         lock = files.WriterLock(folder)
         live: Catalog | None = None
         try:
             migrate(folder)
-            live = Catalog.connect(folder)
+            live = Catalog.connect(folder, write=False)  # transactions have connections of their own
             view = load(folder, fingerprint, None, live)
             files.sweep(folder, _names(view))
         except BaseException:
@@ -130,7 +130,9 @@ class Library:
     def _keep_lexical(self) -> None:
         """Without it the next process builds it, so that a full disk or a damaged row is no reason to fail."""
         with contextlib.suppress(LibraryError, OSError, sqlite3.Error), self._still() as view:
-            if lexical_file.is_kept(view.head) and lexical_file.read(view.folder, view.head) is None:
+            if not lexical_file.is_kept(view.head):
+                return
+            if lexical_file.read(view.folder, view.head, view.catalog.all_keys()) is None:
                 lexical_file.write(view.folder, view.head, view.lexical())
 
     def __enter__(self) -> Self:
@@ -296,6 +298,11 @@ class Library:
         needs. Raises as `transaction` does, LibraryCorrupt when a memory to be moved is damaged.
         """
         return compact(self, min_dead, self._segment_bytes)
+
+    def forget_lexical(self) -> None:
+        """Let the kept lexical index, a derived file, be made anew when this writer closes. Raises LibraryError."""
+        with self._still() as view, files.writing(self.path):
+            view.forget_lexical()
 
     def _may_write(self) -> bool:
         return self._lock is not None and self._lock.held

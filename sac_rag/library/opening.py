@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.errors import LibraryError, LibraryMismatch
+from sac_rag.foreign import parse_object
 from sac_rag.library import folder as files
 from sac_rag.library import schema
 from sac_rag.library.catalog import Catalog, Head
@@ -45,7 +46,6 @@ def head_of(path: str | os.PathLike[str]) -> Head:
     """What the catalog says of a whole library, without opening it. Raises LibraryNotFound, LibraryCorrupt, and
     LibraryMismatch for a newer format."""
     with Catalog.read(Path(path).absolute()) as disk:
-        disk.check_format()
         return disk.head()
 
 
@@ -53,7 +53,6 @@ def load(
     folder: Path, fingerprint: Mapping[str, Any] | None, previous: View | None, live: Catalog | None = None
 ) -> View:
     with Catalog.read(folder) as disk:
-        disk.check_format()
         if fingerprint is not None:
             compare(folder, disk.head().fingerprint, plain(fingerprint))
         return View.load(disk, folder, previous, live)
@@ -62,7 +61,7 @@ def load(
 def migrate(folder: Path) -> None:
     """Bring an older format up to date, in one SQLite transaction."""
     with Catalog.read(folder) as disk:
-        done = disk.check_format()
+        done = disk.format
     if done == schema.names():
         return
     catalog = Catalog.connect(folder)
@@ -90,7 +89,6 @@ def compare(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -
 
 def plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(fingerprint), allow_nan=False))
-    except (TypeError, ValueError) as e:
+        return parse_object(json.dumps(dict(fingerprint), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as e:
         raise LibraryError(f"a fingerprint must hold JSON values only: {e}") from e
-    return plain

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from sac_rag.errors import LibraryError, MemoryInvalid
+from sac_rag.foreign import parse_object
 from sac_rag.library import folder as files
 from sac_rag.library.catalog import Catalog, StoredMemory, chunks, marks
 from sac_rag.library.segments import Segment, SegmentWriter
@@ -131,13 +132,15 @@ class Transaction:
             "SELECT p.key FROM memories m JOIN passages p ON p.key = m.passage "
             f"WHERE m.segment IN ({', '.join(map(str, segments))}) ORDER BY p.document, p.ordinal"
         )
+        from sac_rag.library.codecs import layout_of
+
         keys = [key for (key,) in rows]
         with self._changing():
             stored, names = self._catalog.memories(keys), self._catalog.ids(keys)
             for key in keys:
                 memory = stored[key]
                 data = self._view.segments[memory.slot.segment].read(memory.slot)
-                self._store(key, names[key], memory.layout, json.loads(memory.layout), [data], memory)
+                self._store(key, names[key], memory.layout, layout_of(data, memory.layout), [data], memory)
         return len(keys)
 
     def prepare(self) -> None:
@@ -269,6 +272,8 @@ def _check(document: Document, passages: Sequence[Passage]) -> None:
 
 def _json(meta: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(dict(meta), allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as e:
+        text = json.dumps(dict(meta), allow_nan=False, separators=(",", ":"))
+        parse_object(text)  # what is too deep to be read again is not stored
+        return text
+    except (TypeError, ValueError, RecursionError) as e:
         raise LibraryError(f"metadata must hold JSON values only: {e}") from e

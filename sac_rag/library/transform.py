@@ -175,8 +175,8 @@ class Transform:
                 limit = limits[which * self._groups + group]
                 integers[group * size : (group + 1) * size] = _unpacked(next(parts), size, limit)
                 used = (group + 1) * GROUP if limit else used
-            places, values = _exceptions(next(parts), len(integers))
-            integers[places] = values
+            places, exceptions = _exceptions(next(parts), len(integers))
+            integers[places] = exceptions
             used = min(dim, max(used, int(places.max(initial=-1)) // slots + 1))
             found.append(self._numbers(which, torch.from_numpy(integers).view(-1, slots)[:used], counts))
         sizes = torch.from_numpy(counts).view(layers, heads)

@@ -103,7 +103,10 @@ class VectorIndex:
         """Stored unit vectors, float32 (n, dim), in the order of `keys`."""
         if not keys:
             return np.empty((0, self.dim), np.float32)
-        rows: np.ndarray = self._index.reconstruct_batch(np.fromiter(keys, np.int64, len(keys)))
+        try:
+            rows: np.ndarray = self._index.reconstruct_batch(np.fromiter(keys, np.int64, len(keys)))
+        except RuntimeError as e:
+            raise LibraryCorrupt(f"the FAISS file lacks vectors that the catalog has: {str(e)[:200]}") from e
         return rows
 
     def search(self, vector: np.ndarray, k: int, allowed: Collection[int] | None = None) -> list[tuple[int, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from sac_rag.errors import LibraryCorrupt, LibraryError, MemoryInvalid
+from sac_rag.foreign import parse_json
 from sac_rag.library import folder as files
 from sac_rag.library import lexical_file
 from sac_rag.library.catalog import Catalog, Head
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RRF = 60
 """Constant of reciprocal rank fusion: a list adds 1 / (RRF + rank), ranks from 1."""
+_FAISS_HEAD = 4096
+"""More than a FAISS file has beside vectors and keys."""
 POOL = 100
 """How deep each list is read for fusion, at least."""
 MODES = ("hybrid", "dense", "lexical")
@@ -102,15 +104,25 @@ class View:
 
     def lexical(self) -> LexicalIndex:
         """The BM25 index, over all passages: as it was kept, or built."""
-        from sac_rag.library.lexical import LexicalIndex
-
         with self._lock:
             if self._lexical is None and lexical_file.is_kept(self.head):
-                self._lexical = lexical_file.read(self.folder, self.head)
+                self._lexical = lexical_file.read(self.folder, self.head, self.catalog.all_keys())
             if self._lexical is None:
-                rows = self.catalog.rows("SELECT key, text FROM passages ORDER BY key")
-                self._lexical = LexicalIndex.build([key for key, _ in rows], (text for _, text in rows))
+                self._lexical = self.built_lexical()
             return self._lexical
+
+    def built_lexical(self) -> LexicalIndex:
+        """The BM25 index as the text of the catalog makes it."""
+        from sac_rag.library.lexical import LexicalIndex
+
+        rows = self.catalog.rows("SELECT key, text FROM passages ORDER BY key")
+        return LexicalIndex.build([key for key, _ in rows], (text for _, text in rows))
+
+    def forget_lexical(self) -> None:
+        """Let the BM25 index be made anew, from text, at its next use."""
+        with self._lock:
+            lexical_file.forget(self.folder, self.head)
+            self._lexical = None
 
     def codec(self) -> Codec:
         from sac_rag.library.codecs import get_codec
@@ -133,10 +145,10 @@ class View:
             try:
                 memory = stored[key]
                 data = self.segments[memory.slot.segment].read(memory.slot)
-                kv = self.codec().decode(unpack(data, json.loads(memory.layout)))
+                kv = self.codec().decode(unpack(data, parse_json(memory.layout)))
                 if (kv.anchors, kv.source_len) != (memory.anchors, memory.source_len):
                     raise LibraryCorrupt(f"{kv.anchors} anchors of {kv.source_len} tokens instead of {memory.anchors}")
-            except (LibraryCorrupt, MemoryInvalid, KeyError, json.JSONDecodeError) as e:
+            except (LibraryCorrupt, MemoryInvalid, KeyError, ValueError) as e:
                 uri = self.catalog.passages_at([key])[key].document
                 raise LibraryCorrupt(
                     f"the memory of passage {passage_id} of {uri!r} in {self.folder} is damaged ({e}): restore the "
@@ -149,12 +161,7 @@ class View:
         """Row keys of passages that fit every entry of `where`."""
         with self._lock:
             if self._metas is None:
-                rows = self.catalog.rows(
-                    "SELECT p.key, d.uri, d.meta, p.meta FROM passages p JOIN documents d ON d.key = p.document"
-                )
-                self._metas = {
-                    key: {**json.loads(ours), **json.loads(own), "document": uri} for key, uri, ours, own in rows
-                }
+                self._metas = self.catalog.metas()
             metas = self._metas
         fits = fitting(where)
         return {key for key, meta in metas.items() if fits(meta)}
@@ -231,7 +238,8 @@ def read_faiss(folder: Path, head: Head) -> bytes | None:
     if head.faiss is None:
         return None
     with contextlib.suppress(LibraryCorrupt, OSError):
-        data = files.read(folder, files.faiss_name(head.faiss))
+        most = _FAISS_HEAD + head.passages * (4 * head.dim + 8)
+        data = files.read(folder, files.faiss_name(head.faiss), most)
         if xxhash.xxh3_128_digest(data) == head.faiss_hash:
             return data
     return None

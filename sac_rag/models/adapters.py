@@ -7,14 +7,22 @@ import re
 from pathlib import Path
 
 from sac_rag.errors import AdapterError
+from sac_rag.foreign import check_regular
 
 SHIPPED = Path(__file__).parent / "adapters"
 WEIGHTS, CARD = "adapter.safetensors", "card.json"
+MOST_BYTES = 4 << 30
+"""Longest file of weights that is read to be named; what it may be by its card is told where it is loaded."""
 
 
 def adapter_sha256(folder: Path) -> str:
-    """SHA-256 (hex) of an adapter's weights."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    """SHA-256 (hex) of an adapter's weights. Raises AdapterError where they are no file, or longer than any."""
+    try:
+        check_regular(folder / WEIGHTS, MOST_BYTES)
+        with open(folder / WEIGHTS, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{folder / WEIGHTS} cannot be read: {error}") from error
 
 
 def adapter_slug(base_name: str) -> str:

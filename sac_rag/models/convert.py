@@ -132,7 +132,7 @@ def _split_digits(tokenizer: Any, pre_tokenizer: str) -> None:
 def _tidy(out: Path) -> None:
     # Keys that describe this loading, not the model.
     path = out / "tokenizer_config.json"
-    settings = json.loads(path.read_text("utf-8"))
+    settings = json.loads(path.read_text("utf-8"))  # written here, a moment ago
     for key in ("is_local", "local_files_only", "name_or_path"):
         settings.pop(key, None)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")

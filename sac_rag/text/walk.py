@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
+from sac_rag.foreign import read_start
+from sac_rag.text.ignore import MOST_BYTES, MOST_RULES, Rules
+from sac_rag.text.ignore import pattern as pattern_rule
 
 OnSkip = Callable[[str, str], None]
 """Called with (path, reason) for everything that is not indexed; the reason is one short lower-case phrase."""
@@ -92,12 +92,12 @@ def _pattern(pattern: Path, on_skip: OnSkip) -> Iterator[Path]:
 
 def _folder(root: Path, pattern: tuple[str, ...] | None, on_skip: OnSkip) -> Iterator[Path]:
     real_root = os.path.realpath(root)
-    wanted = _spec(["/" + "/".join(pattern)]) if pattern else None
+    wanted = _wanted(pattern) if pattern else None
     todo: list[tuple[Path, _Rules]] = [(root, _rules_above(root))]  # a stack: folders nest deeper than Python recurses
     while todo:
         path, rules = todo.pop()
         if path != root and not _is_folder(path):
-            if wanted is None or wanted.match_file(path.relative_to(root).as_posix()):
+            if wanted is None or wanted(path.relative_to(root).parts):
                 if reason := _link_reason(path, real_root):
                     on_skip(str(path), reason)
                 else:
@@ -111,7 +111,7 @@ def _folder(root: Path, pattern: tuple[str, ...] | None, on_skip: OnSkip) -> Ite
         except OSError as error:
             on_skip(str(path), os_reason(error))
             continue
-        rules = _rules_of(Path(os.path.abspath(path))) + rules
+        rules = _with_rules_of(Path(os.path.abspath(path)), rules)
         names = [
             (name, folder) for name, folder in names if not _ignored(Path(os.path.abspath(path), name), folder, rules)
         ]
@@ -152,7 +152,7 @@ def _left_out(target: Path, root: Path) -> bool:
     """Whether a walk of `root` passes a file over, by its own name or that of a folder around it."""
     rules, at = _rules_above(root), root
     for part in target.relative_to(root).parts:
-        rules = _rules_of(at) + rules
+        rules = _with_rules_of(at, rules)
         at = at / part
         if part.startswith(".") or _ignored(at, at != target, rules):
             return True
@@ -173,16 +173,16 @@ def _leads_to(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return True
 
 
-_Rules = tuple[tuple[Path, "GitIgnoreSpec"], ...]
+_Rules = tuple[tuple[Path, Rules], ...]
 """(folder, what its .gitignore file says), innermost first."""
 
 
 def _ignored(path: Path, is_folder: bool, rules: _Rules) -> bool:
     """The innermost file that has a rule for `path` decides."""
-    for folder, spec in rules:
-        include = spec.check_file(path.relative_to(folder).as_posix() + ("/" if is_folder else "")).include
-        if include is not None:
-            return include
+    for folder, own in rules:
+        left_out = own.decide(path.relative_to(folder).parts, is_folder)
+        if left_out is not None:
+            return left_out
     return False
 
 
@@ -194,36 +194,30 @@ def _rules_above(root: Path) -> _Rules:
     for folder in absolute.parents:
         if not folder.is_relative_to(repository):
             break
-        for _, spec in _rules_of(folder):
-            if not _ignored(absolute, True, ((folder, spec),)):
-                found += ((folder, spec),)
+        grown = _with_rules_of(folder, found)
+        if not _ignored(absolute, True, grown[: len(grown) - len(found)]):
+            found = (*found, *grown[: len(grown) - len(found)])
     return found
 
 
-def _rules_of(folder: Path) -> _Rules:
+def _with_rules_of(folder: Path, rules: _Rules) -> _Rules:
+    """`rules`, and before them those of a folder's .gitignore, in all no more than MOST_RULES."""
     path = folder / ".gitignore"
     try:
-        if not path.is_file():  # it may be a pipe
-            return ()
-        lines = path.read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
-    return ((folder, _spec([line for line in lines if _is_usable(line)])),)
+        lines = read_start(path, MOST_BYTES).decode("utf-8-sig", "replace").split("\n")
+    except (OSError, ValueError):  # there is none, or it is a pipe
+        return rules
+    own = Rules(lines, MOST_RULES - sum(len(outer) for _, outer in rules))
+    return ((folder, own), *rules) if len(own) else rules
 
 
-def _is_usable(pattern: str) -> bool:
-    """Whether a rule is valid and cheap: it becomes a regular expression, and many stars in a name make it slow."""
+def _wanted(names: tuple[str, ...]) -> Callable[[tuple[str, ...]], bool]:
+    """Whether a path, name by name, or a folder that it lies in, fits a pattern."""
     try:
-        _spec([pattern])
+        rule = pattern_rule(names)
     except ValueError:
-        return False
-    return all(part.replace("**", "*").count("*") <= 3 for part in pattern.split("/"))
-
-
-def _spec(lines: list[str]) -> GitIgnoreSpec:
-    from pathspec import GitIgnoreSpec
-
-    return GitIgnoreSpec.from_lines(lines)
+        return lambda parts: False
+    return lambda parts: any(rule.fits(parts[: n + 1]) for n in range(len(parts)))
 
 
 def _encodable(name: str) -> bool:

@@ -70,7 +70,7 @@ def run(
     }
     if before:
         _agree(before, wanted, str(folder))
-    path = resolve_base(name)
+    path = resolve_base(name, fetch=base is not None or before is None)
     place = choose_device(device)
     model, tokenizer = load_base(path, place, choose_dtype(dtype, place))
     built: Method

@@ -143,7 +143,7 @@ def test_flags_of_the_retrieved_track_are_refused_on_the_other(sac: Sac, args: t
 
 
 def test_settings_for_all_commands_do_not_stand_in_the_way(sac: Sac, flags: tuple[str, ...]) -> None:
-    Path("sac.toml").write_text('embedder = "any"\nk = 3\n')
+    Path("sac.toml").write_text('embedder = "all-minilm-l6-v2"\nk = 3\n')
     done = sac("eval", write("lamps"), "--reader", "closed", *flags, SAC_PASSAGE_TOKENS="64")
     assert done.code == 0 and done.out.startswith("lamps\tclosed"), done.err
 
