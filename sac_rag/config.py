@@ -31,7 +31,7 @@ class IndexConfig:
     """How documents become a library. Fixed for the life of the library."""
 
     model: str = DEFAULT_MODEL
-    """Base model: a name of `sac models list`, a hub id, a folder, or a .gguf file (Llama architecture)."""
+    """Base model: a name of `sac models list`, a hub id, a folder, or a .gguf file (Llama, Mistral, Qwen2, Qwen3)."""
     embedder: str = DEFAULT_EMBEDDER
     """Sentence-transformers model for dense retrieval, named likewise."""
     method: str = "sac"

@@ -19,12 +19,13 @@ SHELLS = {
     "llama_index": ROOT / "integrations/llama-index-sac/llama_index",
 }
 
-BASE = {"errors", "config", "records", "registry"}
+BASE = {"errors", "config", "families", "records", "registry"}
 WRITING = BASE | {"text", "compress"}
 READING = WRITING | {"models", "library", "answer"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
+    "families": {"errors"},
     "config": {"errors"},
     "registry": {"errors"},
     "samples": set(),
