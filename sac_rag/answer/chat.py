@@ -202,8 +202,7 @@ def _recall(
 ) -> Recall:
     """Passages of ranks from `rank` on, best first, as one memory."""
     extents = shelf.extents(ids)
-    prefix = method.prefix if opens else None
-    own = [(prefix.anchors, prefix.source_len)] if prefix is not None else []
+    own = [(kv.anchors, kv.source_len) for kv in method.ahead(start=start, opens=opens)]
     slots = sum(a for a, _ in (*own, *extents))
     span = sum(placing.extent(*extent) for extent in (*own, *extents))
 

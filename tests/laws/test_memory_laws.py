@@ -99,7 +99,7 @@ def test_law_3_a_passage_loaded_at_an_offset_is_the_passage_computed_there(make_
 def test_law_4_the_decoder_is_the_base_model_bit_for_bit(make_sac, family):
     base, method = tiny_model(family), make_sac(trained=True)
     b = method.backbone
-    loss = sum(m.values.square().sum() for m in method.write([ids(40).tolist()], [5.0]))
+    loss = sum(m.values.square().sum() for (m,) in method.write([[ids(40).tolist()]], [5.0]))
     optimiser = torch.optim.SGD(method.parameters().values(), lr=0.1)
     loss.backward()
     optimiser.step()
@@ -190,9 +190,9 @@ def test_training_attention_equals_the_fused_kernel(make_sac, budget):
     method = make_sac(trained=True, budget=budget)
     chunk, text = ids(70).tolist(), Reading(ids(9, seed=1), torch.arange(9), 0)
     with torch.no_grad():
-        (fused,) = method.write([chunk], [5.0])
+        ((fused,),) = method.write([[chunk]], [5.0])
         want = method.backbone.read([method.memory([fused])], [text])
-    (manual,) = method.write([chunk], [5.0])
+    ((manual,),) = method.write([[chunk]], [5.0])
     assert manual.keys.requires_grad and not fused.keys.requires_grad
     torch.testing.assert_close(manual.keys.detach(), fused.keys, atol=2e-6, rtol=1e-5)
     got = method.backbone.read([method.memory([manual])], [text])
