@@ -40,7 +40,7 @@ class IndexConfig:
     """How documents become a library. Fixed for the life of the library."""
 
     model: str = DEFAULT_MODEL
-    """Base model: a name of `sac models list`, a hub id, a folder, or a .gguf file (Llama architecture)."""
+    """Base model: a name of `sac models list`, a hub id, a folder, or a .gguf file (Llama, Mistral, Qwen2, Qwen3)."""
     embedder: str = DEFAULT_EMBEDDER
     """Sentence-transformers model for dense retrieval, named likewise."""
     method: str = "sac"
@@ -112,12 +112,6 @@ class AskConfig:
         check_sampling(self.temperature, self.top_p, self.seed)
         if self.search not in ("hybrid", "dense", "lexical"):
             raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
-        if self.placing not in (None, "source", "packed"):
-            raise ConfigError(f"placing is {self.placing!r}; use source or packed")
-        if self.order not in (None, "best-last", "best-first"):
-            raise ConfigError(f"order is {self.order!r}; use best-last or best-first")
-        if self.prior is not None and not 0 <= self.prior < math.inf:
-            raise ConfigError(f"prior is {self.prior}; it must be at least 0 and finite")
         if self.fidelity not in ("memory", "text", "mixed", "auto"):
             raise ConfigError(f"fidelity is {self.fidelity!r}; use memory, text, mixed or auto")
         if self.fidelity == "mixed" and self.text_score is not None and self.search == "lexical":

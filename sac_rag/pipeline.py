@@ -278,6 +278,7 @@ class SacRag:
         own = dataclasses.replace(ask, fidelity="text") if text else ask
         if not (question := question.strip()):
             raise ConfigError("the question is empty; ask something")
+        self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
         if not self._gated and own.fidelity != "text":

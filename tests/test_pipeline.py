@@ -579,3 +579,11 @@ def test_an_adapter_of_the_same_tensors_and_another_card_is_another_one(
         plain = rag.library.fingerprint
     with SacRag.index(docs, tmp_path / "b.lib", dataclasses.replace(tiny_config, adapter=str(other))) as rag:
         assert rag.library.fingerprint == {**plain, "adapter": str(other), **named} != {**plain, "adapter": str(other)}
+
+
+def test_a_placing_that_is_none_is_refused_before_anything_is_searched(docs, tiny_config, tmp_path, monkeypatch):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        monkeypatch.setattr(rag, "_retrieve", lambda *a: pytest.fail("searched"))
+        for asked, words in (({"placing": "packd"}, "Did you mean 'packed'"), ({"order": "up"}, "order is 'up'")):
+            with pytest.raises(ConfigError, match=words):
+                rag.ask("Who?", **asked)

@@ -68,10 +68,11 @@ def calibrate(
     if report and (write or precision is not None):
         raise ConfigError("--report measures the thresholds of the card: leave out --write and --precision")
     with console.working("loading"):
+        from sac_rag.answer.engine import adapter_folder
         from sac_rag.evaluate import calibrate as core
         from sac_rag.evaluate.results import Results, fingerprints, versions
-        from sac_rag.models.adapters import find_adapter
-    folder = find_adapter(model, method, adapter)
+    if (folder := adapter_folder(model, method, adapter)) is None:
+        raise ConfigError(f"method {method!r} has no adapter whose card could hold thresholds")
     given = core.stored(folder, ratios, model=model, adapter=adapter) if report else None
     if write:
         core.check_writable(folder)

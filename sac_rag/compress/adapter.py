@@ -20,6 +20,7 @@ from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
+from sac_rag.compress.templates import layout_of
 from sac_rag.config import check_ratio
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.foreign import check_regular, parse_object, read_text
@@ -52,7 +53,7 @@ class Card:
     layout: dict[str, str] = field(default_factory=dict)
     """Fields of PromptLayout."""
     placing: dict[str, Any] = field(default_factory=dict)
-    """Fields of Placing that the adapter was made for; those left out are Placing's own."""
+    """Fields of Placing that the adapter was made for; those left out are its method's."""
     training: dict[str, Any] = field(default_factory=dict)
     """Data, steps, settings, as printed by the training command."""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +116,7 @@ def build(model: Any, tokenizer: Any, card: Card) -> Method:
     make = METHODS.load(card.method)
     _check_options(card, make)
     # Judged before anything is made.
-    layout, placing = PromptLayout.from_mapping(card.layout), Placing.from_mapping(card.placing)
+    layout, placing = PromptLayout.from_mapping(card.layout), placing_of(card)
     backbone = Backbone(model, tokenizer, card.lora_spec())
     try:
         method: Method = make(backbone, layout, **card.options)
@@ -123,6 +124,19 @@ def build(model: Any, tokenizer: Any, card: Card) -> Method:
         raise AdapterError(f"method {card.method!r} does not take the options {card.options}: {error}") from error
     method.placing = placing
     return method
+
+
+def placing_of(card: Card) -> Placing:
+    """The policy that a card names; what it leaves out is as its method was made for."""
+    return Placing.from_mapping(card.placing, METHODS.load(card.method).made_for)
+
+
+def untrained(name: str, model: Any, tokenizer: Any, *, base: str, base_fingerprint: str) -> tuple[Method, Card]:
+    """A method that has nothing to train, with the card of the adapter that it needs not: default options, and the
+    prompt in the model's chat template."""
+    layout = layout_of(tokenizer).to_mapping()
+    card = Card(base=base, base_fingerprint=base_fingerprint, method=name, ratios=(), layout=layout)
+    return build(model, tokenizer, card), card
 
 
 def load(

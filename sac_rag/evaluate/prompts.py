@@ -59,7 +59,7 @@ def prompts_of(
 
     tails = [[asking(q.question) for q in questions] for _, questions in contexts]
     prefix = backbone.template((layout or method.layout).prefix)
-    ahead = len(prefix) + (method.prefix.source_len if layout and method.prefix else 0)
+    ahead = len(prefix) + (method.placing.span([method.prefix]) if layout and method.prefix else 0)
     ids: list[list[int]] = [[] for _ in contexts]
     if reader != "closed":
         ids = [backbone.tokens(text) for text, _ in contexts]
@@ -68,15 +68,13 @@ def prompts_of(
         ids = [i[:room] for i, room in zip(ids, rooms, strict=True)]
     memories = {}
     if reader in ("memory", "full-ft"):
-        chunks = [method.pieces(i) for i in ids]
-        compressed = method.compress([chunk for parts in chunks for chunk in parts], 1.0 if ratio is None else ratio)
+        compressed = method.compress_contexts([method.pieces(i) for i in ids], 1.0 if ratio is None else ratio)
         if reader == "memory":
             codec = get_codec(IndexConfig().codec)
-            asked.stored_bytes = sum(t.nbytes for m in compressed for t in codec.encode(m).values())
-            asked.source_tokens = sum(m.source_len for m in compressed)
-        flat = iter(compressed)
+            asked.stored_bytes = sum(t.nbytes for kvs in compressed for m in kvs for t in codec.encode(m).values())
+            asked.source_tokens = sum(m.source_len for kvs in compressed for m in kvs)
         with torch.inference_mode():
-            memories = {i: method.memory([next(flat) for _ in parts], layout=layout) for i, parts in enumerate(chunks)}
+            memories = {i: method.memory(parts, layout=layout) for i, parts in enumerate(compressed)}
     for i, (_, questions) in enumerate(contexts):
         for question, tail in zip(questions, tails[i], strict=True):
             front = (memories[i], tail) if i in memories else ([*prefix, *ids[i], *tail],)

@@ -13,9 +13,8 @@ from typing import Any
 
 from sac_rag.answer import gate
 from sac_rag.answer.assemble import text_prompt
-from sac_rag.answer.engine import Engine
+from sac_rag.answer.engine import Engine, placing_of
 from sac_rag.answer.reader import Sampling
-from sac_rag.compress.adapter import Card
 from sac_rag.compress.placing import Placing
 from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.evaluate.cost import measured
@@ -25,7 +24,6 @@ from sac_rag.evaluate.prompts import ANSWER_TOKENS, answers_of
 from sac_rag.evaluate.results import Origin, Results, file_sha256
 from sac_rag.evaluate.runs import Prediction, Run, Scored, summary, with_macro, with_retention
 from sac_rag.evaluate.tasks import Task, check_names, grouped, load_task, set_name
-from sac_rag.models.adapters import find_adapter
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.loading import choose_device, choose_dtype
 from sac_rag.pipeline import SacRag
@@ -102,8 +100,7 @@ def evaluate_retrieved(
     number = str(choose_dtype(dtype, choose_device(device)))
     hashes = [file_sha256(f) if results else "" for f in paths]
     found_by = Embedder(config.embedder).fingerprint if results else ""
-    card = Card.read(find_adapter(config.model, config.method, config.adapter))
-    placing = Placing.from_mapping(card.placing).overridden(ask)
+    placing = placing_of(config.model, config.method, config.adapter).overridden(ask)
     together = [list(range(len(paths)))] if pool else [[i] for i in range(len(paths))]
     done: dict[tuple[str, float | None], dict[int, Scored[RetrievedRun]]] = {}
 

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sac_rag.config import DEFAULT_MODEL, fingerprint
+from sac_rag.config import fingerprint
 from sac_rag.errors import ModelError
+from sac_rag.families import family_of
 from sac_rag.models import cache, convert, hub, wheels
 from sac_rag.models.fingerprints import (
     TOKENIZER_FILES,
@@ -102,7 +103,7 @@ def resolve_base(name: str, *, fetch: bool = True) -> Path:
     fetch: whether a model of the hub may be; not where a file names it that was received, instead of the user. Pinned
     models, whose bytes are known, always may.
     `name` is a pinned name, a folder, a .gguf file, or a hub id `owner/model` with an optional `@revision`. Raises
-    ModelError when there is no such model, it cannot be fetched, or it is not of the Llama architecture.
+    ModelError when there is no such model, it cannot be fetched, or sac-rag does not read its family (`families`).
     """
     if model := find_pinned(name, "base"):
         return _pull(model)
@@ -117,7 +118,7 @@ def resolve_base(name: str, *, fetch: bool = True) -> Path:
     if local.is_dir():
         return _check_base(local)
     if hub.is_hub_id(name) and not _is_path(name):
-        return _check_base(hub.fetch(name, _check_llama, local_only=not fetch))
+        return _check_base(hub.fetch(name, _check_family, local_only=not fetch))
     raise _not_found(name, "base")
 
 
@@ -208,18 +209,12 @@ def _describe(
     )
 
 
-def _check_llama(config: Path, name: str) -> None:
-    settings = read_json(config)
-    found = settings.get("model_type") if isinstance(settings, dict) else None
-    if found != "llama":
-        raise ModelError(
-            f"{name} is a {found!r} model; sac-rag needs the Llama architecture (model_type 'llama'), "
-            f"such as {DEFAULT_MODEL} or a Llama-3 model"
-        )
+def _check_family(config: Path, name: str) -> None:
+    family_of(read_json(config), name)
 
 
 def _check_base(folder: Path) -> Path:
-    _check_llama(folder / "config.json", str(folder))
+    _check_family(folder / "config.json", str(folder))
     weight_files(folder)
     tokenizer_fingerprint_of(folder)
     return folder

@@ -14,6 +14,7 @@ from sac_rag.compress.anchor_kv import AnchorKV, Memory
 from sac_rag.compress.backbone import Backbone, Reading
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.selectors import anchor_count
 from sac_rag.compress.templates import joined_ids
 from sac_rag.records import NO_ANSWER
 from sac_rag.train.data import TokenisedContext
@@ -84,6 +85,14 @@ class Batch:
         self.front.append(front)
         self.biases.append(biases or [0.0] * len(front))
         self.readings.append(rows)
+
+    def written(
+        self, method: Method, *, ratio: float | None = None, future_bias: float | None = None
+    ) -> list[AnchorKV]:
+        """Memories of the chunks, in order. ratio: in place of those of the contexts."""
+        contexts = [[self.chunks[k] for k in pieces] for pieces in self.pieces]
+        ratios = [self.ratios[pieces[0]] if ratio is None else ratio for pieces in self.pieces]
+        return [kv for made in method.write(contexts, ratios, future_bias=future_bias) for kv in made]
 
     def memories(self, method: Method, written: Sequence[AnchorKV]) -> list[Memory]:
         """Each context's memory, of what was `written` of the chunks."""
@@ -164,7 +173,8 @@ def question_batch(
             start = rng.randrange(len(c.ids) - shares.recall_tokens - CUE)
             piece = c.ids[start : start + CUE + shares.recall_tokens]
             rows.append(_quote(ask, piece)._replace(weight=shares.recall_weight, recall=True))
-        front = _fitting(front, i, contexts, backbone.context_length - max((len(r.ids) for r in rows), default=0))
+        room = backbone.context_length - max((len(r.ids) for r in rows), default=0)
+        front = _fitting(front, i, [_extent(method, c, r) for c, r in zip(contexts, ratios, strict=True)], room)
         order, biases = method.placing.arranged(len(front))
         front = [front[r] for r in order]
         if method.reads_with_lora:
@@ -229,10 +239,16 @@ def _front(i: int, contexts: Sequence[TokenisedContext], shares: Shares, rng: ra
     return [*beside[:rank], i, *beside[rank:]]
 
 
-def _fitting(front: list[int], i: int, contexts: Sequence[TokenisedContext], room: int) -> list[int]:
+def _extent(method: Method, context: TokenisedContext, ratio: float) -> int:
+    """Positions that a context takes up as memory, as the method is placed."""
+    length = len(context.ids)
+    return method.placing.extent(anchor_count(length, ratio), length)
+
+
+def _fitting(front: list[int], i: int, extents: Sequence[int], room: int) -> list[int]:
     """Without the last distractors that would push a question beyond the positions of the model."""
     kept, spare = list(front), room - MARGIN
-    while len(kept) > 1 and sum(len(contexts[j].ids) for j in kept) > spare:
+    while len(kept) > 1 and sum(extents[j] for j in kept) > spare:
         kept.remove(next(j for j in reversed(kept) if j != i))
     return kept
 
@@ -250,8 +266,7 @@ def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[fl
 
 def scored_logits(batch: Batch, method: Method, *, future_bias: float | None = None) -> torch.Tensor:
     """Logits (scored tokens, vocabulary) of all rows in order, each behind the memory of its context."""
-    encoded = method.write(batch.chunks, batch.ratios, future_bias=future_bias)
-    memories = batch.memories(method, encoded)
+    memories = batch.memories(method, batch.written(method, future_bias=future_bias))
     return method.backbone.read(memories, readings_of(batch), use_lora=method.reads_with_lora)
 
 

@@ -98,9 +98,10 @@ def test_their_options_are_taken_by_the_method(recipe):
     lora = {"rank": 2, "alpha": 4.0, "targets": ["q_proj"]}
     card = Card("tiny", "0", recipe.method, (5.0,), lora=lora, options=dict(recipe.options))
     method = adapter.build(tiny_llama(), byte_tokenizer(), card)
-    chunks = [list(range(5, 60))]
-    (kv,) = method.write(chunks, [5.0])
-    (base,) = adapter.build(tiny_llama(), byte_tokenizer(), dataclasses.replace(card, options={})).write(chunks, [5.0])
+    contexts = [[list(range(5, 60))]]
+    ((kv,),) = method.write(contexts, [5.0])
+    plain = adapter.build(tiny_llama(), byte_tokenizer(), dataclasses.replace(card, options={}))
+    ((base,),) = plain.write(contexts, [5.0])
     changed = recipe.name in ("ablation-causal", "ablation-random")
     assert torch.equal(kv.values, base.values) is not changed
     assert method.parameters()["anchor_embedding"].requires_grad is (recipe.name != "ablation-no-anchor-embedding")
