@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ import xxhash
 
 from sac_rag.errors import LibraryError, MemoryInvalid
 from sac_rag.library import folder as files
+from sac_rag.library import schema
 from sac_rag.library.catalog import Catalog, StoredMemory, chunks, marks
+from sac_rag.library.made import MadeMemory, MadeSegment
 from sac_rag.library.segments import Segment, SegmentWriter
 from sac_rag.library.view import View, stored_vectors
 from sac_rag.records import Document, Passage
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
     from sac_rag.compress.anchor_kv import AnchorKV
     from sac_rag.library.vectors import VectorIndex
+
+_TEXT = schema.COLUMNS["passages"].index("text")
 
 
 class Transaction:
@@ -47,12 +52,30 @@ class Transaction:
         self._writer: SegmentWriter | None = None
         self._waiting: list[tuple[int, str, int, int]] = []
         """(row key, layout, anchors, source_len) of what lies in the open segment."""
+        self._adopted: dict[str, tuple[int, MadeMemory]] = {}
+        """Memories that came with finished segments, by passage: (segment, where it lies)."""
         self._added: dict[int, np.ndarray] = {}
         self._removed: set[int] = set()
         self._touched = self._failed = False
         self._next: View | None = None
         self.rebuild = view.stale
         """Whether the FAISS file is written from the catalog instead of from the file before."""
+
+    def adopt(self, made: MadeSegment) -> None:
+        """Take in a finished segment of this library's folder; `put` then needs no memories for its passages.
+
+        Raises LibraryError when it is not there as it was made.
+        """
+        if not files.is_made(made.name):
+            raise LibraryError(f"{made.name!r} is no name of a made segment")
+        number = self._generation + 1
+        with self._changing():
+            if os.stat(self._folder / made.name, follow_symlinks=False).st_size != made.size:
+                raise LibraryError(f"{self._folder / made.name} has not the {made.size} bytes that were made")
+            os.rename(self._folder / made.name, self._folder / files.segment_name(number))
+            self._generation = number
+            self._catalog.write("segments", [(number, made.size, made.start, bytes.fromhex(made.header))])
+        self._adopted |= {m.passage: (number, m) for m in made.memories}
 
     def put(
         self,
@@ -62,57 +85,73 @@ class Transaction:
         vectors: Mapping[str, np.ndarray],
         *,
         content_hash: str | None = None,
+        keep: Collection[str] = (),
     ) -> None:
         """Make `passages` the whole passage list of `document`, new or known.
 
-        memories: by passage id, for ids that the document does not have yet. vectors: for these, and for any other that
-        is to have another one; shape (dim,), any length. Passages already stored keep their memory and text; place,
-        heading and metadata are updated. Those no longer in the list are removed. Raises LibraryError or MemoryInvalid
-        before anything changes when an argument does not fit, LibraryFull when the disk is full.
+        memories: by passage id, for ids that the document does not have yet and no adopted segment holds. vectors: for
+        these, and for any other that is to have another one; shape (dim,), any length. Passages already stored keep
+        their memory and text; place, heading and metadata are updated. Those no longer in the list are removed, but
+        for the ids in `keep`, which stay as they are: so a long document is stored in several steps. Raises
+        LibraryError or MemoryInvalid before anything changes when an argument does not fit, LibraryFull when the disk
+        is full.
         """
         from sac_rag.library.vectors import normalise
 
         _check(document, passages)
-        known = self._catalog.rows("SELECT key FROM documents WHERE uri = ?", (document.uri,))
-        old: dict[str, int] = {}
-        texts = {p.id: p.text for p in passages}
-        for key, passage_id, text in self._catalog.rows(
-            "SELECT p.key, p.id, p.text FROM passages p JOIN documents d ON d.key = p.document WHERE d.uri = ?",
-            (document.uri,),
-        ):
-            old[passage_id] = key
-            if texts.get(passage_id, text) != text:
+        known = self._catalog.rows(
+            f"SELECT {', '.join(schema.COLUMNS['documents'])} FROM documents WHERE uri = ?", [document.uri]
+        )
+        given = {p.id: p for p in passages}
+        old = {row[1]: row for row in self._stored(known[0][0])} if known else {}
+        for passage_id, row in old.items():
+            if passage_id in given and row[_TEXT] != given[passage_id].text:
                 raise LibraryError(f"passage {passage_id!r} of {document.uri!r} is stored with another text")
-        ids = list(texts)
-        new = [i for i in ids if i not in old]
-        if taken := self._catalog.keys(new):
-            raise LibraryError(f"passage {next(iter(taken))!r} is already stored under another document")
-        for kind, given in (("memory", memories), ("vector", vectors)):
-            for passage_id in new:
-                if passage_id not in given:
-                    raise LibraryError(f"new passage {passage_id!r} of {document.uri!r} comes without a {kind}")
-            if strange := set(given) - set(ids):
-                raise LibraryError(f"a {kind} is given for {min(strange)!r}, which is no passage of {document.uri!r}")
+        new = [i for i in given if i not in old]
+        self._check_given(document.uri, given, new, memories, vectors)
         units = {i: normalise(vector, self._head.dim, f"passage {i}") for i, vector in vectors.items()}
-        for passage_id in new:
-            try:
-                memories[passage_id].validate()
-            except MemoryInvalid as e:
-                raise MemoryInvalid(f"passage {passage_id} of {document.uri!r}: {e}") from e
         owner, metas = known[0][0] if known else self._key(), [_json(p.meta) for p in passages]
-        row = (owner, document.uri, document.media_type, _json(document.meta), content_hash)
+        described = (owner, document.uri, document.media_type, _json(document.meta), content_hash)
         with self._changing():
-            self._catalog.write("documents", [row])
-            self._forget([key for i, key in old.items() if i not in texts])
+            if [described] != known:
+                self._catalog.write("documents", [described])
+            self._forget([row[0] for i, row in old.items() if i not in given and i not in keep])
             for p, meta in zip(passages, metas, strict=True):
-                key = old.get(p.id) or self._key()
+                key = old[p.id][0] if p.id in old else self._key()
                 columns = (key, p.id, owner, p.ordinal, p.text, p.start, p.end, p.heading, p.tokens, meta)
-                self._catalog.write("passages", [columns])
+                if old.get(p.id) != columns:
+                    self._catalog.write("passages", [columns])
                 if p.id in units:
                     self._catalog.write("vectors", [(key, units[p.id].astype("<f4").tobytes())])
                     self._added[key] = units[p.id]
                 if p.id not in old:
-                    self._encode(key, p.id, memories[p.id])
+                    self._remember(key, p.id, memories)
+
+    def _stored(self, document: int) -> list[tuple[Any, ...]]:
+        columns = ", ".join(schema.COLUMNS["passages"])
+        return self._catalog.rows(f"SELECT {columns} FROM passages WHERE document = ?", (document,))
+
+    def _check_given(
+        self,
+        uri: str,
+        passages: Mapping[str, Passage],
+        new: Sequence[str],
+        memories: Mapping[str, AnchorKV],
+        vectors: Mapping[str, np.ndarray],
+    ) -> None:
+        if taken := self._catalog.keys(new):
+            raise LibraryError(f"passage {next(iter(taken))!r} is already stored under another document")
+        for kind, given, made in (("memory", memories, self._adopted), ("vector", vectors, {})):
+            for passage_id in new:
+                if passage_id not in given and passage_id not in made:
+                    raise LibraryError(f"new passage {passage_id!r} of {uri!r} comes without a {kind}")
+            if strange := set(given) - set(passages):
+                raise LibraryError(f"a {kind} is given for {min(strange)!r}, which is no passage of {uri!r}")
+        for passage_id in set(new) & set(memories):
+            try:
+                memories[passage_id].validate()
+            except MemoryInvalid as e:
+                raise MemoryInvalid(f"passage {passage_id} of {uri!r}: {e}") from e
 
     def remove_document(self, uri: str) -> int:
         """Remove a document with its passages; returns how many passages went, 0 also when it is not stored."""
@@ -193,9 +232,16 @@ class Transaction:
         self._next_key += 1
         return self._next_key - 1
 
-    def _encode(self, key: int, passage_id: str, memory: AnchorKV) -> None:
+    def _remember(self, key: int, passage_id: str, memories: Mapping[str, AnchorKV]) -> None:
+        """Store the memory of a new passage: one that is given, else the adopted one."""
         from sac_rag.library.codecs import pack
 
+        memory = memories.get(passage_id)
+        if memory is None:
+            number, m = self._adopted[passage_id]
+            row = (key, number, m.offset, m.length, m.layout, bytes.fromhex(m.xxh3), m.anchors, m.source_len)
+            self._catalog.write("memories", [row])
+            return
         try:
             layout, data = pack(self._view.codec().encode(memory))
         except MemoryInvalid as e:
