@@ -49,6 +49,8 @@ class Head:
     documents: int
     passages: int
     segments: int
+    changed: int | None = None
+    """The generation that last changed passages or vectors; no column, but what `faiss` and `unindexed` say."""
 
     def row(self) -> tuple[Any, ...]:
         text = json.dumps(self.fingerprint, sort_keys=True, allow_nan=False)
@@ -217,7 +219,18 @@ class Catalog:
             raise LibraryCorrupt(f"{self.where} has {len(rows)} head rows instead of one: restore it or index again")
         values = list(rows[0][1:-1])
         values[5] = json.loads(values[5])
-        return Head(*values)
+        head, late = Head(*values), None
+        if "unindexed" in schema.tables(self.formats()):
+            ((late,),) = self.rows("SELECT max(generation) FROM unindexed")
+        return replace(head, changed=max((n for n in (head.faiss, late) if n is not None), default=None))
+
+    def formats(self) -> list[str]:
+        """Names of the applied migrations; see `schema.applied`."""
+        return schema.applied(self.connection, self.where)
+
+    def unindexed(self) -> list[int]:
+        """Row keys that the FAISS file does not have, or not as they are."""
+        return [key for key, _ in self.rows("SELECT passage, generation FROM unindexed")]
 
     def counted(self, head: Head) -> Head:
         """`head` with the counts as they are in the tables now."""
@@ -242,9 +255,9 @@ class Catalog:
         try:
             memory.connection.execute("BEGIN")
             schema.migrate(memory.connection, [], upto=len(done))
-            for table, columns in schema.COLUMNS.items():
+            for table in schema.tables(done):
                 if table != "vectors":
-                    marks = ", ".join("?" * (len(columns) + 1))
+                    marks = ", ".join("?" * (len(schema.COLUMNS[table]) + 1))
                     memory.connection.executemany(f"INSERT INTO {table} VALUES ({marks})", self.verified(table))
             schema.migrate(memory.connection, done)
             memory.connection.execute("COMMIT")
@@ -256,8 +269,7 @@ class Catalog:
 
     def check_whole(self) -> None:
         """Verify every row and SQLite's own structures, in place: what a writer does once before it relies on them."""
-        self.check_format()
-        for table in schema.COLUMNS:
+        for table in schema.tables(self.check_format()):
             for _ in self.verified(table):
                 pass
         problems = [row[0] for row in self.connection.execute("PRAGMA integrity_check(5)")]

@@ -333,5 +333,6 @@ class Library:
 
 def _names(view: View) -> set[str]:
     names = {files.segment_name(number) for number in view.segments}
-    number = view.head.faiss
-    return names if number is None else names | {files.faiss_name(number), files.lexical_name(number)}
+    faiss, changed = view.head.faiss, view.head.changed
+    names |= set() if faiss is None else {files.faiss_name(faiss)}
+    return names | (set() if changed is None else {files.lexical_name(changed)})

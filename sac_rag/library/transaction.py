@@ -1,7 +1,8 @@
 """What one commit changes, and the order that makes it safe to be killed anywhere.
 
 Segments, then the FAISS file, then the folder's names, then SQLite's COMMIT: until the last, nothing refers to the
-new files; after it, everything they need is durable. Files that nobody refers to are removed afterwards.
+new files; after it, everything they need is durable. Files that nobody refers to are removed afterwards. What a
+commit costs follows from what it changes: in a large library the catalog notes what the FAISS file lacks instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import xxhash
 from sac_rag.errors import LibraryError, MemoryInvalid
 from sac_rag.library import folder as files
 from sac_rag.library import schema
-from sac_rag.library.catalog import Catalog, StoredMemory, chunks, marks
+from sac_rag.library.catalog import Catalog, Head, StoredMemory, chunks, marks
 from sac_rag.library.made import MadeMemory, MadeSegment
 from sac_rag.library.segments import Segment, SegmentWriter
 from sac_rag.library.view import View, stored_vectors
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from sac_rag.compress.anchor_kv import AnchorKV
     from sac_rag.library.vectors import VectorIndex
 
+INDEX_AT_ONCE = 4096
+"""Up to so many passages the FAISS file is written with every commit that changes it."""
+INDEX_LAG = 8
+"""In larger libraries the FAISS file is written when one passage in so many is not in it as it is."""
 _TEXT = schema.COLUMNS["passages"].index("text")
 
 
@@ -56,6 +61,10 @@ class Transaction:
         """Memories that came with finished segments, by passage: (segment, where it lies)."""
         self._added: dict[int, np.ndarray] = {}
         self._removed: set[int] = set()
+        self._documents = self._passages = 0
+        """How many more there are than before."""
+        self._emptied: set[int] = set()
+        """Segments that lost a memory, or came in: they may hold none."""
         self._touched = self._failed = False
         self._next: View | None = None
         self.rebuild = view.stale
@@ -74,8 +83,15 @@ class Transaction:
                 raise LibraryError(f"{self._folder / made.name} has not the {made.size} bytes that were made")
             os.rename(self._folder / made.name, self._folder / files.segment_name(number))
             self._generation = number
+            self._emptied.add(number)
             self._catalog.write("segments", [(number, made.size, made.start, bytes.fromhex(made.header))])
         self._adopted |= {m.passage: (number, m) for m in made.memories}
+
+    @property
+    def unindexed(self) -> int:
+        """Passages that changed since the FAISS file was written, before this transaction."""
+        count: int = self._catalog.rows("SELECT count(*) FROM unindexed")[0][0]
+        return count
 
     def put(
         self,
@@ -113,6 +129,7 @@ class Transaction:
         owner, metas = known[0][0] if known else self._key(), [_json(p.meta) for p in passages]
         described = (owner, document.uri, document.media_type, _json(document.meta), content_hash)
         with self._changing():
+            self._documents += not known
             if [described] != known:
                 self._catalog.write("documents", [described])
             self._forget([row[0] for i, row in old.items() if i not in given and i not in keep])
@@ -125,6 +142,7 @@ class Transaction:
                     self._catalog.write("vectors", [(key, units[p.id].astype("<f4").tobytes())])
                     self._added[key] = units[p.id]
                 if p.id not in old:
+                    self._passages += 1
                     self._remember(key, p.id, memories)
 
     def _stored(self, document: int) -> list[tuple[Any, ...]]:
@@ -162,6 +180,7 @@ class Transaction:
         with self._changing():
             self._forget(keys)
             self._catalog.execute("DELETE FROM documents WHERE key = ?", rows[0])
+            self._documents -= 1
         return len(keys)
 
     def move(self, segments: Sequence[int]) -> int:
@@ -172,6 +191,7 @@ class Transaction:
         )
         keys = [key for (key,) in rows]
         with self._changing():
+            self._emptied.update(segments)
             stored, names = self._catalog.memories(keys), self._catalog.ids(keys)
             for key in keys:
                 memory = stored[key]
@@ -187,15 +207,11 @@ class Transaction:
             return
         with files.writing(self._folder):
             self._finish_segment()
-            self._catalog.execute("DELETE FROM segments WHERE number NOT IN (SELECT segment FROM memories)")
             generation = max(self._generation, self._head.generation + 1)
-            head = replace(self._catalog.counted(self._head), generation=generation, next_key=self._next_key)
+            head = self._counted(replace(self._head, generation=generation, next_key=self._next_key))
             vectors: VectorIndex | None = None
             if self._added or self._removed or self.rebuild:
-                vectors = self._index()
-                data = vectors.serialize()
-                files.write_durable(self._folder, files.faiss_name(generation), [data])
-                head = replace(head, faiss=generation, faiss_hash=xxhash.xxh3_128_digest(data))
+                head, vectors = self._index(head)
             files.sync(self._folder)
             self._catalog.write("head", [head.row()])
             kept = {i.number: i for i in self._catalog.segments()}
@@ -223,10 +239,31 @@ class Transaction:
                 self._catalog.connection.execute("ROLLBACK")
         self._catalog.close()
 
-    def _index(self) -> VectorIndex:
+    def _counted(self, head: Head) -> Head:
+        """`head` with the counts of what is stored now; segments without a memory go."""
+        empty = "DELETE FROM segments WHERE number = ? AND NOT EXISTS (SELECT 1 FROM memories WHERE segment = number)"
+        for number in sorted(self._emptied):
+            self._catalog.execute(empty, (number,))
+        documents, passages = head.documents + self._documents, head.passages + self._passages
+        segments = self._catalog.rows("SELECT count(*) FROM segments")[0][0]
+        return replace(head, documents=documents, passages=passages, segments=segments)
+
+    def _index(self, head: Head) -> tuple[Head, VectorIndex]:
+        """The dense index of this commit: its file written anew, or what it lacks noted, where that is little."""
+        changed = self._added.keys() | self._removed
+        head = replace(head, changed=head.generation)
+        few = self.unindexed + len(changed) <= head.passages // INDEX_LAG
+        if not self.rebuild and head.faiss is not None and head.passages > INDEX_AT_ONCE and few:
+            self._catalog.write("unindexed", ((key, head.generation) for key in sorted(changed)))
+            return head, self._view.vectors().changed(self._removed, self._added)
         if self.rebuild:
-            return stored_vectors(self._catalog, self._catalog.counted(self._head))
-        return self._view.vectors().changed(self._removed, self._added)
+            vectors = stored_vectors(self._catalog, head)
+        else:
+            vectors = self._view.vectors().changed(self._removed, self._added).whole()
+        data = vectors.serialize()
+        files.write_durable(self._folder, files.faiss_name(head.generation), [data])
+        self._catalog.execute("DELETE FROM unindexed")
+        return replace(head, faiss=head.generation, faiss_hash=xxhash.xxh3_128_digest(data)), vectors
 
     def _key(self) -> int:
         self._next_key += 1
@@ -270,6 +307,7 @@ class Transaction:
             return
         info, slots = self._writer.finish()
         self._writer = None
+        self._emptied.add(info.number)
         self._catalog.write("segments", [(info.number, info.size, info.start, info.header)])
         for (key, layout, anchors, source_len), s in zip(self._waiting, slots, strict=True):
             # A passage put and removed within one transaction leaves dead bytes, nothing else.
@@ -279,7 +317,10 @@ class Transaction:
         self._waiting.clear()
 
     def _forget(self, keys: Sequence[int]) -> None:
+        self._passages -= len(keys)
         for part in chunks(keys):
+            lost = f"SELECT DISTINCT segment FROM memories WHERE passage IN ({marks(part)})"
+            self._emptied.update(number for (number,) in self._catalog.rows(lost, part))
             for table, column in (("memories", "passage"), ("vectors", "passage"), ("passages", "key")):
                 self._catalog.execute(f"DELETE FROM {table} WHERE {column} IN ({marks(part)})", part)
         for key in keys:

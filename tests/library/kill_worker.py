@@ -27,6 +27,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 from library_support import DIM, FINGERPRINT, State, check, held, put, put_made  # noqa: E402
 
+from sac_rag.library import transaction  # noqa: E402
 from sac_rag.library.library import Library  # noqa: E402
 
 Change = tuple[str, str, list[str]]
@@ -131,6 +132,10 @@ def judge(folder: Path, acknowledged: State, perhaps: State) -> State:
 
 
 def moments(folder: Path, count: int, seed: int) -> dict[str, object]:
+    transaction.INDEX_AT_ONCE, transaction.INDEX_LAG = (
+        0,
+        2,
+    )  # some commits write the FAISS file, some note what it lacks
     rng, state, committed = random.Random(seed), State(), 0
     Library.create(folder, FINGERPRINT, dim=DIM).close()
     for n in range(count):
