@@ -28,9 +28,10 @@ from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import AskConfig, IndexConfig, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
-from sac_rag.indexing import Indexer, IndexReport, Listen, Made
+from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare, head_of
+from sac_rag.maker import setup_of
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.records import Answer, Document, Hit
@@ -53,7 +54,7 @@ class SacRag:
         self._gated = False
         self._tagger = Tagger(library.secret)
         self._passing = Passing()
-        self._made = Made()
+        self._made = KnownVectors()
 
     # -- making and opening ------------------------------------------------------------------------------
 
@@ -66,6 +67,7 @@ class SacRag:
         *,
         sync: bool = False,
         strict: bool = False,
+        workers: int | None = None,
         listen: Listen | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -74,12 +76,13 @@ class SacRag:
 
         paths: files, folders, globs. config: None takes the library's own settings, or the defaults for a new one.
         sync: also remove documents under the given folders that are gone. strict: raise DocumentError at the first
-        unreadable file instead of reporting it. The report is `.report`. Raises LibraryMismatch when `config` is
-        not what the library was made with, LibraryLocked when another process writes to it.
+        unreadable file instead of reporting it. workers: see `add`. The report is `.report`.
+        Raises LibraryMismatch when `config` is not what the library was made with, LibraryLocked when another process
+        writes to it.
         """
         rag = cls.open(library, config=config, write=True, create=True, device=device, dtype=dtype)
         try:
-            rag.add(paths, sync=sync, strict=strict, listen=listen)
+            rag.add(paths, sync=sync, strict=strict, workers=workers, listen=listen)
         except BaseException:
             rag.close()
             raise
@@ -145,13 +148,23 @@ class SacRag:
         *,
         sync: bool = False,
         strict: bool = False,
+        workers: int | None = None,
         listen: Listen | None = None,
     ) -> IndexReport:
         """Index files into this library: unchanged documents are skipped, changed ones replaced passage by passage.
 
-        Each group of files is committed when it is done, so an interrupted run goes on where it stopped.
+        Each group of files, and each part of a long one, is committed when it is done, so an interrupted run goes on
+        where it stopped. workers: compress in so many child processes of one thread each, which on a CPU get more out
+        of its cores; ids and stored bytes are those of one such process. Other threads that change the library then
+        wait for the whole run. Raises ConfigError for fewer than one.
         """
-        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen)
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers is {workers}; use 1 or more, or leave it out to compress in this process")
+        beside = None
+        if workers:
+            where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
+            beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
+        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside)
 
     def put(
         self,

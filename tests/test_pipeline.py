@@ -91,7 +91,7 @@ def test_index_reports_everything_and_is_incremental(docs, tiny_config, tmp_path
 
 def test_progress_is_told_from_the_first_moment(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sac_rag.indexing.EMBEDDED_TOGETHER", 40)
+    monkeypatch.setattr("sac_rag.indexing.make.EMBEDDED_TOGETHER", 40)
     Path("many").mkdir()
     Path("many/book.txt").write_text("The lamp was lit at nine, and the board paid for the oil again. " * 180)
     Path("many/note.txt").write_text("A short note about the lamp.")
@@ -123,8 +123,8 @@ def test_passages_point_into_their_files(docs, tiny_config, tmp_path):
 INDEX = """
 import sys
 from sac_rag import SacRag, IndexConfig
-import sac_rag.indexing as indexing
-indexing.GROUP_BYTES = 1500
+from sac_rag.indexing import plan
+plan.GROUP_BYTES = 1500
 model, adapter, embedder, library = sys.argv[1:]
 config = IndexConfig(model=model, adapter=adapter, embedder=embedder, passage_tokens=128)
 print("ready", flush=True)

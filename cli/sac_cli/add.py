@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sac_cli import indexing
-from sac_cli.index import Paths, Strict
+from sac_cli.index import Paths, Strict, Workers
 from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened
 from sac_cli.shell import command
 
@@ -19,6 +19,7 @@ def add(
     paths: Paths,
     library: LibraryFolder = DEFAULT_LIBRARY,
     strict: Strict = False,
+    workers: Workers = None,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -26,5 +27,5 @@ def add(
     """Add documents to a library, with the settings it was made with."""
     indexing.check_paths(paths)
     with opened(library, write=True, device=device, dtype=dtype) as rag:
-        report = indexing.compress(rag, paths, strict=strict)
+        report = indexing.compress(rag, paths, strict=strict, workers=workers)
         indexing.show(rag, report, as_json=as_json)

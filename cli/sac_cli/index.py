@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 SETTINGS = fields.settings_of("sac_rag.config:IndexConfig", panel="Settings of a new library")
 
 Paths = Annotated[list[str], typer.Argument(help="Files, folders or patterns such as 'docs/**/*.md'.", metavar="PATH")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Compress in this many processes of one thread each; without it, in this one.",
+        metavar="N",
+        rich_help_panel="Computing",
+    ),
+]
 Strict = Annotated[bool, typer.Option(help="Stop at the first unreadable file instead of skipping it.")]
 
 
@@ -28,6 +37,7 @@ Strict = Annotated[bool, typer.Option(help="Stop at the first unreadable file in
     sac index handbook/                                compress a folder into ./sac.lib
     sac index notes/ report.pdf --library my.lib --ratio 15
     sac index handbook/ --sync                         also forget files that are gone
+    sac index handbook/ --workers 4                    four processes, one thread each
     sac index 'docs/**/*.md' --json | jq .tokens
     """,
 )
@@ -36,6 +46,7 @@ def index(
     library: LibraryFolder = DEFAULT_LIBRARY,
     sync: Annotated[bool, typer.Option(help="Also remove documents under the given folders that are gone.")] = False,
     strict: Strict = False,
+    workers: Workers = None,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -52,7 +63,7 @@ def index(
     # What only the library names is not fetched: it may be somebody else's.
     fetch = None if is_new else {"model", "embedder"} & named.keys()
     with opened(library, config=config, write=True, create=True, fetch=fetch, device=device, dtype=dtype) as rag:
-        report = indexing.compress(rag, paths, sync=sync, strict=strict)
+        report = indexing.compress(rag, paths, sync=sync, strict=strict, workers=workers)
         indexing.show(rag, report, as_json=as_json)
 
 

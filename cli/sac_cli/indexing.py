@@ -27,7 +27,9 @@ def check_paths(paths: Sequence[str]) -> None:
             raise DocumentError(path, "there is no such file or folder")
 
 
-def compress(rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: bool = False) -> IndexReport:
+def compress(
+    rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: bool = False, workers: int | None = None
+) -> IndexReport:
     """Index with a progress bar; Ctrl-C ends the command with exit code 130.
 
     Raises DocumentError when no file was found and no document removed.
@@ -39,7 +41,7 @@ def compress(rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: b
                 show(report)
                 ctrl_c.check()
 
-            report = rag.add(list(paths), sync=sync, strict=strict, listen=listen)
+            report = rag.add(list(paths), sync=sync, strict=strict, workers=workers, listen=listen)
     except KeyboardInterrupt:
         console.error("stopped: what is committed stays, and the same command goes on from there")
         raise typer.Exit(130) from None

@@ -1,4 +1,7 @@
-"""One loaded model with one adapter: loaded once per process, shared by every library, chain and command."""
+"""One loaded model with one adapter: what compresses with it, and what also answers.
+
+`Engine.shared` is loaded once per process, for every library, chain and command.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +48,8 @@ def placing_of(model: str, method: str, adapter: str = "default") -> Placing:
     return adapters.placing_of(Card.read(folder)) if folder else made_for
 
 
-class Engine:
-    """Base model, adapter and prompt layout, ready to compress and to answer. Use `Engine.shared`."""
-
-    _shared: ClassVar[dict[tuple[str, ...], Engine]] = {}
-    _lock = threading.Lock()
+class Encoder:
+    """Base model, adapter and prompt layout, ready to compress."""
 
     def __init__(
         self,
@@ -76,46 +76,19 @@ class Engine:
             self.method, self.card = adapters.load(self.adapter_path, base, tokenizer, base_fingerprint=weights)
         else:
             self.method, self.card = adapters.untrained(method, base, tokenizer, base=model, base_fingerprint=weights)
-        if not self.method.reads_with_lora:
-            self.method.backbone.pack()
-        stop = self.method.backbone.template(self.method.layout.end)[:1]
-        self.reader = Reader(self.method.backbone, [*stop, *eos_ids(base)], use_lora=self.method.reads_with_lora)
+        self._ends = eos_ids(base)
         self._busy = threading.RLock()
-        self.service = Service(self.reader, self.busy)
-        """Answers questions of all threads as one batch."""
-
-    @classmethod
-    def shared(
-        cls,
-        model: str = DEFAULT_MODEL,
-        method: str = "sac",
-        adapter: str = "default",
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        fetch: bool = True,
-    ) -> Engine:
-        """The engine of these settings, loaded at the first call of the process, and anew when its adapter has been
-        trained on since; "auto" is the device that it means. fetch: whether the model may be, see `resolve_base`."""
-        key = cls._key(model, method, adapter, device, dtype)
-        with cls._lock:
-            engine = cls._shared.get(key)
-            if engine is None or not engine.is_current():
-                engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype, fetch=fetch)
-            return engine
-
-    @staticmethod
-    def _key(model: str, method: str, adapter: str, device: str, dtype: str) -> tuple[str, ...]:
-        where = choose_device(device)
-        if where.type == "cuda" and where.index is None:
-            where = torch.device("cuda", torch.cuda.current_device())
-        return model, method, adapter, str(where), str(choose_dtype(dtype, where))
 
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Held while tensors of this engine are computed with; tokenizers and caches are not thread-safe."""
         with self._busy:
             yield
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's; held for the caller alone within `busy`."""
+        return self.method.backbone.tokenizer
 
     def compress(self, texts: Sequence[str], ratio: float, done: Callable[[int], None] | None = None) -> list[AnchorKV]:
         """Memories of passages, on the CPU. done: called with the number compressed, now and then."""
@@ -154,3 +127,56 @@ class Engine:
             "embedder": config.embedder,
             "embedder_sha256": embedder.fingerprint,
         }
+
+
+class Engine(Encoder):
+    """Base model, adapter and prompt layout, ready to compress and to answer. Use `Engine.shared`."""
+
+    _shared: ClassVar[dict[tuple[str, ...], Engine]] = {}
+    _lock = threading.Lock()
+
+    def __init__(
+        self,
+        model: str,
+        method: str,
+        adapter: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        fetch: bool = True,
+    ) -> None:
+        super().__init__(model, method, adapter, device=device, dtype=dtype, fetch=fetch)
+        backbone = self.method.backbone
+        if not self.method.reads_with_lora:
+            backbone.pack()
+        stop = backbone.template(self.method.layout.end)[:1]
+        self.reader = Reader(backbone, [*stop, *self._ends], use_lora=self.method.reads_with_lora)
+        self.service = Service(self.reader, self.busy)
+        """Answers questions of all threads as one batch."""
+
+    @classmethod
+    def shared(
+        cls,
+        model: str = DEFAULT_MODEL,
+        method: str = "sac",
+        adapter: str = "default",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        fetch: bool = True,
+    ) -> Engine:
+        """The engine of these settings, loaded at the first call of the process, and anew when its adapter has been
+        trained on since; "auto" is the device that it means. fetch: whether the model may be, see `resolve_base`."""
+        key = cls._key(model, method, adapter, device, dtype)
+        with cls._lock:
+            engine = cls._shared.get(key)
+            if engine is None or not engine.is_current():
+                engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype, fetch=fetch)
+            return engine
+
+    @staticmethod
+    def _key(model: str, method: str, adapter: str, device: str, dtype: str) -> tuple[str, ...]:
+        where = choose_device(device)
+        if where.type == "cuda" and where.index is None:
+            where = torch.device("cuda", torch.cuda.current_device())
+        return model, method, adapter, str(where), str(choose_dtype(dtype, where))

@@ -53,6 +53,8 @@ class Head:
     documents: int
     passages: int
     segments: int
+    changed: int | None = None
+    """The generation that last changed passages or vectors; no column, but what `faiss` and `unindexed` say."""
 
     def row(self) -> tuple[Any, ...]:
         text = json.dumps(self.fingerprint, sort_keys=True, allow_nan=False)
@@ -237,10 +239,20 @@ class Catalog:
             raise LibraryCorrupt(f"{self.where} has {len(rows)} head rows instead of one: restore it or index again")
         values = list(rows[0][1:-1])
         values[5] = self._object(values[5], "the fingerprint")
-        head = Head(*values)
+        head, late = Head(*values), None
         if not (0 < head.dim <= MAX_DIM and min(head.generation, head.next_key, head.faiss or 0) >= 0):
             raise LibraryCorrupt(f"the head of {self.where} is no head of ours ({head.dim=}, {head.generation=})")
-        return head
+        if "unindexed" in schema.tables(self.formats()):
+            ((late,),) = self.rows("SELECT max(generation) FROM unindexed")
+        return replace(head, changed=max((n for n in (head.faiss, late) if n is not None), default=None))
+
+    def formats(self) -> list[str]:
+        """Names of the applied migrations: those that `read` has checked, or all where it was brought up to date."""
+        return self.format or schema.names()
+
+    def unindexed(self) -> list[int]:
+        """Row keys that the FAISS file does not have, or not as they are."""
+        return [key for key, _ in self.rows("SELECT passage, generation FROM unindexed")]
 
     def _object(self, text: str, what: str) -> dict[str, Any]:
         """A JSON object of this catalog; LibraryCorrupt where it is none."""
@@ -273,9 +285,9 @@ class Catalog:
         try:
             memory.connection.execute("BEGIN")
             schema.migrate(memory.connection, [], upto=len(done))
-            for table, columns in schema.COLUMNS.items():
+            for table in schema.tables(done):
                 if table != "vectors":
-                    marks = ", ".join("?" * (len(columns) + 1))
+                    marks = ", ".join("?" * (len(schema.COLUMNS[table]) + 1))
                     memory.connection.executemany(f"INSERT INTO {table} VALUES ({marks})", self.verified(table))
             schema.migrate(memory.connection, done)
             memory.connection.execute("COMMIT")
@@ -287,7 +299,7 @@ class Catalog:
 
     def check_whole(self) -> None:
         """Verify every row and SQLite's own structures, in place: what a writer does once before it relies on them."""
-        for table in schema.COLUMNS:
+        for table in schema.tables(self.formats()):
             for _ in self.verified(table):
                 pass
         problems = [row[0] for row in self.connection.execute("PRAGMA integrity_check(5)")]

@@ -52,7 +52,7 @@ def _vectors(disk: Catalog, view: View) -> Iterator[str]:
 
 
 def _lexical(disk: Catalog, view: View, deep: bool) -> Iterator[str]:
-    number = view.head.faiss
+    number = view.head.changed
     if number is None or not os.path.lexists(view.folder / files.lexical_name(number)):
         return
     name = files.lexical_name(number)

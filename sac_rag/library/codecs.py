@@ -15,19 +15,13 @@ import torch
 from sac_rag.compress.anchor_kv import AnchorKV, Slots
 from sac_rag.errors import LibraryCorrupt, MemoryInvalid
 from sac_rag.foreign import parse_json
+from sac_rag.library.dtypes import DTYPES, nbytes
 from sac_rag.registry import Registry
 
 CODECS = Registry("codec", {"bf16": "sac_rag.library.codecs:Bf16", "int8": "sac_rag.library.codecs:Int8"})
 
-_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_TORCH: dict[str, torch.dtype] = {name: getattr(torch, attribute) for name, (attribute, _) in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in _TORCH.items()}
 _WHOLE = (torch.int16, torch.int32)
 """Dtypes of positions and counts."""
 
@@ -182,11 +176,10 @@ def unpack(buffer: bytearray, layout: Any) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     at = 0
     for name, dtype, shape in _checked(layout):
-        count = math.prod(shape)
-        end = at + count * _DTYPES[dtype].itemsize
+        end = at + nbytes(dtype, shape)
         if end > len(buffer):
             raise LibraryCorrupt(f"layout needs at least {end} bytes, {len(buffer)} are stored")
-        tensors[name] = torch.frombuffer(buffer, dtype=_DTYPES[dtype], count=count, offset=at).reshape(shape)
+        tensors[name] = torch.frombuffer(buffer, dtype=_TORCH[dtype], count=math.prod(shape), offset=at).reshape(shape)
         at = end
     if at != len(buffer):
         raise LibraryCorrupt(f"layout covers {at} bytes, {len(buffer)} are stored")
@@ -209,7 +202,7 @@ def _checked(layout: Any) -> Sequence[tuple[str, str, list[int]]]:
         and len(entry) == 3
         and isinstance(entry[0], str)
         and isinstance(entry[1], str)
-        and entry[1] in _DTYPES
+        and entry[1] in DTYPES
         and isinstance(entry[2], list)
         and 1 <= len(entry[2]) <= 4
         and all(type(n) is int and 0 < n < 1 << 31 for n in entry[2])

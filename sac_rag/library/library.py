@@ -41,8 +41,8 @@ class Library:
     """
 
     def __init__(self, path: Path, view: View, lock: files.WriterLock | None, segment_bytes: int) -> None:
-        self.path = path
-        self._view, self._lock, self._segment_bytes = view, lock, segment_bytes
+        self.path, self.segment_bytes = path, segment_bytes
+        self._view, self._lock = view, lock
         self._unsure = False
         self.writing = threading.RLock()
         """For threads that share a writer: held by who reads what is stored and then changes it, so that each waits for
@@ -104,7 +104,7 @@ class Library:
             migrate(folder)
             live = Catalog.connect(folder, write=False)  # transactions have connections of their own
             view = load(folder, fingerprint, None, live)
-            files.sweep(folder, _names(view))
+            files.sweep(folder, _names(view), made=True)
         except BaseException:
             if live:
                 live.close()
@@ -276,7 +276,7 @@ class Library:
         try:
             with self._still() as view:
                 self._check_open()
-                tx = Transaction(self.path, view, self._segment_bytes)
+                tx = Transaction(self.path, view, self.segment_bytes)
             try:
                 yield tx
                 tx.prepare()
@@ -297,7 +297,7 @@ class Library:
         min_dead: rewrite only segments with a larger share of dead bytes than this; 0.0 leaves none, which erasing
         needs. Raises as `transaction` does, LibraryCorrupt when a memory to be moved is damaged.
         """
-        return compact(self, min_dead, self._segment_bytes)
+        return compact(self, min_dead, self.segment_bytes)
 
     def forget_lexical(self) -> None:
         """Let the kept lexical index, a derived file, be made anew when this writer closes. Raises LibraryError."""
@@ -340,5 +340,6 @@ class Library:
 
 def _names(view: View) -> set[str]:
     names = {files.segment_name(number) for number in view.segments}
-    number = view.head.faiss
-    return names if number is None else names | {files.faiss_name(number), files.lexical_name(number)}
+    faiss, changed = view.head.faiss, view.head.changed
+    names |= set() if faiss is None else {files.faiss_name(faiss)}
+    return names | (set() if changed is None else {files.lexical_name(changed)})

@@ -44,6 +44,13 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 passage INTEGER PRIMARY KEY REFERENCES passages, vector BLOB NOT NULL, sum BLOB NOT NULL)""",
         ),
     ),
+    (
+        "0002-unindexed",
+        (
+            """CREATE TABLE unindexed (
+                passage INTEGER PRIMARY KEY, generation INTEGER NOT NULL, sum BLOB NOT NULL)""",
+        ),
+    ),
 )
 """(name, statements). Never change one that was released: append."""
 
@@ -57,8 +64,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "passages": ("key", "id", "document", "ordinal", "text", "start", "stop", "heading", "tokens", "meta"),
     "memories": ("passage", "segment", "offset", "length", "layout", "xxh3", "anchors", "source_len"),
     "vectors": ("passage", "vector"),
+    "unindexed": ("passage", "generation"),
 }
-"""Columns of each table, primary key first, without `sum`; parents stand before their children."""
+"""Columns of each table, primary key first, without `sum`; parents stand before their children.
+
+unindexed: row keys of passages that were added, removed or given another vector since the FAISS file was written, and
+the generation that did it.
+"""
+_SINCE = {"unindexed": "0002-unindexed"}
 NULLABLE = {"faiss", "faiss_hash", "content_hash"}
 _TEXTS = {
     *("library", "codec", "fingerprint", "uri", "media_type", "meta", "content_hash"),
@@ -81,6 +94,11 @@ _MIGRATIONS_TABLE = (
     "migrations",
     "CREATE TABLE migrations (position INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
 )
+
+
+def tables(done: Sequence[str]) -> list[str]:
+    """The tables of `COLUMNS` that a catalog with these migrations has."""
+    return [table for table in COLUMNS if _SINCE.get(table, MIGRATIONS[0][0]) in done]
 
 
 def row_sum(table: str, values: Sequence[Any]) -> bytes:

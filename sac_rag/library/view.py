@@ -13,8 +13,8 @@ import xxhash
 from sac_rag.errors import LibraryCorrupt, LibraryError, MemoryInvalid
 from sac_rag.foreign import parse_json
 from sac_rag.library import folder as files
-from sac_rag.library import lexical_file
-from sac_rag.library.catalog import Catalog, Head
+from sac_rag.library import lexical_file, schema
+from sac_rag.library.catalog import Catalog, Head, chunks, marks
 from sac_rag.library.filters import fitting
 from sac_rag.library.segments import Segment
 from sac_rag.records import Hit
@@ -47,13 +47,16 @@ class View:
         segments: dict[int, Segment],
         *,
         faiss: bytes | None = None,
+        late: Mapping[int, bytes | None] | None = None,
         vectors: VectorIndex | None = None,
         stale: bool = False,
     ) -> None:
+        """faiss: the bytes of the FAISS file. late: what changed since, by row key: a stored vector, or None for a
+        passage that is gone."""
         self.folder, self.head, self.catalog, self.segments = folder, head, catalog, segments
         self.stale = stale
         """Whether the FAISS file on disk was missing or damaged and had to be rebuilt."""
-        self._faiss, self._vectors = faiss, vectors
+        self._faiss, self._late, self._vectors = faiss, dict(late or {}), vectors
         self._lexical: LexicalIndex | None = None
         self._codec: Codec | None = None
         self._metas: dict[int, dict[str, Any]] | None = None
@@ -76,31 +79,37 @@ class View:
             for i in infos
         }
         data = read_faiss(folder, head)
-        if data is not None or not head.passages:
-            return cls(folder, head, catalog, segments, faiss=data)
+        if data is not None or (head.faiss is None and not head.passages):
+            return cls(folder, head, catalog, segments, faiss=data, late=late_vectors(disk, head, catalog.unindexed()))
         return cls(folder, head, catalog, segments, vectors=stored_vectors(disk, head), stale=True)
 
     def successor(self, head: Head, segments: dict[int, Segment], vectors: VectorIndex | None) -> View:
         """The next generation on the same live catalog; `vectors` None: the dense index did not change."""
         with self._lock:
             if vectors is None:
-                view = View(self.folder, head, self.catalog, segments, faiss=self._faiss, vectors=self._vectors)
+                view = View(self.folder, head, self.catalog, segments, faiss=self._faiss, late=self._late)
+                view._vectors = self._vectors
                 view._lexical = self._lexical
                 return view
             return View(self.folder, head, self.catalog, segments, vectors=vectors)
 
     def vectors(self) -> VectorIndex:
         """The dense index."""
-        from sac_rag.library.vectors import VectorIndex
-
         with self._lock:
             if self._vectors is None:
-                if self._faiss is None:
-                    self._vectors = VectorIndex.build(self.head.dim, [], [])
-                else:
-                    self._vectors = VectorIndex.parse(self._faiss, self.head.dim, self.head.passages)
-                    self._faiss = None
+                self._vectors = self._indexed()
+                self._faiss, self._late = None, {}
             return self._vectors
+
+    def _indexed(self) -> VectorIndex:
+        import numpy as np
+
+        from sac_rag.library.vectors import VectorIndex
+
+        dim = self.head.dim
+        base = VectorIndex.build(dim, [], []) if self._faiss is None else VectorIndex.parse(self._faiss, dim)
+        late = {key: np.frombuffer(blob, "<f4") for key, blob in self._late.items() if blob is not None}
+        return base.changed(self._late.keys(), late) if self._late else base
 
     def lexical(self) -> LexicalIndex:
         """The BM25 index, over all passages: as it was kept, or built."""
@@ -243,6 +252,18 @@ def read_faiss(folder: Path, head: Head) -> bytes | None:
         if xxhash.xxh3_128_digest(data) == head.faiss_hash:
             return data
     return None
+
+
+def late_vectors(disk: Catalog, head: Head, keys: Sequence[int]) -> dict[int, bytes | None]:
+    """Vectors of these row keys, verified; None for those that are not there any more."""
+    found: dict[int, bytes | None] = dict.fromkeys(keys)
+    for part in chunks(keys):
+        query = f"SELECT passage, vector, sum FROM vectors WHERE passage IN ({marks(part)})"
+        for key, blob, checksum in disk.rows(query, part):
+            if schema.row_sum("vectors", (key, blob)) != checksum or len(blob) != 4 * head.dim:
+                raise LibraryCorrupt(f"the vector of row {key} in {disk.where} fails its checksum: restore the library")
+            found[key] = blob
+    return found
 
 
 def stored_vectors(disk: Catalog, head: Head) -> VectorIndex:

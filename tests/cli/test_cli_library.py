@@ -151,17 +151,17 @@ def test_ctrl_c_keeps_what_is_committed(sac: Sac, toys: Toys, documents: Path, m
     from sac_rag import indexing
 
     (documents / "keys.txt").write_text("The spare key hangs behind the blue door. " * 20)
-    monkeypatch.setattr(indexing, "GROUP_BYTES", 500)  # one file a commit
-    whole, calls = indexing.Indexer._store, []
+    monkeypatch.setattr("sac_rag.indexing.plan.GROUP_BYTES", 500)  # one file a commit
+    whole, calls = indexing.Indexer._commit, []
 
     def interrupted(self: indexing.Indexer, *args: object) -> None:
         calls.append(args)
-        if len(calls) > 2:
+        if len(calls) > 1:
             raise KeyboardInterrupt
         whole(self, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexing.Indexer, "_store", interrupted)
+        patch.setattr(indexing.Indexer, "_commit", interrupted)
         result = sac("index", "docs", **toys.environment)
     assert result.code == 130
     assert result.err.count("\n") == 1 and "goes on from there" in result.err
@@ -174,7 +174,7 @@ def test_ctrl_c_that_a_library_swallowed_is_not_lost(
 ) -> None:
     from sac_rag import indexing
 
-    whole = indexing.Indexer._store
+    whole = indexing.Indexer._commit
 
     def swallowing(self: indexing.Indexer, *args: object) -> None:
         with contextlib.suppress(KeyboardInterrupt):
@@ -184,7 +184,7 @@ def test_ctrl_c_that_a_library_swallowed_is_not_lost(
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(indexing.Indexer, "_store", swallowing)
+        patch.setattr(indexing.Indexer, "_commit", swallowing)
         result = sac("index", "docs", **toys.environment)
     assert result.code == 130 and "what is committed stays" in result.err
     assert signal.getsignal(signal.SIGINT) is before

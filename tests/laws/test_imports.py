@@ -29,16 +29,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "families": {"errors"},
     "config": {"errors"},
     "registry": {"errors"},
+    "processes": {"errors"},
     "samples": set(),
     "text": BASE,
     "compress": BASE,
     "models": BASE,  # a side room: it says where weights lie, and knows of nothing that uses them
     "library": BASE | {"compress"},
     "answer": WRITING | {"models", "library"},
-    "indexing": READING,
-    "pipeline": READING | {"indexing"},
+    "indexing": WRITING | {"library", "processes"},  # it is handed what compresses and embeds
+    "maker": READING | {"indexing", "processes"},
+    "pipeline": READING | {"indexing", "maker"},
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
-    "evaluate": READING | {"pipeline", "train", "samples"},  # it measures what the others make
+    "evaluate": READING | {"pipeline", "processes", "train", "samples"},  # it measures what the others make
 }
 """Room of sac_rag -> the rooms it may import, besides itself."""
 

@@ -25,12 +25,13 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from library_support import DIM, FINGERPRINT, State, check, held, put  # noqa: E402
+from library_support import DIM, FINGERPRINT, State, check, held, put, put_made  # noqa: E402
 
+from sac_rag.library import transaction  # noqa: E402
 from sac_rag.library.library import Library  # noqa: E402
 
 Change = tuple[str, str, list[str]]
-"""("put", uri, texts), ("remove", uri, []) or ("gc", "", [])."""
+"""("put", uri, texts), ("made", uri, texts), ("remove", uri, []) or ("gc", "", [])."""
 
 MUTATING = (
     *("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
@@ -42,7 +43,7 @@ SEGMENT_BYTES = 4000
 def after(state: State, change: Change) -> State:
     kind, uri, texts = change
     new = dict(state)
-    if kind == "put":
+    if kind in ("put", "made"):
         new[uri] = texts
     elif kind == "remove":
         new.pop(uri, None)
@@ -54,6 +55,9 @@ def apply(library: Library, change: Change) -> None:
     if kind == "gc":
         library.gc()
         return
+    if kind == "made":
+        put_made(library, uri, texts)
+        return
     with library.transaction() as tx:
         if kind == "put":
             put(tx, library, uri, texts)
@@ -63,12 +67,13 @@ def apply(library: Library, change: Change) -> None:
 
 def random_changes(rng: random.Random, state: State) -> Iterator[Change]:
     while True:
-        kind = rng.choices(["put", "remove", "shorten", "gc"], [6, 2, 1, 2])[0]
+        kind = rng.choices(["put", "made", "remove", "shorten", "gc"], [3, 3, 2, 1, 2])[0]
         uri = f"d{rng.randrange(6)}"
         texts = [f"word {rng.randrange(40)}" for _ in range(rng.randrange(1, 7))]
         if kind == "shorten":
             kind, texts = "put", state.get(uri, [])[:-1]
-        change: Change = ("gc", "", []) if kind == "gc" or (kind == "put" and not texts) else (kind, uri, texts)
+        nothing = kind in ("put", "made") and not texts
+        change: Change = ("gc", "", []) if kind == "gc" or nothing else (kind, uri, texts)
         yield change
         state = after(state, change)
 
@@ -127,6 +132,10 @@ def judge(folder: Path, acknowledged: State, perhaps: State) -> State:
 
 
 def moments(folder: Path, count: int, seed: int) -> dict[str, object]:
+    transaction.INDEX_AT_ONCE, transaction.INDEX_LAG = (
+        0,
+        2,
+    )  # some commits write the FAISS file, some note what it lacks
     rng, state, committed = random.Random(seed), State(), 0
     Library.create(folder, FINGERPRINT, dim=DIM).close()
     for n in range(count):
@@ -151,6 +160,7 @@ def moments(folder: Path, count: int, seed: int) -> dict[str, object]:
 
 SCENARIO: list[Change] = [
     ("put", "b", ["word 4", "word 2", "word 5"]),
+    ("made", "c", ["word 6", "word 7"]),
     ("remove", "a", []),
     ("gc", "", []),
 ]

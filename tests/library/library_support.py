@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.library import made
+from sac_rag.library.codecs import get_codec
 from sac_rag.library.library import Library, Transaction
 from sac_rag.records import Document, Passage
 
@@ -60,6 +62,19 @@ def put(
         content_hash=content_hash(texts),
     )
     return passages
+
+
+def put_made(library: Library, uri: str, texts: Sequence[str]) -> None:
+    """As `put` in a transaction of its own, with memories out of segments that were finished before it."""
+    passages, stored = passages_of(uri, texts), set(library.passage_ids(uri))
+    new = [p.id for p in passages if p.id not in stored]
+    codec = get_codec(library.head.codec)
+    segments = made.write(library.path, codec, ((i, memory_of(i)) for i in new), library.segment_bytes)
+    with library.transaction() as tx:
+        for segment in segments:
+            tx.adopt(segment)
+        document = Document(uri, "\n".join(texts))
+        tx.put(document, passages, {}, {i: vector_of(i) for i in new}, content_hash=content_hash(texts))
 
 
 def fill(library: Library, state: Mapping[str, Sequence[str]]) -> None:
