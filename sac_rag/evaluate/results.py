@@ -122,7 +122,7 @@ class Results:
             predictions = tuple(Prediction(**json.loads(line)) for line in lines)
             if len(predictions) != run.n:
                 raise ValueError(f"{len(predictions)} predictions for {run.n} questions")
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
             raise ConfigError(f"{path} is no stored run ({error}); remove it to have it computed again") from error
         self.taken += 1
         return Scored(run, predictions)

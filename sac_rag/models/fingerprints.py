@@ -57,10 +57,10 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = sorted(set(foreign.read_json(index)["weight_map"].values()))
+            shards = sorted({Path(shard).name for shard in foreign.read_json(index)["weight_map"].values()})
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} is not a shard index ({error})") from error
-        files = [folder / Path(shard).name for shard in shards]
+        files = [folder / shard for shard in shards]
     else:
         files = [folder / "model.safetensors"]
         if not files[0].is_file():

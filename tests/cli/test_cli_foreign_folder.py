@@ -70,7 +70,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         "[eval]\nfull-ft-adapter = '/adapter'",
         "[train]\nteacher = 'a/../../teacher'",
         "[train]\nfrom = '/adapter'",
-        "[train]\noutput = '/tmp/out'",
+        "[train]\noutput = '/elsewhere/out'",
         "[eval]\nresults = '..'",
         "[eval]\ndata = '/data'",
         "library = '/home/someone/private.lib'",
