@@ -50,7 +50,8 @@ class IndexConfig:
     ratio: float = 5.0
     """Source tokens per anchor: per slot that a head keeps, on average over heads."""
     codec: str = "bf16"
-    """How KV bytes are stored: "bf16" or "int8" (per channel)."""
+    """How KV bytes are stored: "bf16", "int8" (per channel), "int4" (groups of 32), or "transform" (in axes fitted to
+    the adapter, entropy-coded; `sac codec`)."""
     passage_tokens: int = 256
     """Longest passage, in base-model tokens (at most 510)."""
     overlap: int = 0

@@ -35,15 +35,17 @@ def serve(setup: Mapping[str, Any], requests: Iterator[Mapping[str, Any]], tell:
     from sac_rag.answer.engine import Encoder
     from sac_rag.indexing.make import Maker, Work
     from sac_rag.library.codecs import get_codec
-    from sac_rag.library.opening import compare
+    from sac_rag.library.opening import codec_state_of, compare
     from sac_rag.models.embedder import Embedder
 
     torch.set_num_threads(1)
     config, folder = from_mapping(IndexConfig, setup["config"]), Path(setup["folder"])
-    encoder = Encoder(config.model, config.method, config.adapter, **setup["where"])
-    embedder = Embedder.shared(config.embedder, device=str(encoder.device))
+    # Whoever started this has both already; nothing is fetched here.
+    encoder = Encoder(config.model, config.method, config.adapter, **setup["where"], fetch=False)
+    embedder = Embedder.shared(config.embedder, device=str(encoder.device), fetch=False)
     compare(folder, setup["fingerprint"], encoder.fingerprint(config, embedder))
-    maker = Maker(encoder, embedder, get_codec(config.codec), config.ratio, folder, setup["segment_bytes"])
+    codec = get_codec(config.codec, codec_state_of(folder))
+    maker = Maker(encoder, embedder, codec, config.ratio, folder, setup["segment_bytes"])
     for request in requests:
         made = maker.make(Work.from_mapping(request), lambda step, count: tell(heard=[step, count]))
         tell(made=made.to_mapping())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_
 from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
-from sac_rag.answer.engine import Engine
+from sac_rag.answer.engine import Engine, adapter_folder
 from sac_rag.answer.passing import Passing
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Sampling
@@ -32,6 +32,7 @@ from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare, head_of
 from sac_rag.maker import setup_of
+from sac_rag.models.adapters import codec_state
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.records import Answer, Document, Hit
@@ -126,7 +127,10 @@ class SacRag:
         embedder = Embedder.shared(config.embedder, device=str(engine.device), fetch="embedder" in fetch)
         wanted = engine.fingerprint(config, embedder)
         if create and not exists:
-            opened = Library.create(library, wanted, codec=config.codec, dim=embedder.dim, exist_ok=True)
+            state = codec_state(engine.adapter_path)
+            opened = Library.create(
+                library, wanted, codec=config.codec, codec_state=state, dim=embedder.dim, exist_ok=True
+            )
         else:
             opened = Library.open(library, fingerprint=wanted, write=write)
         return cls(opened, engine, embedder, config)
@@ -412,6 +416,21 @@ class SacRag:
             return text_prompt(method, hits, question, reserve=reserve)
         memories = library.load([h.passage.id for h in hits[texts:]])
         return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
+
+
+def recode(library: str | Path, codec: str, done: Callable[[int, int], None] = lambda n, of: None) -> int:
+    """Store all memories of a library by another codec, in one commit; returns how many. No model is loaded.
+
+    done: called with the number stored so far, and of how many. A finer codec than before brings nothing back. Raises
+    LibraryError when they are stored so already, ConfigError for an unknown codec, and for one that has to be fitted
+    where the library's adapter has nothing that was.
+    """
+    config = config_of(library)
+    state = codec_state(adapter_folder(config.model, config.method, config.adapter))
+    with Library.open(library, write=True) as opened:
+        passages = opened.head.passages
+        with opened.transaction() as tx:
+            return tx.recode(codec, state, lambda count: done(count, passages))
 
 
 def config_of(library: str | Path) -> IndexConfig:

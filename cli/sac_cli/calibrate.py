@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sac_cli import console
-from sac_cli.eval import scoring_bar
+from sac_cli.bars import run_bars
 from sac_cli.options import Device, Dtype, Json, numbers
 from sac_cli.shell import command
 from sac_rag.config import DEFAULT_MODEL
@@ -78,7 +78,7 @@ def calibrate(
         core.check_writable(folder)
     kept = Results(results) if results else None
     same: dict[str, Any] = {"model": model, "method": method, "adapter": adapter, "device": device, "dtype": dtype}
-    with scoring_bar() as listen:
+    with run_bars() as listen:
         found = core.calibrate(
             files, given=given, precision=precision, ratios=ratios, limit=limit, seed=seed, batch=batch, results=kept,
             listen=listen, **same,

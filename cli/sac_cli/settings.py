@@ -37,9 +37,11 @@ FREE = (
     | {"recipe", "steps_scale", "micro_tokens", "option", "licence"}
     | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole")}
     | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
+    | {f"placing_{name}" for name in ("positions", "order", "prior")}
+    | {"passages", "step"}
 )
 """Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error."""
-PLACES = {"library", "output", "results", "data", "adapter", "full_ft_adapter", "from", "teacher"}
+PLACES = {"library", "libraries", "output", "results", "data", "adapter", "full_ft_adapter", "from", "teacher"}
 """Flags that it may set to what lies in the working folder."""
 MODELS = {"model": "base", "base": "base", "embedder": "embedder"}
 """As PLACES, or to a default model: flag -> kind."""

@@ -16,7 +16,6 @@ from sac_rag.indexing.make import Compressor, Embeds, Made, Maker
 from sac_rag.indexing.makers import Beside, Here, Makers, Workers
 from sac_rag.indexing.plan import GIVEN, Order, Plan, Planner, check_meta, groups
 from sac_rag.indexing.report import IndexReport, Listen, Skip
-from sac_rag.library.codecs import get_codec
 from sac_rag.library.library import Library, Transaction
 from sac_rag.library.made import discard
 from sac_rag.library.vectors import normalise
@@ -37,7 +36,7 @@ class Indexer:
         self.report = IndexReport()
         self._planner = Planner(library, compressor, config)
         self._maker = Maker(
-            compressor, embedder, get_codec(config.codec), config.ratio, library.path, library.segment_bytes
+            compressor, embedder, library.codec(), config.ratio, library.path, library.segment_bytes
         )
         self._progress = _Progress(self.report, self._tell)
         self._began = time.monotonic()

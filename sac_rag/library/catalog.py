@@ -102,7 +102,9 @@ class Catalog:
         self.connection.close()
 
     @classmethod
-    def create(cls, folder: Path, codec: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
+    def create(
+        cls, folder: Path, codec: str, dim: int, fingerprint: Mapping[str, Any], codec_state: bytes | None = None
+    ) -> None:
         """Write an empty catalog under a temporary name and rename it: it exists whole or not at all."""
         path = folder / files.NEW_CATALOG
         for leftover in (path, folder / f"{files.NEW_CATALOG}-journal"):
@@ -115,6 +117,7 @@ class Catalog:
             catalog.connection.execute("BEGIN IMMEDIATE")
             schema.migrate(catalog.connection, [])
             catalog.write("head", [head.row()])
+            catalog.set_codec_state(codec_state)
             catalog.connection.execute("COMMIT")
         finally:
             catalog.close()
@@ -245,6 +248,18 @@ class Catalog:
         if "unindexed" in schema.tables(self.formats()):
             ((late,),) = self.rows("SELECT max(generation) FROM unindexed")
         return replace(head, changed=max((n for n in (head.faiss, late) if n is not None), default=None))
+
+    def codec_state(self) -> bytes | None:
+        """What the library's codec was fitted to; None for one that needs nothing."""
+        if "codec_state" not in schema.tables(self.formats()):
+            return None
+        rows = list(self.verified("codec_state"))
+        return rows[0][1] if rows else None
+
+    def set_codec_state(self, state: bytes | None) -> None:
+        """Note what the codec is fitted to, within the caller's transaction."""
+        self.execute("DELETE FROM codec_state")
+        self.write("codec_state", [] if state is None else [(1, state)])
 
     def formats(self) -> list[str]:
         """Names of the applied migrations: those that `read` has checked, or all where it was brought up to date."""

@@ -12,6 +12,7 @@ DTYPES: dict[str, tuple[str, int]] = {
     "I32": ("int32", 4),
     "I16": ("int16", 2),
     "I8": ("int8", 1),
+    "U8": ("uint8", 1),
 }
 """Name in a safetensors header: (attribute of torch, bytes a number). What is not here is refused on reading."""
 

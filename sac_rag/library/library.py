@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sac_rag.compress.anchor_kv import AnchorKV
+    from sac_rag.library.codecs import Codec
 
 __all__ = ["GcReport", "Library", "SegmentUse", "Stats", "StoredDocument", "Transaction"]
 
@@ -56,16 +57,17 @@ class Library:
         fingerprint: Mapping[str, Any],
         *,
         codec: str = "bf16",
+        codec_state: bytes | None = None,
         dim: int,
         exist_ok: bool = False,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> Library:
         """Make an empty library (folder mode 0700) and open it for writing.
 
-        fingerprint: JSON values that say what memories here are made with. codec: how they are stored. dim: length of
-        the retrieval vectors. exist_ok: open the one that is there, if it was made with the same. segment_bytes: data
-        bytes after which a segment file ends. Raises LibraryError when something is there already, LibraryMismatch,
-        LibraryLocked, ConfigError for an unknown codec.
+        fingerprint: JSON values that say what memories here are made with. codec: how they are stored; codec_state:
+        what it was fitted to, if it needs that. dim: length of the retrieval vectors. exist_ok: open the one that is
+        there, if it was made with the same. segment_bytes: data bytes after which a segment file ends. Raises
+        LibraryError when something is there already, LibraryMismatch, LibraryLocked, ConfigError for an unknown codec.
         """
         folder = Path(path).absolute()
         if exist_ok and os.path.lexists(folder / files.CATALOG):
@@ -76,7 +78,7 @@ class Library:
                 library.close()
                 raise
             return library
-        make(folder, fingerprint, codec, dim)
+        make(folder, fingerprint, codec, dim, codec_state)
         return cls.open(folder, write=True, segment_bytes=segment_bytes)
 
     @classmethod
@@ -261,6 +263,11 @@ class Library:
         from sac_rag.library.checks import problems
 
         return problems(self.path, deep)
+
+    def codec(self) -> Codec:
+        """How memories are stored here."""
+        with self._still() as view:
+            return view.codec()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:

@@ -16,11 +16,14 @@ from sac_rag.library.catalog import Catalog, Head
 from sac_rag.library.view import View
 
 
-def make(folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int) -> None:
+def make(
+    folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int, codec_state: bytes | None = None
+) -> None:
     """Write an empty library; see `Library.create`."""
-    from sac_rag.library.codecs import CODECS
+    from sac_rag.library.codecs import get_codec, is_fitted
 
-    codec = CODECS[codec] and codec  # ConfigError with a suggestion for an unknown name
+    get_codec(codec, codec_state)  # ConfigError for an unknown name, or without what it must be fitted to
+    codec_state = codec_state if is_fitted(codec) else None
     if dim < 1:
         raise LibraryError(f"dim is {dim}; vectors need at least one number")
     if os.path.lexists(folder / files.CATALOG):
@@ -36,7 +39,7 @@ def make(folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int) -> 
             if os.path.lexists(folder / files.CATALOG):
                 raise LibraryError(f"another process has just made a library at {folder}: open it")
             os.chmod(folder, 0o700)
-            Catalog.create(folder, codec, dim, plain(fingerprint))
+            Catalog.create(folder, codec, dim, plain(fingerprint), codec_state)
             files.sync(folder.parent)
     finally:
         lock.release()
@@ -47,6 +50,12 @@ def head_of(path: str | os.PathLike[str]) -> Head:
     LibraryMismatch for a newer format."""
     with Catalog.read(Path(path).absolute()) as disk:
         return disk.head()
+
+
+def codec_state_of(path: str | os.PathLike[str]) -> bytes | None:
+    """What a library's codec was fitted to, without opening it. Raises as `head_of`."""
+    with Catalog.read(Path(path).absolute()) as disk:
+        return disk.codec_state()
 
 
 def load(

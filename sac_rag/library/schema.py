@@ -51,6 +51,13 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 passage INTEGER PRIMARY KEY, generation INTEGER NOT NULL, sum BLOB NOT NULL)""",
         ),
     ),
+    (
+        "0003-codec-state",
+        (
+            """CREATE TABLE codec_state (
+                one INTEGER PRIMARY KEY CHECK (one = 1), state BLOB NOT NULL, sum BLOB NOT NULL)""",
+        ),
+    ),
 )
 """(name, statements). Never change one that was released: append."""
 
@@ -65,19 +72,20 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "memories": ("passage", "segment", "offset", "length", "layout", "xxh3", "anchors", "source_len"),
     "vectors": ("passage", "vector"),
     "unindexed": ("passage", "generation"),
+    "codec_state": ("one", "state"),
 }
 """Columns of each table, primary key first, without `sum`; parents stand before their children.
 
 unindexed: row keys of passages that were added, removed or given another vector since the FAISS file was written, and
-the generation that did it.
+the generation that did it. codec_state: what a fitted codec was fitted to, one row, or none.
 """
-_SINCE = {"unindexed": "0002-unindexed"}
+_SINCE = {"unindexed": "0002-unindexed", "codec_state": "0003-codec-state"}
 NULLABLE = {"faiss", "faiss_hash", "content_hash"}
 _TEXTS = {
     *("library", "codec", "fingerprint", "uri", "media_type", "meta", "content_hash"),
     *("id", "text", "heading", "layout"),
 }
-_BLOBS = {"faiss_hash", "xxh3", "vector"}
+_BLOBS = {"faiss_hash", "xxh3", "vector", "state"}
 _TYPES: dict[str, dict[str, type]] = {
     table: {
         c: str if c in _TEXTS else bytes if c in _BLOBS or (table, c) == ("segments", "header") else int

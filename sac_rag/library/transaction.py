@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,6 +200,28 @@ class Transaction:
                 memory = stored[key]
                 data = self._view.segments[memory.slot.segment].read(memory.slot)
                 self._store(key, names[key], memory.layout, layout_of(data, memory.layout), [data], memory)
+        return len(keys)
+
+    def recode(self, codec: str, state: bytes | None = None, done: Callable[[int], None] = lambda n: None) -> int:
+        """Store all memories anew, by another codec (of this state, if it is fitted); returns how many.
+
+        done: called with the number stored so far. Raises LibraryError when they are stored so already.
+        """
+        from sac_rag.library.codecs import get_codec, is_fitted, pack
+
+        if codec == self._head.codec:
+            raise LibraryError(f"{self._folder} stores its memories as {codec} already")
+        made, state = get_codec(codec, state), state if is_fitted(codec) else None
+        keys = [key for (key,) in self._catalog.rows("SELECT key FROM passages ORDER BY document, ordinal")]
+        with self._changing():
+            self._emptied.update(self._view.segments)
+            for count, (key, name) in enumerate(self._catalog.ids(keys).items(), 1):
+                (memory,) = self._view.read([name])
+                layout, data = pack(made.encode(memory))
+                self._store(key, name, json.dumps(layout, separators=(",", ":")), layout, data, memory)
+                done(count)
+            self._catalog.set_codec_state(state)
+            self._head = replace(self._head, codec=codec)
         return len(keys)
 
     def prepare(self) -> None:

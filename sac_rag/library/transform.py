@@ -120,6 +120,12 @@ class Transform:
     """
 
     name = "transform"
+    fitted = True
+
+    @classmethod
+    def from_state(cls, state: bytes) -> Transform:
+        """Raises LibraryCorrupt for bytes that are no `Basis`."""
+        return cls(Basis.from_bytes(state))
 
     def __init__(self, basis: Basis) -> None:
         self.basis = basis

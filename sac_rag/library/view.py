@@ -90,8 +90,10 @@ class View:
                 view = View(self.folder, head, self.catalog, segments, faiss=self._faiss, late=self._late)
                 view._vectors = self._vectors
                 view._lexical = self._lexical
-                return view
-            return View(self.folder, head, self.catalog, segments, vectors=vectors)
+            else:
+                view = View(self.folder, head, self.catalog, segments, vectors=vectors)
+            view._codec = self._codec if head.codec == self.head.codec else None
+            return view
 
     def vectors(self) -> VectorIndex:
         """The dense index."""
@@ -137,7 +139,7 @@ class View:
         from sac_rag.library.codecs import get_codec
 
         if self._codec is None:
-            self._codec = get_codec(self.head.codec)
+            self._codec = get_codec(self.head.codec, self.catalog.codec_state())
         return self._codec
 
     def read(self, ids: Sequence[str]) -> list[AnchorKV]:

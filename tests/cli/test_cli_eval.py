@@ -233,12 +233,12 @@ def test_bars_are_for_runs_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
     from sac_cli import console
-    from sac_cli.eval import scoring_bar
+    from sac_cli.bars import run_bars
 
     shown = io.StringIO()
     monkeypatch.setattr(console, "shows_progress", lambda: True)
     monkeypatch.setattr(console, "err", lambda: Console(file=shown, force_terminal=True, width=100))
-    with scoring_bar() as listen:
+    with run_bars() as listen:
         assert listen is not None
         listen("lamps", "sac 5x", 4, 4)
         listen("keys", "sac 5x", 1, 4)
