@@ -15,7 +15,7 @@ from sac_rag.compress.backbone import Reading
 from sac_rag.compress.placing import compose
 from sac_rag.compress.rope import rotate
 from sac_rag.config import fingerprint
-from sac_rag.errors import GateError, PassageGone
+from sac_rag.errors import GateError, MemoryDamaged, PassageGone
 from sac_rag.library.library import Library
 from sac_rag.models.cache import cache_root
 
@@ -95,7 +95,7 @@ def _stored(engine: Engine, library: Library) -> float | None:
         try:
             (passage,), (stored,) = library.get([first]), library.load([first])
             break
-        except PassageGone:  # removed by another thread just now
+        except (PassageGone, MemoryDamaged):  # removed by another thread just now, or of no use
             continue
     else:
         return None

@@ -97,22 +97,28 @@ class Catalog:
     @classmethod
     def create(cls, folder: Path, codec: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
         """Write an empty catalog under a temporary name and rename it: it exists whole or not at all."""
+        cls.write_new(folder, Head(uuid.uuid4().hex, 0, 1, codec, dim, dict(fingerprint), None, None, 0, 0, 0), {})
+        os.rename(folder / files.NEW_CATALOG, folder / files.CATALOG)
+        files.sync(folder)
+
+    @classmethod
+    def write_new(cls, folder: Path, head: Head, tables: Mapping[str, Iterable[Sequence[Any]]]) -> None:
+        """Write a catalog with these rows, durable, under the name that it has until it takes the other's place."""
         path = folder / files.NEW_CATALOG
         for leftover in (path, folder / f"{files.NEW_CATALOG}-journal"):
             leftover.unlink(missing_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        head = Head(uuid.uuid4().hex, 0, 1, codec, dim, dict(fingerprint), None, None, 0, 0, 0)
         catalog = cls(connect(path, write=True), folder)
         try:
             catalog.connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
             catalog.connection.execute("BEGIN IMMEDIATE")
             schema.migrate(catalog.connection, [])
             catalog.write("head", [head.row()])
+            for table, rows in tables.items():
+                catalog.write(table, rows)
             catalog.connection.execute("COMMIT")
         finally:
             catalog.close()
-        os.rename(path, folder / files.CATALOG)
-        files.sync(folder)
 
     @classmethod
     def connect(cls, folder: Path, *, write: bool = True) -> Catalog:
@@ -198,11 +204,16 @@ class Catalog:
         """All rows of a table with their `sum`; LibraryCorrupt at the first whose checksum is wrong."""
         columns = schema.COLUMNS[table]
         for row in self.connection.execute(f"SELECT {', '.join(columns)}, sum FROM {table} ORDER BY {columns[0]}"):
-            if schema.row_sum(table, row[:-1]) != row[-1]:
-                raise LibraryCorrupt(
-                    f"row {row[0]} of {table} in {self.where} fails its checksum: restore the library or index again"
-                )
+            self.check_row(table, row)
             yield row
+
+    def check_row(self, table: str, row: Sequence[Any]) -> None:
+        """LibraryCorrupt unless a row with its `sum` is as it was written."""
+        if schema.row_sum(table, row[:-1]) != row[-1]:
+            raise LibraryCorrupt(
+                f"row {row[0]} of {table} in {self.where} fails its checksum: `sac verify` names what is damaged, "
+                "`sac repair` mends what can be"
+            )
 
     def write(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows, or replace those with the same primary key; each gets its checksum."""
