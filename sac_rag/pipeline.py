@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -221,6 +222,16 @@ class SacRag:
         """Give the bytes of removed passages back and erase their text."""
         with self.library.writing:
             return self.library.gc(min_dead=min_dead)
+
+    def mismatches(self, sample: int | None = None) -> list[str]:
+        """Compare stored memories with what the model makes of their text, of all passages, or of `sample` drawn by
+        the library's generation; a line for each that is not that. Raises ConfigError for fewer than one."""
+        ids = [p.id for p in self.library.passages()]
+        if sample is not None:
+            if sample < 1:
+                raise ConfigError(f"a sample of {sample} passages is none; use 1 or more")
+            ids = random.Random(self.library.head.generation).sample(ids, min(sample, len(ids)))
+        return list(gate.mismatches(self.engine, self.library, ids))
 
     def stats(self) -> Stats:
         return self.library.stats()
