@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -29,13 +30,16 @@ from sac_rag.compress.methods import METHODS
 from sac_rag.config import AskConfig, IndexConfig, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
+from sac_rag.library.catalog import Head
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare, head_of
+from sac_rag.library.repair import Remade, RepairReport
+from sac_rag.library.repair import repair as mend
 from sac_rag.maker import setup_of
 from sac_rag.models.adapters import codec_state
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
-from sac_rag.records import Answer, Document, Hit
+from sac_rag.records import Answer, Document, Hit, Passage
 
 SAME_EMBEDDER = 0.99
 """Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
@@ -228,6 +232,16 @@ class SacRag:
         with self.library.writing:
             return self.library.gc(min_dead=min_dead)
 
+    def mismatches(self, sample: int | None = None) -> list[str]:
+        """Compare stored memories with what the model makes of their text, of all passages, or of `sample` drawn by
+        the library's generation; a line for each that is not that. Raises ConfigError for fewer than one."""
+        ids = [p.id for p in self.library.passages()]
+        if sample is not None:
+            if sample < 1:
+                raise ConfigError(f"a sample of {sample} passages is none; use 1 or more")
+            ids = random.Random(self.library.head.generation).sample(ids, min(sample, len(ids)))
+        return list(gate.mismatches(self.engine, self.library, ids))
+
     def stats(self) -> Stats:
         return self.library.stats()
 
@@ -401,6 +415,19 @@ class SacRag:
         text: bool,
         conversation: Conversation | None,
     ) -> Assembled:
+        assembled = self._assembled(library, hits, question, ask, text, conversation)
+        notice = library.notice
+        return dataclasses.replace(assembled, notices=(*assembled.notices, notice)) if notice else assembled
+
+    def _assembled(
+        self,
+        library: Library,
+        hits: Sequence[Hit],
+        question: str,
+        ask: AskConfig,
+        text: bool,
+        conversation: Conversation | None,
+    ) -> Assembled:
         method, reserve = self.engine.method, ask.max_new_tokens
         placing = method.placing.overridden(ask)
         texts = 0
@@ -435,7 +462,10 @@ def recode(library: str | Path, codec: str, done: Callable[[int, int], None] = l
 
 def config_of(library: str | Path) -> IndexConfig:
     """The settings that the library at a path was made with. Raises as `SacRag.open` does."""
-    head = head_of(library)
+    return _settings(head_of(library), library)
+
+
+def _settings(head: Head, library: str | Path) -> IndexConfig:
     stored = head.fingerprint
     names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec"}
     if missing := sorted(names - stored.keys()):
@@ -447,6 +477,26 @@ def config_of(library: str | Path) -> IndexConfig:
         return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
     except ConfigError as error:
         raise LibraryMismatch(f"{library} says that it was made with what cannot be: {error}") from error
+
+
+def repair(
+    library: str | Path, *, copy: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+) -> RepairReport:
+    """Mend a damaged library: what is sound stays; search indexes, vectors and memories are made again from the rest.
+
+    copy: an older catalog.sqlite of the same library, or a folder with one, out of which damaged rows are taken back;
+    where no catalog is left, all of it, also what was removed since. The model is loaded only if something has to be
+    made again. The report says what is lost. Raises LibraryNotFound, LibraryLocked, LibraryMismatch for another model
+    or a copy of another library, LibraryCorrupt when nothing can be read.
+    """
+    folder = Path(library).absolute()
+
+    def remake(head: Head, compress: Sequence[Passage], embed: Sequence[Passage]) -> Remade:
+        from sac_rag.mending import remade
+
+        return remade(folder, head, _settings(head, library), compress, embed, device=device, dtype=dtype)
+
+    return mend(folder, remake, Path(copy) if copy is not None else None)
 
 
 def _absolute(config: IndexConfig) -> IndexConfig:

@@ -60,7 +60,7 @@ class Order:
         return bool(self.changes or self.remove)
 
     def work(self) -> Work:
-        return Work(tuple((p.id, p.text) for p in self.compress), tuple((p.id, _embedded(p)) for p in self.embed))
+        return Work(tuple((p.id, p.text) for p in self.compress), tuple((p.id, embedded(p)) for p in self.embed))
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Planner:
     ) -> Iterator[Order]:
         """A long document as orders, the last of which finishes it. Parts without anything new come with the next."""
         waiting: list[Passage] = []
-        for part in _cut(passages):
+        for part in cut(passages):
             waiting += part
             last = part[-1] is passages[-1]
             if last or any(known.get(p.id) != p.heading for p in part):
@@ -169,7 +169,7 @@ class Planner:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _cut(passages: Sequence[Passage]) -> Iterator[list[Passage]]:
+def cut(passages: Sequence[Passage]) -> Iterator[list[Passage]]:
     """Parts of at most GROUP_BYTES characters, in order."""
     part: list[Passage] = []
     size = 0
@@ -210,6 +210,6 @@ def check_meta(uri: str, meta: Mapping[str, Any]) -> None:
             raise ConfigError(f"metadata {key!r} of document {uri!r} is no JSON ({error}): make it a str") from error
 
 
-def _embedded(passage: Passage) -> str:
+def embedded(passage: Passage) -> str:
     """What the embedder reads: the heading gives a passage its subject."""
     return f"{passage.heading}\n{passage.text}" if passage.heading else passage.text

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,23 +106,29 @@ class Catalog:
         cls, folder: Path, codec: str, dim: int, fingerprint: Mapping[str, Any], codec_state: bytes | None = None
     ) -> None:
         """Write an empty catalog under a temporary name and rename it: it exists whole or not at all."""
+        head = Head(uuid.uuid4().hex, 0, 1, codec, dim, dict(fingerprint), None, None, 0, 0, 0)
+        cls.write_new(folder, head, {} if codec_state is None else {"codec_state": [(1, codec_state)]})
+        os.rename(folder / files.NEW_CATALOG, folder / files.CATALOG)
+        files.sync(folder)
+
+    @classmethod
+    def write_new(cls, folder: Path, head: Head, tables: Mapping[str, Iterable[Sequence[Any]]]) -> None:
+        """Write a catalog with these rows, durable, under the name that it has until it takes the other's place."""
         path = folder / files.NEW_CATALOG
         for leftover in (path, folder / f"{files.NEW_CATALOG}-journal"):
             leftover.unlink(missing_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        head = Head(uuid.uuid4().hex, 0, 1, codec, dim, dict(fingerprint), None, None, 0, 0, 0)
         catalog = cls(connect(path, write=True), folder)
         try:
             catalog.connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
             catalog.connection.execute("BEGIN IMMEDIATE")
             schema.migrate(catalog.connection, [])
             catalog.write("head", [head.row()])
-            catalog.set_codec_state(codec_state)
+            for table, rows in tables.items():
+                catalog.write(table, rows)
             catalog.connection.execute("COMMIT")
         finally:
             catalog.close()
-        os.rename(path, folder / files.CATALOG)
-        files.sync(folder)
 
     @classmethod
     def connect(cls, folder: Path, *, write: bool = True, bounded: bool = False) -> Catalog:
@@ -209,23 +215,40 @@ class Catalog:
             self.connection.execute(sql, parameters)
 
     def verified(self, table: str) -> Iterator[tuple[Any, ...]]:
-        """All rows of a table with their `sum`; LibraryCorrupt at the first whose checksum or type is wrong.
+        """All rows of a table with their `sum`; LibraryCorrupt at the first whose checksum or type is wrong."""
+        columns, guard = schema.COLUMNS[table], self.guard(table)
+        for row in self.connection.execute(f"SELECT {', '.join(columns)}, sum FROM {table} ORDER BY {columns[0]}"):
+            guard(row)
+            if not self.is_sound(table, row):
+                raise LibraryCorrupt(
+                    f"row {row[0]} of {table} in {self.where} fails its checksum: `sac verify` names what is damaged, "
+                    "`sac repair` mends what can be"
+                )
+            yield row
+
+    def is_sound(self, table: str, row: Sequence[Any]) -> bool:
+        """Whether a row with its `sum` is as it was written; LibraryCorrupt where it is, and no row of ours."""
+        if schema.row_sum(table, row[:-1]) != row[-1]:
+            return False
+        schema.check_types(table, row[:-1], self.where)
+        return True
+
+    def guard(self, table: str) -> Callable[[Sequence[Any]], None]:
+        """To be called with the rows of a table as they come; LibraryCorrupt where they repeat themselves.
 
         Whoever writes a catalog can write right checksums, and pages that are read again and again: keys must ascend,
         and all rows together be no longer than the file.
         """
-        columns, last, room = schema.COLUMNS[table], None, self._size
-        for row in self.connection.execute(f"SELECT {', '.join(columns)}, sum FROM {table} ORDER BY {columns[0]}"):
-            if schema.row_sum(table, row[:-1]) != row[-1]:
-                raise LibraryCorrupt(
-                    f"row {row[0]} of {table} in {self.where} fails its checksum: restore the library or index again"
-                )
-            schema.check_types(table, row[:-1], self.where)
+        last, room = None, self._size
+
+        def guard(row: Sequence[Any]) -> None:
+            nonlocal last, room
             room -= sum(len(value) for value in row if isinstance(value, str | bytes))
             if room < 0 or (last is not None and row[0] <= last):
                 raise LibraryCorrupt(f"{table} in {self.where} repeats rows: restore the library or index again")
             last = row[0]
-            yield row
+
+        return guard
 
     def write(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows, or replace those with the same primary key; each gets its checksum."""

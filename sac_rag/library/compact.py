@@ -41,6 +41,7 @@ def compact(library: Library, min_dead: float, segment_bytes: int) -> GcReport:
         tx.rebuild = tx.rebuild or moved > 0 or tx.unindexed > 0
     vacuum(library)
     library.forget_lexical()
+    files.erase_damaged(library.path)
     after = library.stats()
     return GcReport(before.total_bytes, after.total_bytes, len(before.segments), len(after.segments), moved)
 

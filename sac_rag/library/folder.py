@@ -29,6 +29,7 @@ MADE_SPOOL_PREFIX = "made-spool-"
 
 _DATA = re.compile(r"(?:seg-[0-9]{1,15}\.safetensors|(?:faiss|lexical)-[0-9]{1,15}\.idx)(?:\.tmp)?|spool-\w+", re.ASCII)
 _MADE = re.compile(r"made-[0-9]{1,15}-[0-9]{1,15}\.safetensors", re.ASCII)
+_DAMAGED = re.compile(r"damaged-[0-9]{1,15}\.sqlite", re.ASCII)
 _BEING_MADE = re.compile(rf"{_MADE.pattern}(?:\.tmp)?|{MADE_SPOOL_PREFIX}\w+", re.ASCII)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SQLITE_IOERR_WRITE = 778
@@ -45,6 +46,19 @@ def made_name(process: int, number: int) -> str:
 
 def is_made(name: str) -> bool:
     return _MADE.fullmatch(name) is not None
+
+
+def damaged_name(generation: int) -> str:
+    """Of a damaged catalog that `repair` put aside."""
+    return f"damaged-{int(generation)}.sqlite"
+
+
+def erase_damaged(folder: Path) -> None:
+    """Unlink damaged catalogs that were put aside. Writer only."""
+    for name in os.listdir(folder):
+        if _DAMAGED.fullmatch(name):
+            with contextlib.suppress(OSError):
+                os.unlink(folder / name)
 
 
 def faiss_name(generation: int) -> str:

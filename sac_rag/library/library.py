@@ -258,6 +258,24 @@ class Library:
         with self._still() as view:
             return measure(view)
 
+    @property
+    def stale(self) -> bool:
+        """Whether the FAISS file is missing or damaged."""
+        return self._view.stale
+
+    @property
+    def notice(self) -> str | None:
+        """What a reader of this library should know of its damage, as far as that is known; None when it is sound."""
+        with self._still() as view:
+            hit = view.damaged()
+        if not hit and not view.problems:
+            return None
+        what = f"passages of {len(hit)} documents ({', '.join(sorted(hit)[:3])}{', …' * (len(hit) > 3)})"
+        return (
+            f"the library is damaged: {what if hit else 'some passages'} were left out; `sac verify` names all, "
+            "`sac repair` mends what can be"
+        )
+
     def verify(self, deep: bool = True) -> list[str]:
         """Problems of the newest generation on disk, one line each; empty when all is well. deep: reads every byte."""
         from sac_rag.library.checks import problems

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sac_rag.errors import LibraryError, MemoryInvalid
+from sac_rag.errors import LibraryCorrupt, LibraryError, MemoryInvalid
 from sac_rag.foreign import parse_object
 from sac_rag.library import folder as files
 from sac_rag.library import schema
@@ -198,6 +198,8 @@ class Transaction:
             stored, names = self._catalog.memories(keys), self._catalog.ids(keys)
             for key in keys:
                 memory = stored[key]
+                if why := self._view.missing.get(memory.slot.segment):
+                    raise LibraryCorrupt(f"{why}; `sac repair` makes its memories again")
                 data = self._view.segments[memory.slot.segment].read(memory.slot)
                 self._store(key, names[key], memory.layout, layout_of(data, memory.layout), [data], memory)
         return len(keys)
@@ -244,6 +246,7 @@ class Transaction:
             segments = {
                 n: self._view.segments[n] if n in self._view.segments else Segment(self._folder, i)
                 for n, i in kept.items()
+                if n not in self._view.missing
             }
             self._next = self._view.successor(head, segments, vectors)
 

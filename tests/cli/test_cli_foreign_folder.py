@@ -118,7 +118,7 @@ def test_every_flag_is_free_a_place_a_model_or_not_for_such_files() -> None:
     def flags(command: Any) -> set[str]:
         return {*settable(command)}.union(*map(flags, getattr(command, "commands", {}).values()))
 
-    refused = {"yes", "sync", "shallow", "write", "keep", "processes", "workers", "wheelhouse"}
+    refused = {"yes", "sync", "shallow", "write", "keep", "copy", "processes", "workers", "wheelhouse"}
     groups = [settings.FREE, settings.PLACES, set(settings.MODELS), refused]
     assert set().union(*groups) == flags(root)
     assert sum(map(len, groups)) == len(flags(root))

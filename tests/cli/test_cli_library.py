@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_toys import Sac, Toys
@@ -198,3 +200,58 @@ def test_a_newer_format_is_no_crash(sac: Sac, library: str) -> None:
         catalog.execute("PRAGMA application_id=1")
     result = sac("ls")
     assert result.code in (1, 3) and result.err.startswith("error: ")
+
+
+def test_repair_makes_a_lost_segment_again(sac: Sac, library: str, toys: Toys) -> None:
+    assert sac("repair", "--json").json["problems"] == []
+    (segment,) = Path(library).glob("seg-*.safetensors")
+    segment.unlink()
+    damaged = sac("verify")
+    assert damaged.code == 1 and "docs/keys.txt" in damaged.out and "docs/travel.md" in damaged.out
+    report = sac("repair", "--json").json
+    assert report["memories"] == len(report["problems"]) or report["memories"] > 2
+    assert report["lost"] == [] and sac("verify", "--deep", "all").code == 0
+    assert sac("verify", "--deep", "2", "--shallow", "--json").json == {"problems": []}
+    assert sac("verify", "--deep", "some").code == 2
+
+
+def test_repair_says_what_is_lost_and_index_brings_it_back(sac: Sac, library: str, toys: Toys) -> None:
+    with sqlite3.connect(f"{library}/catalog.sqlite") as catalog:
+        catalog.execute("UPDATE passages SET text = 'other' WHERE document = (SELECT min(document) FROM passages)")
+    catalog.close()
+    shown = sac("ls", "--json")
+    assert len(shown.json["documents"]) == 2
+    assert sac("index", "docs").code == 1
+    report = sac("repair")
+    assert report.code == 1 and "lost: a passage of 'docs/" in report.out and "sac index" in report.err
+    assert sac("verify").code == 0
+    again = sac("index", "docs", "--json").json
+    assert again["changed"] == 2 and again["passages"] >= 1
+    assert sac("index", "docs", "--json").json["unchanged"] == 2
+    assert {p["text"] for d in export(sac) for p in d["passages"]} == {
+        p["text"] for uri in ("docs/keys.txt", "docs/travel.md") for p in sac("ls", uri, "--json").json["passages"]
+    }
+
+
+def export(sac: Sac) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in sac("export").out.splitlines()]
+
+
+def test_export_gives_text_and_metadata(sac: Sac, library: str) -> None:
+    documents = export(sac)
+    assert [d["document"] for d in documents] == ["docs/keys.txt", "docs/travel.md"]
+    for d in documents:
+        text = Path(d["document"]).read_text()
+        assert d["passages"] and all(p["text"] == text[p["start"] : p["end"]] for p in d["passages"])
+        assert set(d) == {"document", "type", "meta", "passages"}
+    assert sac("export", "--output", "out.jsonl").code == 0
+    assert [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()] == documents
+    assert sac("export", "--output", "out.jsonl").code == 2
+
+
+def test_workers_make_the_same_library(sac: Sac, library: str, toys: Toys) -> None:
+    result = sac("index", "docs", "--library", "two.lib", "--workers", "2", "--json", **toys.environment)
+    assert result.code == 0 and result.json["added"] == 2
+    segments = [{f.name: f.read_bytes() for f in Path(name).glob("seg-*")} for name in (library, "two.lib")]
+    assert segments[0] == segments[1]
+    assert sac("index", "docs", "--workers", "0").code == 2

@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "answer": WRITING | {"models", "library"},
     "indexing": WRITING | {"library", "processes"},  # it is handed what compresses and embeds
     "maker": READING | {"indexing", "processes"},
-    "pipeline": READING | {"indexing", "maker"},
+    "mending": READING | {"indexing"},
+    "pipeline": READING | {"indexing", "maker", "mending"},
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
     "evaluate": READING | {"pipeline", "processes", "train", "samples"},  # it measures what the others make
 }
