@@ -35,14 +35,14 @@ class Origin:
     """None where the method has no adapter."""
     layout: dict[str, str]
     built: dict[str, Any]
-    """LoRA settings and options of the adapter's card, and how its memories stand where that is not the default."""
+    """LoRA settings and options of the adapter's card; the positions of its memories where they are not the default."""
 
     @classmethod
     def of(cls, model: str, method: str, adapter: str) -> Origin:
         """Raises ModelError or AdapterError when one of them cannot be had."""
         base, folder = resolve_base(model), adapter_folder(model, method, adapter)
         card = Card.read(folder) if folder else None
-        unusual = placing_of(model, method, adapter).unusual()
+        positions = placing_of(model, method, adapter).unusual().get("positions")
         return cls(
             model_sha256=fingerprint_of(base),
             tokenizer_sha256=tokenizer_fingerprint_of(base),
@@ -51,7 +51,7 @@ class Origin:
             layout=dict(card.layout) if card else {},  # that of the chat template, which the tokenizer's hash knows
             built={
                 **({"lora": card.lora, "options": card.options} if card else {"lora": {}, "options": {}}),
-                **({"placing": unusual} if unusual else {}),
+                **({"positions": positions} if positions else {}),
             },
         )
 

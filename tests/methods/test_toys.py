@@ -23,7 +23,7 @@ from sac_rag.answer.engine import Engine, placing_of
 from sac_rag.answer.reader import Sampling
 from sac_rag.compress import adapter
 from sac_rag.compress.adapter import Card
-from sac_rag.compress.backbone import LoraSpec
+from sac_rag.compress.backbone import Backbone, LoraSpec
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.session import Session
@@ -38,6 +38,7 @@ from sac_rag.records import Document
 from sac_rag.train.config import TrainConfig
 from sac_rag.train.run import run
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.methods.kept import Kept
 
 TOYS = {
     "appended": "tests.methods.appended:Appended",
@@ -262,6 +263,26 @@ def test_text_that_is_carried_is_read_as_text(tiny_base: Path) -> None:
         want = method.backbone.plain_logits(torch.tensor(text))[-1]
     assert len(made) == 2 and got.positions == [len(text)]
     torch.testing.assert_close(got.logits[0], want, atol=2e-5, rtol=1e-4)
+
+
+def test_kept_text_may_be_read_by_adapted_weights() -> None:
+    """As a finetuned reader reads what a compressor of words leaves."""
+
+    class Finetuned(Kept):
+        reads_with_lora = True
+
+    backbone = Backbone(tiny_model(), byte_tokenizer(), LoraSpec(4, 8.0, whole=True))
+    with torch.no_grad():
+        for i, (_, p) in enumerate(backbone.trainable()):
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+    method = Finetuned(backbone, PromptLayout(prefix="<|im_start|>sys\n"))
+    (kv,) = method.compress([list(range(5, 60))], 5.0)
+    kept = [5 + i for i in kv.slots.anchors.tolist()]
+    with torch.no_grad():
+        got = Session(backbone, [[method.memory([kv]), [7, 8, 9]]], use_lora=True).logits[0]
+        ids = torch.tensor([*backbone.template(method.layout.prefix), *kept, 7, 8, 9])
+        want = backbone.encoder(input_ids=ids[None]).logits[0, -1]
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
 
 
 def test_chunks_of_one_context_share_what_they_have(adapters: dict[str, str], tiny_base: Path) -> None:
