@@ -34,7 +34,7 @@ COMMANDS = {path: command for path, command in walk() if path and not commands_b
 
 
 def test_the_commands_are_there() -> None:
-    names = "demo index add ask chat ls info rm gc verify train eval calibrate models".split()
+    names = "demo index add ask chat ls info rm gc verify repair export train eval calibrate models".split()
     assert [c.name for c in commands_below(ROOT)] == names
     assert {("models", n) for n in ("list", "pull", "path")} <= set(COMMANDS)
 
