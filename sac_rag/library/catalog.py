@@ -344,7 +344,7 @@ class Catalog:
         missing = self.connection.execute("PRAGMA foreign_key_check").fetchmany(5)
         problems += [f"{row[0]} refers to a missing {row[2]}" for row in missing]
         if problems != ["ok"]:
-            raise LibraryCorrupt(f"the catalog in {self.where} is damaged ({'; '.join(problems)}): restore it")
+            raise LibraryCorrupt(f"the catalog in {self.where} is damaged ({'; '.join(problems)}): run `sac repair`")
         self.check_counts()
 
     def check_counts(self) -> None:
@@ -355,7 +355,7 @@ class Catalog:
             raise LibraryCorrupt(
                 f"{self.where} lost rows: {now.documents} documents, {now.passages} passages, {memories} memories and "
                 f"{now.segments} segments instead of {head.documents}, {head.passages}, {head.passages} and "
-                f"{head.segments}: restore it or index again"
+                f"{head.segments}: run `sac repair`"
             )
 
     def segments(self) -> list[SegmentInfo]:

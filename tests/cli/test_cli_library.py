@@ -153,7 +153,7 @@ def test_ctrl_c_keeps_what_is_committed(sac: Sac, toys: Toys, documents: Path, m
     from sac_rag import indexing
 
     (documents / "keys.txt").write_text("The spare key hangs behind the blue door. " * 20)
-    monkeypatch.setattr("sac_rag.indexing.plan.GROUP_BYTES", 500)  # one file a commit
+    monkeypatch.setattr("sac_rag.indexing.plan.GROUP_BYTES", 900)  # one file a commit
     whole, calls = indexing.Indexer._commit, []
 
     def interrupted(self: indexing.Indexer, *args: object) -> None:

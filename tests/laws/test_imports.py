@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mending": READING | {"indexing"},
     "pipeline": READING | {"indexing", "maker", "mending"},
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
-    "evaluate": READING | {"pipeline", "processes", "train", "samples"},  # it measures what the others make
+    "evaluate": READING | {"indexing", "pipeline", "processes", "train", "samples"},  # it measures what the others make
 }
 """Room of sac_rag -> the rooms it may import, besides itself."""
 
