@@ -35,7 +35,7 @@ class ReadLimits:
 PARSERS = Registry(
     "parser",
     {
-        "pdf": "sac_rag.text.parsers:pdf",
+        "pdf": "sac_rag.text.pdf:pdf",
         "docx": "sac_rag.text.parsers:docx",
         "html": "sac_rag.text.parsers:html",
         "ipynb": "sac_rag.text.parsers:ipynb",

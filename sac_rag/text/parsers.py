@@ -24,55 +24,6 @@ _LINE_TAGS = frozenset(
 _HEADING_TAGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 
 
-def pdf(data: bytes, max_chars: int) -> Parsed:
-    """Pages in order, an empty line between them; meta["pages"] is the offset of each page. Headings: the outline."""
-    from pypdf import PdfReader
-    from pypdf.errors import DependencyError, EmptyFileError, PdfReadError
-
-    out = Extract(max_chars)
-    try:
-        reader = PdfReader(io.BytesIO(data))
-        # Many files are encrypted with an empty password and open everywhere.
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise Refused("encrypted pdf")
-        pages = [out.add(page.extract_text(), blank=True) for page in reader.pages]
-    except DependencyError:
-        raise Refused("encrypted pdf") from None
-    except (PdfReadError, EmptyFileError):
-        raise Refused("damaged pdf") from None
-    parsed = out.finish(pages=pages, title=short_title(clean(_pdf_title(reader))))
-    for level, title, page in _pdf_outline(reader):
-        if 0 <= page < len(pages) and (short := short_title(clean(title))):
-            end = pages[page + 1] if page + 1 < len(pages) else out.length
-            at = parsed.text.find(short, pages[page], end)
-            parsed.headings.append((at if at >= 0 else pages[page], level, short))
-    return parsed
-
-
-def _pdf_title(reader: Any) -> str:
-    try:
-        return str(reader.metadata.title or "") if reader.metadata else ""
-    except Exception:  # the text is good; a broken title is no reason to lose it
-        return ""
-
-
-def _pdf_outline(reader: Any) -> list[tuple[int, str, int]]:
-    """(level, title, page number from 0); empty if the outline is broken."""
-    found: list[tuple[int, str, int]] = []
-    try:
-        todo = [(1, item) for item in reversed(reader.outline)]
-        while todo:
-            level, item = todo.pop()
-            if isinstance(item, list):
-                todo.extend((level + 1, child) for child in reversed(item))
-            else:
-                number = reader.get_destination_page_number(item)
-                found.append((level, str(item.title), -1 if number is None else number))
-    except Exception:  # as above: headings are a bonus
-        return []
-    return found
-
-
 def docx(data: bytes, max_chars: int) -> Parsed:
     """Paragraphs and tables in order, deleted text left out. Headings: the styles Title and Heading 1 to 9."""
     if data.startswith(b"\xd0\xcf\x11\xe0"):
