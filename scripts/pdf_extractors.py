@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sac_rag.config import ReadConfig
 from sac_rag.text.pdf import pdf
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ KINDS: dict[str, Callable[[int], Made]] = {
 
 
 def _own(data: bytes) -> str:
-    return pdf(data, 10**9).text
+    return pdf(data, ReadConfig(text_chars=10**9)).text
 
 
 def _pypdf(data: bytes) -> str:

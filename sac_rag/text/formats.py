@@ -14,33 +14,23 @@ class Format:
 
     media_type: str
     parser: str | None = None
-    """Name in PARSERS of `(bytes, max_chars) -> Parsed`; runs in the parser process."""
+    """Name in PARSERS of `(bytes, ReadConfig) -> Parsed`; runs in the parser process."""
     outline: str | None = None
     """Name in PARSERS of `(text) -> [(offset, level, title)]` for files whose text is kept as it is."""
-
-
-@dataclass(frozen=True)
-class ReadLimits:
-    """Bounds on one file; what exceeds them is skipped with a reason."""
-
-    file_bytes: int = 20_000_000
-    text_chars: int = 5_000_000
-    cpu_s: int = 20
-    """Processor seconds of the parser process."""
-    wall_s: float = 60.0
-    memory_bytes: int = 1 << 30
-    """Address space of the parser process (not enforced on Windows and macOS)."""
+    wrapped: bool = False
+    """Whether lines end by width, so that a hyphen at a line's end may only break a word."""
 
 
 PARSERS = Registry(
     "parser",
     {
         "pdf": "sac_rag.text.pdf:pdf",
-        "docx": "sac_rag.text.parsers:docx",
+        "docx": "sac_rag.text.word:docx",
         "html": "sac_rag.text.parsers:html",
         "ipynb": "sac_rag.text.parsers:ipynb",
         "csv": "sac_rag.text.tables:csv_rows",
         "tsv": "sac_rag.text.tables:tsv_rows",
+        "workbook": "sac_rag.text.tables:sheets",
         "json": "sac_rag.text.tables:json_values",
         "jsonl": "sac_rag.text.tables:json_lines",
         "markdown": "sac_rag.text.outlines:markdown",
@@ -51,6 +41,7 @@ PARSERS = Registry(
 
 _MARKDOWN = Format("text/markdown", outline="markdown")
 _PLAIN = Format("text/plain")
+_PROSE = Format("text/plain", wrapped=True)
 _JSONL = Format("application/jsonl", parser="jsonl")
 _HTML = Format("text/html", parser="html")
 
@@ -67,12 +58,18 @@ _FORMATS: dict[str, Format] = {
     ".ipynb": Format("application/x-ipynb+json", parser="ipynb"),
     ".csv": Format("text/csv", parser="csv"),
     ".tsv": Format("text/tab-separated-values", parser="tsv"),
+    ".xlsx": Format("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet", parser="workbook"),
+    ".xlsm": Format("application/vnd.ms-excel.sheet.macroenabled.12", parser="workbook"),
+    ".xlsb": Format("application/vnd.ms-excel.sheet.binary.macroenabled.12", parser="workbook"),
+    ".xls": Format("application/vnd.ms-excel", parser="workbook"),
+    ".ods": Format("application/vnd.oasis.opendocument.spreadsheet", parser="workbook"),
     ".json": Format("application/json", parser="json"),
     ".jsonl": _JSONL,
     ".ndjson": _JSONL,
     ".py": Format("text/x-code; language=python", outline="python"),
     ".pyi": Format("text/x-code; language=python", outline="python"),
-    **dict.fromkeys((".txt", ".text", ".log", ".tex", ".bib", ".adoc", ".org", ".srt", ".vtt"), _PLAIN),
+    **dict.fromkeys((".txt", ".text"), _PROSE),
+    **dict.fromkeys((".log", ".tex", ".bib", ".adoc", ".org", ".srt", ".vtt"), _PLAIN),
 }
 
 _CODE = {
@@ -135,9 +132,18 @@ for _language, _suffixes in _CODE.items():
         _FORMATS.setdefault(_suffix, Format(f"text/x-code; language={_language}"))
 
 _TEXTS = "authors changelog changes contributing copying history install license news notice readme todo"
-_NAMES = dict.fromkeys(_TEXTS.split(), _PLAIN)
+_NAMES = dict.fromkeys(_TEXTS.split(), _PROSE)
 for _name in ("dockerfile", "gemfile", "jenkinsfile", "makefile", "rakefile"):
     _NAMES[_name] = Format(f"text/x-code; language={_name}")
+
+
+_PACKAGES = {"docx": "python-docx", "pptx": "python-pptx", "bs4": "beautifulsoup4", "odf": "odfpy"}
+
+
+def package_of(module: str | None) -> str:
+    """The name by which pip installs a module."""
+    name = (module or "").partition(".")[0]
+    return _PACKAGES.get(name, name.replace("_", "-"))
 
 
 def format_of(path: PurePath) -> Format | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from sac_rag.text.cleaning import Shift
+
 _BROKEN = re.compile(
     r"(?<![^\W\d_])(?P<before>[^\W\d_]+(?:-[^\W\d_]+)*)[-\u2010]\n[ \t]*(?P<after>[^\W\d_]+(?:-[^\W\d_]+)*)"
 )
@@ -46,11 +48,14 @@ def broken_words(text: str) -> Iterator[tuple[int, int, str]]:
         yield match.end("before"), match.start("after"), "-" if hyphen else ""
 
 
-def joined(text: str) -> str:
-    """The text with words broken at line ends made whole; the rest of the line stays where it is."""
+def joined(text: str) -> tuple[str, tuple[Shift, ...]]:
+    """(the text with words broken at line ends made whole, where its characters stand in `text`)."""
     parts: list[str] = []
-    at = 0
+    shifts: list[Shift] = []
+    at = size = 0
     for start, end, hyphen in broken_words(text):
         parts += (text[at:start], hyphen)
+        size += start - at + len(hyphen)
+        shifts.append((size, end))
         at = end
-    return "".join((*parts, text[at:])) if parts else text
+    return "".join((*parts, text[at:])), tuple(shifts)

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused, clean
 from sac_rag.text.extract import Extract, Parsed, short_title
 from sac_rag.text.hyphens import joined
@@ -48,23 +49,24 @@ class _Page:
         return _LEADER.sub(" \u2026 ", "\n\n".join(part for part in parts if part).replace("\f", " "))
 
 
-def pdf(data: bytes, max_chars: int) -> Parsed:
+def pdf(data: bytes, config: ReadConfig) -> Parsed:
     """Pages in order, an empty line between them; meta["pages"] is the offset of each page. Headings: the outline.
 
     Values of form fields stand where they are seen, notes behind the text of their page. Running heads stay at their
     first place alone, page numbers nowhere. Pages that cannot be read are left out; meta["notices"] names them.
     """
     document = _opened(data)
-    read, lost, scanned = _read_pages(document, max_chars)
+    read, lost, scanned = _read_pages(document, config.text_chars)
     if not read or len(lost) == len(read):
         raise Refused("damaged pdf")
     _drop_running_heads(read)
-    out = Extract(max_chars)
+    out = Extract(config.text_chars)
     pages = [out.add(text, blank=True) for text in _whole_words([page.text() for page in read])]
-    notices = [_notice(lost, len(read), "could not be read")] if lost else []
+    if lost:
+        out.notices.append(_notice(lost, len(read), "could not be read"))
     if scanned and len(scanned) < len(read):
-        notices.append(_notice(scanned, len(read), "hold pictures and no text"))
-    parsed = out.finish(pages=pages, title=short_title(clean(_title(document))), notices=notices)
+        out.notices.append(_notice(scanned, len(read), "hold pictures and no text"))
+    parsed = out.finish(pages=pages, title=short_title(clean(_title(document))))
     for level, title, page in _outline(document):
         if 0 <= page < len(pages) and (short := short_title(clean(title))):
             end = pages[page + 1] if page + 1 < len(pages) else out.length
@@ -163,7 +165,8 @@ def _whole_words(texts: Sequence[str]) -> list[str]:
         first, rest = [*texts[n + 1].split(maxsplit=1), "", ""][:2]
         if texts[n][-2:-1].islower() and texts[n].endswith("-") and first[:1].islower():
             texts[n], texts[n + 1] = f"{texts[n]}\n{first}", rest
-    return joined("\n\f\n".join(texts)).split("\n\f\n")
+    whole, _ = joined("\n\f\n".join(texts))
+    return whole.split("\n\f\n")
 
 
 def _notice(numbers: Sequence[int], total: int, what: str) -> str:
