@@ -26,9 +26,7 @@ _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b"))
 _DECLARED = (
     re.compile(rb"\A\s*<\?xml[^>]{0,200}?\bencoding\s*=\s*[\"']([\w.:-]{2,40})"),
     re.compile(rb"\A@charset\s+\"([\w.:-]{2,40})\""),
-    re.compile(
-        rb"\A(?:[^\n]*\n)?[^\n]*?coding[:=][ \t]*([\w.-]{2,40})"
-    ),  # PEP 263, Emacs, Vim
+    re.compile(rb"\A(?:[^\n]*\n)?[^\n]*?coding[:=][ \t]*([\w.-]{2,40})"),  # PEP 263, Emacs, Vim
     re.compile(rb"^[^%\n]*\\(?:usepackage\[(\w{2,20})\]\{inputenc\}|inputencoding\{(\w{2,20})\})", re.MULTILINE),
 )
 """What a file of text says of its own encoding, in its first bytes."""

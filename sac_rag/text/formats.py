@@ -26,6 +26,12 @@ PARSERS = Registry(
     {
         "pdf": "sac_rag.text.pdf:pdf",
         "docx": "sac_rag.text.word:docx",
+        "pptx": "sac_rag.text.slides:pptx",
+        "epub": "sac_rag.text.books:epub",
+        "opendocument": "sac_rag.text.books:opendocument",
+        "eml": "sac_rag.text.mail:eml",
+        "rtf": "sac_rag.text.mail:rtf",
+        "xml": "sac_rag.text.xml:xml",
         "html": "sac_rag.text.parsers:html",
         "ipynb": "sac_rag.text.parsers:ipynb",
         "csv": "sac_rag.text.tables:csv_rows",
@@ -43,6 +49,8 @@ _MARKDOWN = Format("text/markdown", outline="markdown")
 _PLAIN = Format("text/plain")
 _PROSE = Format("text/plain", wrapped=True)
 _JSONL = Format("application/jsonl", parser="jsonl")
+_OFFICE = "application/vnd.openxmlformats-officedocument"
+_ARCHIVE = Format("multipart/related", parser="eml")
 _HTML = Format("text/html", parser="html")
 
 _FORMATS: dict[str, Format] = {
@@ -54,11 +62,25 @@ _FORMATS: dict[str, Format] = {
     ".htm": _HTML,
     ".xhtml": _HTML,
     ".pdf": Format("application/pdf", parser="pdf"),
-    ".docx": Format("application/vnd.openxmlformats-officedocument.wordprocessingml.document", parser="docx"),
+    ".docx": Format(f"{_OFFICE}.wordprocessingml.document", parser="docx"),
+    ".dotx": Format(f"{_OFFICE}.wordprocessingml.template", parser="docx"),
+    ".docm": Format("application/vnd.ms-word.document.macroenabled.12", parser="docx"),
+    ".pptx": Format(f"{_OFFICE}.presentationml.presentation", parser="pptx"),
+    ".ppsx": Format(f"{_OFFICE}.presentationml.slideshow", parser="pptx"),
+    ".pptm": Format("application/vnd.ms-powerpoint.presentation.macroenabled.12", parser="pptx"),
+    ".odt": Format("application/vnd.oasis.opendocument.text", parser="opendocument"),
+    ".ott": Format("application/vnd.oasis.opendocument.text-template", parser="opendocument"),
+    ".odp": Format("application/vnd.oasis.opendocument.presentation", parser="opendocument"),
+    ".epub": Format("application/epub+zip", parser="epub"),
+    ".rtf": Format("application/rtf", parser="rtf"),
+    ".eml": Format("message/rfc822", parser="eml"),
+    ".mht": _ARCHIVE,
+    ".mhtml": _ARCHIVE,
+    ".xml": Format("application/xml", parser="xml"),
     ".ipynb": Format("application/x-ipynb+json", parser="ipynb"),
     ".csv": Format("text/csv", parser="csv"),
     ".tsv": Format("text/tab-separated-values", parser="tsv"),
-    ".xlsx": Format("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet", parser="workbook"),
+    ".xlsx": Format(f"{_OFFICE}.spreadsheetml.sheet", parser="workbook"),
     ".xlsm": Format("application/vnd.ms-excel.sheet.macroenabled.12", parser="workbook"),
     ".xlsb": Format("application/vnd.ms-excel.sheet.binary.macroenabled.12", parser="workbook"),
     ".xls": Format("application/vnd.ms-excel", parser="workbook"),
@@ -123,7 +145,7 @@ _CODE = {
     "verilog": ".v .sv .vhd .vhdl",
     "vim": ".vim",
     "vue": ".vue",
-    "xml": ".xml .xsd .xsl",
+    "xml": ".xsd .xsl",
     "yaml": ".yaml .yml",
     "zig": ".zig",
 }
@@ -137,13 +159,9 @@ for _name in ("dockerfile", "gemfile", "jenkinsfile", "makefile", "rakefile"):
     _NAMES[_name] = Format(f"text/x-code; language={_name}")
 
 
-_PACKAGES = {"docx": "python-docx", "pptx": "python-pptx", "bs4": "beautifulsoup4", "odf": "odfpy"}
-
-
 def package_of(module: str | None) -> str:
-    """The name by which pip installs a module."""
-    name = (module or "").partition(".")[0]
-    return _PACKAGES.get(name, name.replace("_", "-"))
+    """The name by which pip installs a module that a parser imports."""
+    return (module or "").partition(".")[0].replace("_", "-")
 
 
 def format_of(path: PurePath) -> Format | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from sac_rag.text.cleaning import Refused
@@ -31,6 +30,14 @@ def check_zip(data: bytes, kind: str) -> zipfile.ZipFile:
     return parts
 
 
+class Relation(NamedTuple):
+    """A reference of one part to another; `kind` is the last word of its type."""
+
+    id: str
+    kind: str
+    part: str
+
+
 class Package:
     """A zipped document by the names of its parts; the kind is for refusals."""
 
@@ -53,14 +60,22 @@ class Package:
         data = self.read(name)
         return xml_root(data, self.kind) if data else None
 
-    def related(self, name: str) -> Iterator[tuple[str, str]]:
-        """(type, part) of what an Open Packaging part refers to, "" for the package; types without their address."""
+    def related(self, name: str) -> list[Relation]:
+        """What an Open Packaging part refers to within the package; "" for the package itself."""
         folder, _, file = name.rpartition("/")
-        relations = self.xml(f"{folder}/_rels/{file}.rels" if folder else f"_rels/{file}.rels")
-        for relation in relations if relations is not None else ():
-            target = unquote(relation.get("Target") or "")
-            if relation.get("TargetMode") != "External" and target:
-                yield (relation.get("Type") or "").rpartition("/")[2], _joined(folder, target)
+        root = self.xml(f"{folder}/_rels/{file}.rels" if folder else f"_rels/{file}.rels")
+        return [
+            Relation(entry.get("Id") or "", (entry.get("Type") or "").rpartition("/")[2], beside(folder, target))
+            for entry in (root if root is not None else ())
+            if (target := entry.get("Target")) and entry.get("TargetMode") != "External"
+        ]
+
+    def title(self) -> str:
+        """The title among the properties of an Open Packaging document."""
+        for relation in self.related(""):
+            if relation.kind == "core-properties" and (title := child(self.xml(relation.part), "title")) is not None:
+                return title.text or ""
+        return ""
 
 
 def xml_root(data: bytes, kind: str) -> Any:
@@ -97,8 +112,9 @@ def child(element: Any | None, *names: str) -> Any | None:
     return element
 
 
-def _joined(folder: str, target: str) -> str:
-    """A part's name by the folder of the part that refers to it."""
+def beside(folder: str, target: str) -> str:
+    """A part's name, by the folder of the part that refers to it."""
+    target = unquote(target)
     parts = [] if target.startswith("/") else folder.split("/") if folder else []
     for part in target.split("/"):
         if part == "..":

@@ -48,14 +48,14 @@ def html(data: bytes, config: ReadConfig) -> Parsed:
     """
     out = Extract(config.text_chars)
     source = _decode_html(data, config.encoding, out.notices.append)
-    page = _tree(source)
+    page = tree_of(source)
     title = page.css_first("title")
     if config.main_text:
         main = _main_text(source)
         if main is None:
             out.notices.append("no main text found, whole page read")
         else:
-            page = _tree(main)
+            page = tree_of(main)
     write_html(page, out)
     return out.finish(title=short_title(clean(title.text())) if title else "")
 
@@ -98,7 +98,8 @@ def write_html(page: Any, out: Extract) -> None:
     flush()
 
 
-def _tree(source: str) -> Any:
+def tree_of(source: str) -> Any:
+    """The page as browsers build it."""
     from selectolax.lexbor import LexborHTMLParser
 
     return LexborHTMLParser(source)

@@ -47,7 +47,7 @@ def docx(data: bytes, config: ReadConfig) -> Parsed:
             out.add(note, blank=True)
     for text in document.around("footer"):
         out.add(text, blank=True)
-    return out.finish(title=short_title(clean(document.title())))
+    return out.finish(title=short_title(clean(document.package.title())))
 
 
 @dataclass
@@ -63,14 +63,14 @@ class _Block:
 class _Document:
     def __init__(self, package: Package) -> None:
         self.package = package
-        main = next((part for kind, part in package.related("") if kind == "officeDocument"), "word/document.xml")
+        main = next((r.part for r in package.related("") if r.kind == "officeDocument"), "word/document.xml")
         root = package.xml(main)
         if root is None or child(root, "body") is None:
             raise Refused("damaged docx")
         self.body = child(root, "body")
         self.parts: dict[str, list[str]] = defaultdict(list)
-        for kind, part in package.related(main):
-            self.parts[kind].append(part)
+        for relation in package.related(main):
+            self.parts[relation.kind].append(relation.part)
         self.styles = {attribute(s, "styleId") or "": s for s in self._elements("styles", "style")}
         self.numbers = _Numbers(self._elements("numbering", "abstractNum"), self._elements("numbering", "num"))
         self.notes = {
@@ -80,12 +80,6 @@ class _Document:
         }
         self.seen = 0
         """Foot- and endnotes that were referred to so far."""
-
-    def title(self) -> str:
-        for kind, part in self.package.related(""):
-            if kind == "core-properties" and (title := child(self.package.xml(part), "title")) is not None:
-                return title.text or ""
-        return ""
 
     def around(self, kind: str) -> list[str]:
         """Texts of headers or footers, each once, without mere numbers."""
