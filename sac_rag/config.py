@@ -73,7 +73,7 @@ class ReadConfig:
     """Processor seconds that parsing one file may take."""
     wall_s: float = 120.0
     """Seconds that parsing one file may take."""
-    memory_bytes: int = 1 << 30
+    memory_bytes: int = 1_073_741_824
     """Address space of the process that parses files, in bytes (not enforced on Windows and macOS)."""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sac_rag.answer.engine import Engine
-from sac_rag.config import IndexConfig
+from sac_rag.config import IndexConfig, ReadConfig
 from sac_rag.errors import ConfigError, DocumentError, LibraryMismatch
 from sac_rag.library.library import Library
 from sac_rag.library.vectors import normalise
@@ -31,6 +31,7 @@ GROUP_BYTES = 48_000
 stored already, so an interrupted run resumed gives the bytes of an undisturbed one."""
 GIVEN = "given:"
 """In front of the content hash of a document that came as text: no file of that name is ever gone."""
+IGNORED = "hidden by .gitignore"
 BLANK = (EMPTY, NO_TEXT)
 """Why a file was not indexed although it could be read: what was stored of it before is not there any more."""
 EMBEDDED_TOGETHER = 256
@@ -39,10 +40,19 @@ EMBEDDED_TOGETHER = 256
 
 @dataclass(frozen=True)
 class Skip:
-    """A file that was not indexed, and why."""
+    """A file that was not indexed, and why; for a folder, how many files."""
 
     path: str
     reason: str
+    files: int = 1
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What was lost or guessed in a file that was indexed."""
+
+    path: str
+    text: str
 
 
 @dataclass
@@ -63,6 +73,9 @@ class IndexReport:
     """Source tokens of those."""
     seconds: float = 0.0
     skipped: list[Skip] = field(default_factory=list)
+    ignored: list[Skip] = field(default_factory=list)
+    """Files and folders that .gitignore files exclude: nothing is known of them, so they count as gone."""
+    notices: list[Notice] = field(default_factory=list)
     step: str = ""
     """What is being done: "finding files", "reading", "compressing", "embedding" or "storing"."""
     ahead: float = 0.0
@@ -113,6 +126,7 @@ class Indexer:
         sync: bool = False,
         strict: bool = False,
         listen: Listen | None = None,
+        reading: ReadConfig | None = None,
     ) -> IndexReport:
         """See `SacRag.add`."""
         given = [paths] if isinstance(paths, str | Path) else list(paths)
@@ -123,22 +137,28 @@ class Indexer:
                 raise DocumentError(path, reason)
             report.skipped.append(Skip(path, reason))
 
+        def ignore(path: str, count: int) -> None:
+            report.ignored.append(Skip(path, IGNORED, count))
+
         self._tell("finding files")
         files = []
         own = Path(os.path.abspath(self.library.path))
-        for path in walk(given, on_skip=skip):
+        for path in walk(given, on_skip=skip, on_ignored=ignore):
             if Path(os.path.abspath(path)).is_relative_to(own):  # the library may lie among the documents
                 continue
             files.append(path)
             report.files += 1
             self._tell("finding files")
-        with ParserProcess() as parser:
+        with ParserProcess(reading) as parser:
             for group in _groups(files):
                 documents, blank = [], list[str]()
                 for path in group:
                     self._tell("reading")
                     try:
-                        documents.append(read(path, parser=parser))
+                        document = read(path, parser=parser)
+                        documents.append(document)
+                        told = document.meta.get("notices", [])
+                        report.notices += [Notice(document.uri, text) for text in told]
                     except DocumentError as error:
                         skip(error.path, error.reason)
                         if error.reason in BLANK:

@@ -26,7 +26,7 @@ from sac_rag.answer.stream import Stream, Way
 from sac_rag.answer.tags import Tagger
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
-from sac_rag.config import AskConfig, IndexConfig, from_mapping
+from sac_rag.config import AskConfig, IndexConfig, ReadConfig, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
 from sac_rag.indexing import Indexer, IndexReport, Listen, Made
 from sac_rag.library.library import GcReport, Library, Stats
@@ -67,6 +67,7 @@ class SacRag:
         sync: bool = False,
         strict: bool = False,
         listen: Listen | None = None,
+        reading: ReadConfig | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> SacRag:
@@ -74,12 +75,13 @@ class SacRag:
 
         paths: files, folders, globs. config: None takes the library's own settings, or the defaults for a new one.
         sync: also remove documents under the given folders that are gone. strict: raise DocumentError at the first
-        unreadable file instead of reporting it. The report is `.report`. Raises LibraryMismatch when `config` is
-        not what the library was made with, LibraryLocked when another process writes to it.
+        unreadable file instead of reporting it. reading: limits and encoding of files. The report is `.report`. Raises
+        LibraryMismatch when `config` is not what the library was made with, LibraryLocked when another process writes
+        to it.
         """
         rag = cls.open(library, config=config, write=True, create=True, device=device, dtype=dtype)
         try:
-            rag.add(paths, sync=sync, strict=strict, listen=listen)
+            rag.add(paths, sync=sync, strict=strict, listen=listen, reading=reading)
         except BaseException:
             rag.close()
             raise
@@ -141,12 +143,13 @@ class SacRag:
         sync: bool = False,
         strict: bool = False,
         listen: Listen | None = None,
+        reading: ReadConfig | None = None,
     ) -> IndexReport:
         """Index files into this library: unchanged documents are skipped, changed ones replaced passage by passage.
 
         Each group of files is committed when it is done, so an interrupted run goes on where it stopped.
         """
-        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen)
+        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen, reading=reading)
 
     def put(
         self,

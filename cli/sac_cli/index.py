@@ -13,9 +13,10 @@ from sac_cli.shell import command
 from sac_rag.errors import LibraryNotFound
 
 if TYPE_CHECKING:
-    from sac_rag.config import IndexConfig
+    from sac_rag.config import IndexConfig, ReadConfig
 
 SETTINGS = fields.settings_of("sac_rag.config:IndexConfig", panel="Settings of a new library")
+READING = fields.settings_of("sac_rag.config:ReadConfig", panel="Reading of files")
 
 Paths = Annotated[list[str], typer.Argument(help="Files, folders or patterns such as 'docs/**/*.md'.", metavar="PATH")]
 Strict = Annotated[bool, typer.Option(help="Stop at the first unreadable file instead of skipping it.")]
@@ -23,7 +24,7 @@ Strict = Annotated[bool, typer.Option(help="Stop at the first unreadable file in
 
 @command(
     "index",
-    settings=SETTINGS,
+    settings=SETTINGS + READING,
     example="""
     sac index handbook/                                compress a folder into ./sac.lib
     sac index notes/ report.pdf --library my.lib --ratio 15
@@ -49,8 +50,15 @@ def index(
     indexing.check_paths(paths)
     config = _config(library, fields.given(SETTINGS, values))
     with opened(library, config=config, write=True, create=True, device=device, dtype=dtype) as rag:
-        report = indexing.compress(rag, paths, sync=sync, strict=strict)
+        report = indexing.compress(rag, paths, sync=sync, strict=strict, reading=reading_of(values))
         indexing.show(rag, report, as_json=as_json)
+
+
+def reading_of(values: dict[str, Any]) -> ReadConfig:
+    """How files are read, by the flags that were given."""
+    from sac_rag.config import ReadConfig
+
+    return ReadConfig(**fields.given(READING, values))
 
 
 def _config(library: str, given: dict[str, Any]) -> IndexConfig | None:
