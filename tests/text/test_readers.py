@@ -28,7 +28,7 @@ from sac_rag.text.extract import heading_paths
 from sac_rag.text.isolation import ParserProcess
 from sac_rag.text.readers import read
 from sac_rag.text.walk import walk
-from sac_rag.text.worker import read_frame
+from sac_rag.text.worker import read_frame, run_job
 
 
 @pytest.fixture(scope="module")
@@ -692,6 +692,44 @@ def tree(put, tmp_path: Path) -> Path:
     os.mkfifo(tmp_path / "bad" / "pipe.txt")
     (tmp_path / "bad" / "loop").symlink_to("..")
     return tmp_path
+
+
+def test_walk_tells_what_gitignore_excludes(put, tmp_path: Path) -> None:
+    put("top/.git/config", "x")
+    put("top/.gitignore", "*.pdf\nbuild/\n/top.md\n!keep.pdf\n")
+    names = "a.md plan.pdf keep.pdf build/b.md build/deep/c.txt build/x.bin build/.h/d.md sub/e.pdf top.md x.o"
+    for name in names.split():
+        put(f"top/{name}", "x")
+    top = tmp_path / "top"
+
+    def walked(given: str | Path) -> tuple[list[str], dict[str, int]]:
+        ignored: dict[str, int] = {}
+        found = walk([given], on_skip=lambda *_: None, on_ignored=ignored.__setitem__)
+        return [path.name for path in found], {os.path.relpath(p, top): n for p, n in ignored.items()}
+
+    assert walked(top) == (["a.md", "keep.pdf", "x.o"], {"plan.pdf": 1, "top.md": 1, "build": 2, "sub/e.pdf": 1})
+    assert walked(str(top / "*.pdf")) == (["keep.pdf"], {"plan.pdf": 1})
+    assert walked(top / "build") == (["b.md", "c.txt", "x.bin"], {})
+
+
+def test_gitignore_holds_behind_a_link_to_the_folder(put, tmp_path: Path) -> None:
+    put("repo/.git/config", "x")
+    put("repo/.gitignore", "docs/draft*\n")
+    for name in ("draft.md", "final.md", "sub/draft.md"):
+        put(f"repo/docs/{name}", "x")
+    put("repo/docs/sub/.gitignore", "draft.md\n")
+    (tmp_path / "link").symlink_to(tmp_path / "repo/docs")
+    found = [path.relative_to(tmp_path).as_posix() for path in walk([tmp_path / "link"], on_skip=lambda *_: None)]
+    assert found == ["link/final.md"]
+
+
+def test_a_missing_package_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "trafilatura", None)
+    assert run_job("html", b"<p>x", ReadConfig(main_text=True)) == {
+        "reason": "reading html needs a package: pip install trafilatura"
+    }
+    monkeypatch.setitem(sys.modules, "python_calamine", None)
+    assert run_job("workbook", b"x", ReadConfig())["reason"].endswith("pip install python-calamine")
 
 
 def test_documents_and_skips_add_up_to_the_files(tree: Path) -> None:
