@@ -151,16 +151,23 @@ def _wide(data: bytes) -> str | None:
     sample = data[:4096]
     half = len(sample) // 2
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
-    if half >= 4 and odd > 0.4 * half and even <= 0.02 * half:
-        return "utf-16-le"
-    if half >= 4 and even > 0.4 * half and odd <= 0.02 * half:
-        return "utf-16-be"
+    for name, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
+        if half >= 4 and zeros > 0.4 * half and others <= 0.02 * half:
+            shown = sample[: 2 * half].decode(name, "replace")
+            return name if sum(c.isprintable() or c.isspace() for c in shown) >= 0.98 * len(shown) else None
     wide, sure = _guess(sample[: 2 * half])
     if wide in ("utf-16-le", "utf-16-be") and sure > 0.9:
         text = sample[: 2 * half].decode(wide, "replace")
-        # Letters of one script, where bytes of other kinds would be letters of all.
-        blocks = Counter("east" if "\u3000" <= c <= "\u9fff" else ord(c) >> 8 for c in text if c > "\xff")
-        if blocks and max(blocks.values()) > 0.8 * blocks.total() and sum(c.isalnum() for c in text) > 0.6 * len(text):
+        # Words of one script with blanks between them, where other bytes would be letters of all scripts.
+        blocks = Counter(ord(c) >> 8 for c in text if c > "\xff")
+        letters = sum(c.isalnum() for c in text)
+        if (
+            blocks
+            and max(blocks.values()) > 0.8 * blocks.total()
+            and letters > 0.6 * len(text)
+            and text.count(" ") > len(text) // 40
+            and len(set(text)) > 8
+        ):
             return wide
     return None
 

@@ -115,7 +115,13 @@ def test_utf8_and_marks_come_before_what_the_user_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [bytes(range(256)) * 40, b"\x7fELF\x02\x01\x01" + bytes(60) + b"\xe8\xff", b"GIF89a\0\0\xff\xee"]
+    "data",
+    [
+        bytes(range(256)) * 40,
+        bytes(range(4)) * 50,
+        b"\x7fELF\x02\x01\x01" + bytes(60) + b"\xe8\xff",
+        b"GIF89a\0\0\xff\xee",
+    ],
 )
 def test_binary_data_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.txt"
