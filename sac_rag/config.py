@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import hashlib
 import json
@@ -63,6 +64,44 @@ class IndexConfig:
         if not 0 <= self.overlap < self.passage_tokens:
             raise ConfigError(f"overlap is {self.overlap}; it must lie in 0..{self.passage_tokens - 1}")
         check_ratio(self.ratio)
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """How files are read; what exceeds a limit is skipped with a reason. Not part of a library's settings."""
+
+    encoding: str | None = None
+    """Encoding of text files that are not UTF-8 and have no byte order mark, in place of what they declare; None goes
+    by the declaration, else by what the bytes look like."""
+    main_text: bool = False
+    """Of web pages, read the main text alone, without menus, banners and footers (needs the package trafilatura)."""
+    file_bytes: int = 20_000_000
+    """Largest file that is read, in bytes."""
+    text_chars: int = 5_000_000
+    """Longest text of one file, in characters."""
+    cpu_s: int = 60
+    """Processor seconds that parsing one file may take."""
+    wall_s: float = 120.0
+    """Seconds that parsing one file may take."""
+    memory_bytes: int = 1_073_741_824
+    """Address space of the process that parses files, in bytes (not enforced on Windows and macOS)."""
+
+    def __post_init__(self) -> None:
+        for name in ("file_bytes", "text_chars", "memory_bytes"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.cpu_s < 0 or not 0 < self.wall_s < math.inf:
+            raise ConfigError(f"cpu_s {self.cpu_s} must not be negative, and wall_s {self.wall_s} positive and finite")
+        if self.encoding is not None and not is_text_encoding(self.encoding):
+            raise ConfigError(f"encoding is {self.encoding!r}; use a name such as windows-1252, shift_jis or utf-16-le")
+
+
+def is_text_encoding(name: str) -> bool:
+    """Whether Python decodes text by this name; zlib, rot13 and the like are codecs too."""
+    try:
+        return bool(codecs.lookup(name)._is_text_encoding)  # type: ignore[attr-defined]
+    except (LookupError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)

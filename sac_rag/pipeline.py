@@ -27,7 +27,7 @@ from sac_rag.answer.stream import Stream, Way
 from sac_rag.answer.tags import Tagger
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
-from sac_rag.config import AskConfig, IndexConfig, from_mapping
+from sac_rag.config import AskConfig, IndexConfig, ReadConfig, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
 from sac_rag.library.catalog import Head
@@ -74,6 +74,7 @@ class SacRag:
         strict: bool = False,
         workers: int | None = None,
         listen: Listen | None = None,
+        reading: ReadConfig | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> SacRag:
@@ -81,13 +82,13 @@ class SacRag:
 
         paths: files, folders, globs. config: None takes the library's own settings, or the defaults for a new one.
         sync: also remove documents under the given folders that are gone. strict: raise DocumentError at the first
-        unreadable file instead of reporting it. workers: see `add`. The report is `.report`.
-        Raises LibraryMismatch when `config` is not what the library was made with, LibraryLocked when another process
-        writes to it.
+        unreadable file instead of reporting it. workers: see `add`. reading: limits and encoding of files. The report
+        is `.report`. Raises LibraryMismatch when `config` is not what the library was made with, LibraryLocked when
+        another process writes to it.
         """
         rag = cls.open(library, config=config, write=True, create=True, device=device, dtype=dtype)
         try:
-            rag.add(paths, sync=sync, strict=strict, workers=workers, listen=listen)
+            rag.add(paths, sync=sync, strict=strict, workers=workers, listen=listen, reading=reading)
         except BaseException:
             rag.close()
             raise
@@ -158,13 +159,14 @@ class SacRag:
         strict: bool = False,
         workers: int | None = None,
         listen: Listen | None = None,
+        reading: ReadConfig | None = None,
     ) -> IndexReport:
         """Index files into this library: unchanged documents are skipped, changed ones replaced passage by passage.
 
         Each group of files, and each part of a long one, is committed when it is done, so an interrupted run goes on
         where it stopped. workers: compress in so many child processes of one thread each, which on a CPU get more out
         of its cores; ids and stored bytes are those of one such process. Other threads that change the library then
-        wait for the whole run. Raises ConfigError for fewer than one.
+        wait for the whole run. reading: limits and encoding of files. Raises ConfigError for fewer than one.
         """
         if workers is not None and workers < 1:
             raise ConfigError(f"workers is {workers}; use 1 or more, or leave it out to compress in this process")
@@ -172,7 +174,9 @@ class SacRag:
         if workers:
             where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
             beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
-        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside)
+        return self._indexer().add(
+            paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading
+        )
 
     def put(
         self,

@@ -50,7 +50,7 @@ def docs(tmp_path, monkeypatch) -> Path:
     for i in range(6):
         (folder / f"{i}.md").write_text(f"# Title {i}\n\n{sentences(i, 12)}\n")
     (folder / "sub" / "notes.txt").write_text(sentences(9, 20))
-    (folder / "bad.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (folder / "bad.txt").write_bytes(b"\0\1\2\3" * 50)
     (folder / "empty.md").write_text("")
     monkeypatch.chdir(tmp_path)
     return Path("docs")
@@ -71,7 +71,7 @@ def test_index_reports_everything_and_is_incremental(docs, tiny_config, tmp_path
         r = rag.report
         assert (r.files, r.done, r.added, r.changed, r.unchanged) == (9, 9, 7, 0, 0)
         reasons = {Path(s.path).name: s.reason for s in r.skipped}
-        assert reasons == {"bad.txt": "not valid utf-8", "empty.md": "empty file"}
+        assert reasons == {"bad.txt": "binary data", "empty.md": "empty file"}
         assert r.passages == len(rag.library.passages()) == rag.stats().passages
         first = contents(rag.library.path)
 

@@ -13,9 +13,10 @@ from sac_cli.shell import command
 from sac_rag.errors import LibraryNotFound
 
 if TYPE_CHECKING:
-    from sac_rag.config import IndexConfig
+    from sac_rag.config import IndexConfig, ReadConfig
 
 SETTINGS = fields.settings_of("sac_rag.config:IndexConfig", panel="Settings of a new library")
+READING = fields.settings_of("sac_rag.config:ReadConfig", panel="Reading of files")
 
 Paths = Annotated[list[str], typer.Argument(help="Files, folders or patterns such as 'docs/**/*.md'.", metavar="PATH")]
 Workers = Annotated[
@@ -32,7 +33,7 @@ Strict = Annotated[bool, typer.Option(help="Stop at the first unreadable file in
 
 @command(
     "index",
-    settings=SETTINGS,
+    settings=SETTINGS + READING,
     example="""
     sac index handbook/                                compress a folder into ./sac.lib
     sac index notes/ report.pdf --library my.lib --ratio 15
@@ -63,8 +64,17 @@ def index(
     # What only the library names is not fetched: it may be somebody else's.
     fetch = None if is_new else {"model", "embedder"} & named.keys()
     with opened(library, config=config, write=True, create=True, fetch=fetch, device=device, dtype=dtype) as rag:
-        report = indexing.compress(rag, paths, sync=sync, strict=strict, workers=workers)
+        report = indexing.compress(
+            rag, paths, sync=sync, strict=strict, workers=workers, reading=reading_of(values)
+        )
         indexing.show(rag, report, as_json=as_json)
+
+
+def reading_of(values: dict[str, Any]) -> ReadConfig:
+    """How files are read, by the flags that were given."""
+    from sac_rag.config import ReadConfig
+
+    return ReadConfig(**fields.given(READING, values))
 
 
 def _config(library: str, given: dict[str, Any]) -> tuple[IndexConfig | None, bool]:

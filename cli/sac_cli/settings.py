@@ -31,7 +31,7 @@ def _names(*places: str) -> frozenset[str]:
 
 FREE = (
     _names("sac_rag.config:AskConfig", "sac_rag.train.config:TrainConfig")
-    | {"ratio", "codec", "method", "passage_tokens", "overlap", "strict", "min_dead"}
+    | {"ratio", "codec", "method", "passage_tokens", "overlap", "strict", "min_dead", "encoding", "main_text"}
     | {"quiet", "verbose", "no_color", "json", "where", "text", "both", "device", "dtype"}
     | {"reader", "prompt", "track", "sets", "pool", "contexts", "limit", "batch", "precision", "report"}
     | {"recipe", "steps_scale", "micro_tokens", "option", "licence"}

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sac_rag.config import IndexConfig
+from sac_rag.config import IndexConfig, ReadConfig
 from sac_rag.errors import ConfigError, DocumentError, LibraryMismatch
 from sac_rag.indexing.make import Compressor, Embeds, Made, Maker
 from sac_rag.indexing.makers import Beside, Here, Makers, Workers
 from sac_rag.indexing.plan import GIVEN, Order, Plan, Planner, check_meta, groups
-from sac_rag.indexing.report import IndexReport, Listen, Skip
+from sac_rag.indexing.report import IndexReport, Listen, Notice, Skip
 from sac_rag.library.library import Library, Transaction
 from sac_rag.library.made import discard
 from sac_rag.library.vectors import normalise
@@ -24,6 +24,7 @@ from sac_rag.text.isolation import ParserProcess
 from sac_rag.text.readers import EMPTY, NO_TEXT, read
 from sac_rag.text.walk import walk
 
+IGNORED = "hidden by .gitignore"
 BLANK = (EMPTY, NO_TEXT)
 """Why a file was not indexed although it could be read: what was stored of it before is not there any more."""
 
@@ -50,6 +51,7 @@ class Indexer:
         strict: bool = False,
         listen: Listen | None = None,
         workers: Workers | None = None,
+        reading: ReadConfig | None = None,
     ) -> IndexReport:
         """See `SacRag.add`. workers: child processes that compress, instead of this one."""
         given = [paths] if isinstance(paths, str | Path) else list(paths)
@@ -63,9 +65,9 @@ class Indexer:
         files = self._find(given, skip)
         if workers:
             with self.library.writing, Beside(workers, self._maker, self._commit, self._progress.heard) as makers:
-                self._index(files, skip, makers)
+                self._index(files, skip, makers, reading)
         else:
-            self._index(files, skip, Here(self._maker, self._commit, self._progress.heard))
+            self._index(files, skip, Here(self._maker, self._commit, self._progress.heard), reading)
         if sync:
             self._sync(given, {f.as_posix() for f in files})
         report.seconds = time.monotonic() - self._began
@@ -104,7 +106,11 @@ class Indexer:
         self._tell("finding files")
         files = []
         own = Path(os.path.abspath(self.library.path))
-        for path in walk(given, on_skip=skip):
+
+        def ignore(path: str, count: int) -> None:
+            self.report.ignored.append(Skip(path, IGNORED, count))
+
+        for path in walk(given, on_skip=skip, on_ignored=ignore):
             if Path(os.path.abspath(path)).is_relative_to(own):  # the library may lie among the documents
                 continue
             files.append(path)
@@ -112,14 +118,19 @@ class Indexer:
             self._tell("finding files")
         return files
 
-    def _index(self, files: Sequence[Path], skip: Callable[[str, str], None], makers: Makers) -> None:
-        with ParserProcess() as parser:
+    def _index(
+        self, files: Sequence[Path], skip: Callable[[str, str], None], makers: Makers, reading: ReadConfig | None
+    ) -> None:
+        with ParserProcess(reading) as parser:
             for group in groups(files):
                 documents, blank = [], list[str]()
                 for path in group:
                     self._tell("reading")
                     try:
-                        documents.append(read(path, parser=parser))
+                        document = read(path, parser=parser)
+                        documents.append(document)
+                        told = document.meta.get("notices", [])
+                        self.report.notices += [Notice(document.uri, text) for text in told]
                     except DocumentError as error:
                         skip(error.path, error.reason)
                         if error.reason in BLANK:

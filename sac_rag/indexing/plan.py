@@ -166,6 +166,7 @@ class Planner:
 
     def _digest(self, document: Document) -> str:
         parts = [document.text, document.headings, document.meta, self.config.passage_tokens, self.config.overlap]
+        parts += [document.shifts] if document.shifts else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -8,10 +8,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Skip:
-    """A file that was not indexed, and why."""
+    """A file that was not indexed, and why; for a folder, how many files."""
 
     path: str
     reason: str
+    files: int = 1
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What was lost or guessed in a file that was indexed."""
+
+    path: str
+    text: str
 
 
 @dataclass
@@ -32,6 +41,9 @@ class IndexReport:
     """Source tokens of those."""
     seconds: float = 0.0
     skipped: list[Skip] = field(default_factory=list)
+    ignored: list[Skip] = field(default_factory=list)
+    """Files and folders that .gitignore files exclude: nothing is known of them, so they count as gone."""
+    notices: list[Notice] = field(default_factory=list)
     step: str = ""
     """What is being done: "finding files", "reading", "compressing", "embedding" or "storing"."""
     ahead: float = 0.0

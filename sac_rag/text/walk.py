@@ -10,25 +10,35 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sac_rag.foreign import read_start
+from sac_rag.text.formats import format_of
 from sac_rag.text.ignore import MOST_BYTES, MOST_RULES, Rules
 from sac_rag.text.ignore import pattern as pattern_rule
 
 OnSkip = Callable[[str, str], None]
 """Called with (path, reason) for everything that is not indexed; the reason is one short lower-case phrase."""
 
+OnIgnored = Callable[[str, int], None]
+"""Called with (path, number of files of known formats) for a file or folder that .gitignore files exclude."""
+
+MOST_COUNTED = 50_000
+"""Entries of an excluded folder that are looked at to count its files."""
+
 _MAGIC = re.compile(r"[*?\[]")
 
 
-def walk(paths: Iterable[str | Path], *, on_skip: OnSkip) -> Iterator[Path]:
+def walk(
+    paths: Iterable[str | Path], *, on_skip: OnSkip, on_ignored: OnIgnored = lambda path, files: None
+) -> Iterator[Path]:
     """Each file once, folders in sorted order; what cannot be followed goes to `on_skip`, never raised.
 
-    Inside folders and patterns, hidden entries and what .gitignore files exclude (nested ones and those above,
-    up to the repository's root) are left out without a word. Linked files are read if they lie in the same
-    folder tree; linked folders are reported, not entered. A path given by name is taken as it is.
+    Inside folders and patterns, hidden entries are left out without a word, and what .gitignore files exclude (nested
+    ones and those above, up to the repository's root) goes to `on_ignored` if it would be read. Linked files are read
+    if they lie in the same folder tree; linked folders are reported, not entered. A path given by name is taken as it
+    is.
     """
     seen: set[str] = set()
     for given in paths:
-        for path in _expand(os.fspath(given), on_skip):
+        for path in _expand(os.fspath(given), on_skip, on_ignored):
             name = str(path)
             if not _encodable(name):
                 on_skip(name.encode("utf-8", "backslashreplace").decode(), "name is not valid unicode")
@@ -53,13 +63,13 @@ def os_reason(error: OSError) -> str:
     return f"unreadable ({os.strerror(error.errno).lower()})" if error.errno else "unreadable"
 
 
-def _expand(given: str, on_skip: OnSkip) -> Iterator[Path]:
+def _expand(given: str, on_skip: OnSkip, on_ignored: OnIgnored) -> Iterator[Path]:
     path = Path(given)
     try:
         if path.is_dir():
-            yield from _folder(path, None, on_skip)
+            yield from _folder(path, None, on_skip, on_ignored)
         elif _MAGIC.search(given) and not os.path.lexists(path):
-            yield from _pattern(path, on_skip)
+            yield from _pattern(path, on_skip, on_ignored)
         else:
             os.stat(path)
             yield path
@@ -70,7 +80,7 @@ def _expand(given: str, on_skip: OnSkip) -> Iterator[Path]:
         on_skip(given.replace("\0", "\\0"), "not found")
 
 
-def _pattern(pattern: Path, on_skip: OnSkip) -> Iterator[Path]:
+def _pattern(pattern: Path, on_skip: OnSkip, on_ignored: OnIgnored) -> Iterator[Path]:
     """Matches of a pattern: `*` and `?` stay within a name, `**` crosses folders, a matched folder counts whole."""
     parts = pattern.parts
     fixed = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
@@ -83,17 +93,18 @@ def _pattern(pattern: Path, on_skip: OnSkip) -> Iterator[Path]:
         on_skip(path, reason)
 
     if root.is_dir():
-        for path in _folder(root, parts[fixed:], skip):
+        for path in _folder(root, parts[fixed:], skip, on_ignored):
             found = True
             yield path
     if not found:
         on_skip(str(pattern), "no file matches")
 
 
-def _folder(root: Path, pattern: tuple[str, ...] | None, on_skip: OnSkip) -> Iterator[Path]:
+def _folder(root: Path, pattern: tuple[str, ...] | None, on_skip: OnSkip, on_ignored: OnIgnored) -> Iterator[Path]:
     real_root = os.path.realpath(root)
+    base = Path(real_root)  # rules hold for where a folder is, not for the link it is reached by
     wanted = _wanted(pattern) if pattern else None
-    todo: list[tuple[Path, _Rules]] = [(root, _rules_above(root))]  # a stack: folders nest deeper than Python recurses
+    todo: list[tuple[Path, _Rules]] = [(root, _rules_above(base))]  # a stack: folders nest deeper than Python recurses
     while todo:
         path, rules = todo.pop()
         if path != root and not _is_folder(path):
@@ -111,11 +122,29 @@ def _folder(root: Path, pattern: tuple[str, ...] | None, on_skip: OnSkip) -> Ite
         except OSError as error:
             on_skip(str(path), os_reason(error))
             continue
-        rules = _with_rules_of(Path(os.path.abspath(path)), rules)
-        names = [
-            (name, folder) for name, folder in names if not _ignored(Path(os.path.abspath(path), name), folder, rules)
-        ]
-        todo.extend((path / name, rules) for name, _ in sorted(names, reverse=True))
+        here = base / path.relative_to(root)
+        rules = _with_rules_of(here, rules)
+        for name, is_folder in sorted(names, reverse=True):
+            if not _ignored(here / name, is_folder, rules):
+                todo.append((path / name, rules))
+                continue
+            is_wanted = wanted is None or (not is_folder and wanted((path / name).relative_to(root).parts))
+            if is_wanted and (files := _readable(path / name, is_folder)):
+                on_ignored(str(path / name) + os.sep * is_folder, files)
+
+
+def _readable(path: Path, is_folder: bool) -> int:
+    """How many files would be read if they were not excluded."""
+    if not is_folder:
+        return int(format_of(path) is not None)
+    count = seen = 0
+    for _, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        count += sum(not name.startswith(".") and format_of(Path(name)) is not None for name in files)
+        seen += len(files) + len(folders)
+        if seen > MOST_COUNTED:
+            break
+    return count
 
 
 def _is_folder(path: Path) -> bool:

@@ -119,6 +119,7 @@ def test_every_flag_is_free_a_place_a_model_or_not_for_such_files() -> None:
         return {*settable(command)}.union(*map(flags, getattr(command, "commands", {}).values()))
 
     refused = {"yes", "sync", "shallow", "write", "keep", "copy", "processes", "workers", "wheelhouse"}
+    refused |= {"file_bytes", "text_chars", "memory_bytes", "cpu_s", "wall_s"}  # limits on what lies in it
     groups = [settings.FREE, settings.PLACES, set(settings.MODELS), refused]
     assert set().union(*groups) == flags(root)
     assert sum(map(len, groups)) == len(flags(root))

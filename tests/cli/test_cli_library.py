@@ -17,7 +17,7 @@ import pytest
 from cli_toys import Sac, Toys
 
 REPORT = {
-    *("library", "files", "added", "changed", "unchanged", "removed", "skipped"),
+    *("library", "files", "added", "changed", "unchanged", "removed", "skipped", "reasons", "notices"),
     *("passages", "tokens", "seconds", "bytes", "bytes_per_source_token"),
 }
 
@@ -35,6 +35,48 @@ def test_index_says_what_it_did(sac: Sac, toys: Toys, documents: Path) -> None:
     (documents / "keys.txt").unlink()
     again = sac("index", "docs", "--sync", "--json").json  # the library knows its settings
     assert (again["added"], again["changed"], again["unchanged"], again["removed"]) == (0, 1, 0, 1)
+
+
+def test_what_is_left_out_is_one_list(sac: Sac, toys: Toys, documents: Path) -> None:
+    for name in ("one", "two", "three", "four"):
+        (documents / f"{name}.xyz").write_text("x")
+    (documents / "big.txt").write_text("word " * 100)
+    (documents / "old.txt").write_bytes("Straße nach Köln, über Müden".encode("cp1252"))
+    (documents / ".gitignore").write_text("drafts/\n*.pdf\n*.o\n")
+    (documents / ".git").mkdir()
+    (documents / "drafts" / "deep").mkdir(parents=True)
+    for name in ("drafts/a.md", "drafts/deep/b.md", "drafts/c.o", "drafts/.hidden.md", "plan.pdf", "x.o"):
+        (documents / name).write_text("x")
+    report = sac("index", "docs", "--json", "--file-bytes", "400", **toys.environment).json
+    assert report["reasons"] == {
+        "unknown file type": 4,
+        "hidden by .gitignore": 3,
+        "empty file": 1,
+        "file over 400 bytes": report["reasons"]["file over 400 bytes"],
+    }
+    assert {"path": "docs/drafts/", "reason": "hidden by .gitignore", "files": 2} in report["skipped"]
+    assert {"path": "docs/plan.pdf", "reason": "hidden by .gitignore", "files": 1} in report["skipped"]
+    assert {"path": "docs/big.txt", "reason": "file over 400 bytes", "files": 1} in report["skipped"]
+    assert report["notices"] == [{"path": "docs/old.txt", "notice": "not utf-8, read as windows-1252"}]
+
+    shown = sac("index", "docs", "--file-bytes", "400").err
+    assert "skipped 4 files, unknown file type: docs/four.xyz, docs/one.xyz, docs/three.xyz and 1 more\n" in shown
+    assert "skipped 3 files, hidden by .gitignore: docs/plan.pdf, docs/drafts/\n" in shown
+    assert "skipped docs/empty.txt: empty file\n" in shown
+    assert "docs/old.txt: not utf-8, read as windows-1252\n" in shown
+    assert "--file-bytes" in shown
+    assert "skipped docs/two.xyz: unknown file type\n" in sac("index", "docs", "-v").err
+
+
+def test_limits_and_encoding_are_flags(sac: Sac, toys: Toys, documents: Path) -> None:
+    (documents / "dos.csv").write_bytes("Straße;Größe\nKöln;7\n".encode("cp850"))
+    first = sac("index", "docs", "--text-chars", "20", "--json", **toys.environment).json
+    assert first["reasons"]["text over 20 characters"] == 3
+    report = sac("add", "docs", "--encoding", "cp850", "--json").json
+    assert (report["added"], report["notices"]) == (3, [])
+    assert "Straße: Köln" in sac("ls", "docs/dos.csv", "--json").out
+    wrong = sac("add", "docs", "--encoding", "zlib")
+    assert wrong.code == 2 and "encoding is 'zlib'" in wrong.err
 
 
 def test_index_for_people_and_pipes(sac: Sac, toys: Toys, documents: Path) -> None:
