@@ -85,7 +85,7 @@ def train(
         typer.Option(
             help="All stages of a known training, over one folder of data: default, large, full-ft, tiny, "
             "ablation-base, ablation-lm, ablation-quote, ablation-causal, ablation-future, "
-            "ablation-no-anchor-embedding, ablation-random, ablation-salient or ablation-budget.",
+            "ablation-no-anchor-embedding, ablation-random, ablation-salient, ablation-budget, or a .toml file of your own.",
             rich_help_panel=RECIPE,
         ),
     ] = None,

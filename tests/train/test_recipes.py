@@ -40,9 +40,7 @@ def test_an_adapter_to_ship_chooses_anchors_and_answers_at_four_ratios(name):
     recipe = RECIPES[name]
     *before, qa = recipe.stages
     assert recipe.options == {"selector": "salient", "budget": "learned"}
-    slow, quick = ["qa", "qa", "qa", "salience", "qa", "qa", "budget", "qa", "qa"], ["salience", "budget", "lm"]
-    objectives = slow if name == "default" else quick
-    assert [s.config.objective for s in before] == objectives
+    assert [s.config.objective for s in before] == ["salience", "budget", "qa" if name == "default" else "lm"]
     assert all(s.config.ratios == (15.0,) for s in before if s.config.objective == "lm")
     assert (qa.config.objective, qa.config.ratios) == ("qa", (2.0, 5.0, 15.0, 51.0))
     assert len(qa.config.prompts) >= 4 and {n for n in qa.config.prompts if layout_of(byte_tokenizer(), n)}
@@ -124,6 +122,55 @@ def test_regrouping_keeps_the_tokens_of_a_step():
                 assert 0 <= b.step_tokens * b.accumulate - a.step_tokens * a.accumulate < b.accumulate
                 assert b.accumulate == 1 or b.step_tokens <= 1.5 * tokens
                 assert dataclasses.replace(b, step_tokens=a.step_tokens, accumulate=a.accumulate) == a
+
+
+OWN = """
+data.mine = ["mine.jsonl=1"]
+settings.quick = { steps = 7, prompts = ["chat"] }
+[recipes.mine]
+base = "tiny"
+lora = { rank = 3 }
+change.qa = { like = "quick", data = "mine", learning_rate = 1 }
+"""
+
+
+def test_a_file_of_ones_own_may_build_on_what_is_there(tmp_path):
+    (tmp_path / "mine.toml").write_text(OWN)
+    recipe, tiny = find_recipe(str(tmp_path / "mine.toml")), RECIPES["tiny"]
+    *same, qa = recipe.stages
+    assert recipe.name == "mine" and recipe.lora.rank == 3 and recipe.options == tiny.options
+    assert tuple(same) == tiny.stages[:-1] and qa.data == ("mine.jsonl=1",)
+    assert (qa.config.steps, qa.config.learning_rate, qa.config.step_tokens) == (3, 1, 256), "what a stage says, stays"
+    (tmp_path / "two.toml").write_text(OWN + '[recipes.other]\nbase = "tiny"\n')
+    with pytest.raises(ConfigError, match=r"two\.toml holds 2 recipes \(mine, other\); give a file with one"):
+        find_recipe(str(tmp_path / "two.toml"))
+    with pytest.raises(ConfigError, match=r"nowhere\.toml is no file of recipes \(.*No such file"):
+        find_recipe("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lora = { rank = 3 }", "lora = { rnk = 3 }", r"recipe mine, lora has 'rnk'; use rank, alpha"),
+        ("rank = 3", 'rank = "3"', r"lora: rank is '3', not int"),
+        ("learning_rate = 1", 'learning_rate = "1"', r"recipe mine, stage qa: learning_rate is '1', not float"),
+        ("learning_rate = 1", "stps = 1", r"stage qa has 'stps'; use .*steps"),
+        ("learning_rate = 1", "ratios = 5.0", r"stage qa: ratios is 5\.0, not tuple\[float, \.\.\.\]"),
+        ("learning_rate = 1", "steps = -1", r"steps -1"),
+        ('data = "mine"', 'data = "yours"', r"stage qa names the data 'yours', which is not there; use .*mine"),
+        ('like = "quick"', 'like = "slow"', r"names the settings 'slow', which is not there; use .*quick"),
+        ('base = "tiny"', 'base = "huge"', r"names the recipe 'huge', which is not there; use .*tiny"),
+        ('base = "tiny"', "", r"changes qa, which is no stage of its base None"),
+        ("change.qa", "change.qu", r"changes qu, which is no stage of its base tiny"),
+        ("[recipes.mine]", "[recipe.mine]", r"mine\.toml has 'recipe'; use data, settings, recipes"),
+        ('base = "tiny"', "base = ", r"mine\.toml is no file of recipes \("),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_its_place(tmp_path, old, new, said):
+    assert old in OWN
+    (tmp_path / "mine.toml").write_text(OWN.replace(old, new))
+    with pytest.raises(ConfigError, match=said):
+        find_recipe(str(tmp_path / "mine.toml"))
 
 
 def test_a_pattern_shares_its_weight_among_its_files(data_folder):
