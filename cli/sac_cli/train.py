@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from sac_rag.train.recipes import Stage
 
 RECIPE = "Recipe"
+OF_READING = "Training behind memories (all but --objective salience)"
+OF_QUESTIONS = "Training on questions (--objective qa, summarise or budget)"
 TRAINING = fields.settings_of("sac_rag.train.config:TrainConfig", panel="Training")
+OWN = (
+    *fields.settings_of("sac_rag.train.objectives.base:ReadingSettings", panel=OF_READING),
+    *fields.settings_of("sac_rag.train.objectives.questions:QuestionSettings", panel=OF_QUESTIONS),
+)
+"""What some objectives alone read."""
 LORA = fields.settings_of("sac_rag.compress.backbone:LoraSpec", prefix="lora_", panel="LoRA (fixed by --from)")
 LAYOUT = tuple(
     dataclasses.replace(setting, default=None)  # it follows from the model
@@ -44,7 +51,7 @@ PLACING = tuple(
 
 @command(
     "train",
-    settings=(*TRAINING, *LORA, *LAYOUT, *PLACING),
+    settings=(*TRAINING, *OWN, *LORA, *LAYOUT, *PLACING),
     example="""
     sac train books.txt --objective lm --steps 2000 --output runs/lm
     sac train squad.jsonl.gz=0.7 nq.jsonl.gz=0.3 --from runs/lm --output runs/qa
@@ -76,6 +83,17 @@ def train(
     start_from: Annotated[
         str | None, typer.Option("--from", help="Adapter folder to start from.", metavar="ADAPTER")
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="qa (answer questions: of the file, or made out of any text), summarise (say summaries of documents), "
+            "lm (continue a text), ae (say a text again, piece by piece), salience (learn which tokens questions ask "
+            "for: fits the selector alone) or budget (learn which heads need the memory: fits the budget alone). "
+            r"[dim]\[default: qa][/dim]",
+            show_default=False,
+            rich_help_panel="Training",
+        ),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(help="Full-FT adapter to learn from as well, with --distil-weight.", metavar="ADAPTER"),
@@ -85,7 +103,7 @@ def train(
         typer.Option(
             help="All stages of a known training, over one folder of data: default, large, full-ft, tiny, "
             "ablation-base, ablation-lm, ablation-quote, ablation-causal, ablation-future, "
-            "ablation-no-anchor-embedding, ablation-random, ablation-salient, ablation-budget, or a .toml file of your own.",
+            "ablation-no-anchor-embedding, ablation-random, ablation-salient, ablation-budget, or a .toml file.",
             rich_help_panel=RECIPE,
         ),
     ] = None,
@@ -115,12 +133,12 @@ def train(
     dtype: Dtype = "auto",
     **values: Any,
 ) -> None:
-    """Train an adapter: pretraining on text (lm) or finetuning on questions (qa).
+    """Train an adapter: pretraining on text (lm, ae) or finetuning on questions (qa) and summaries (summarise).
 
-    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm reads their text alone. cloze: in front
-    of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a number or
-    a phrase that was taken out of it. choice: asks the file's own questions, about half of them with the answer and
-    another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, piece by piece.
+    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm and ae read their text alone. cloze:
+    in front of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a
+    number or a phrase that was taken out of it. choice: asks the file's own questions, about half of them with the
+    answer and another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, piece by piece.
 
     --recipe trains all stages of a known training in folders 1-… and 2-… of the output, which gets the last adapter;
     the data are then one folder with lm/, qa/ and summ/ in it.
@@ -129,7 +147,8 @@ def train(
     and ends, a second one kills. The smoothed losses of every step go to metrics.jsonl in the output folder.
     """
     if recipe is not None:
-        fixed = {"method": method, "from": start_from, "teacher": teacher, "option": option, **values}
+        fixed = {"method": method, "from": start_from, "teacher": teacher, "option": option, "objective": objective}
+        fixed |= values
         _refuse(recipe, data, [name for name, value in fixed.items() if value is not None])
         _follow(recipe, data[0], output, steps_scale, micro_tokens, as_json, base, licence, device, dtype, processes)
         return
@@ -139,10 +158,16 @@ def train(
     options = _options(option or ())
     with console.working("loading"):
         from sac_rag.compress.backbone import LoraSpec
-        from sac_rag.train.config import TrainConfig
+        from sac_rag.train.objectives import configured, fields_of
         from sac_rag.train.run import run
 
-        config = TrainConfig(**fields.given(TRAINING, values))
+        given, objective = fields.given((*TRAINING, *OWN), values), objective or "qa"
+        if unread := [name for name in given if name not in fields_of(objective)]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+            if launch.leads():
+                console.notice(f"--objective {objective} does not read {flags}")
+            given = {name: value for name, value in given.items() if name not in unread}
+        config = configured(objective, **given)
         count = launch.processes_for(processes, config.accumulate, device)
     with interrupts.after_step() as asked, _bar() as show:
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from sac_rag.compress.backbone import LoraSpec
 from sac_rag.errors import ConfigError
-from sac_rag.train.config import TrainConfig, sources_of
-from sac_rag.train.data import kind_of
+from sac_rag.train.config import TrainConfig
+from sac_rag.train.objectives import configured, fields_of
+from sac_rag.train.specs import kind_of, sources_of
 
 
 @dataclass(frozen=True)
@@ -64,23 +65,9 @@ class Recipe:
         if not 0 < factor < float("inf"):
             raise ConfigError(f"the scale of the steps is {factor:g}; it must be above 0")
 
-        def times(n: int) -> int:
-            return max(1, round(factor * n))
-
         return dataclasses.replace(
             self,
-            stages=tuple(
-                dataclasses.replace(
-                    stage,
-                    config=dataclasses.replace(
-                        stage.config,
-                        steps=times(stage.config.steps),
-                        warmup=times(stage.config.warmup),
-                        future_steps=times(stage.config.future_steps),
-                    ),
-                )
-                for stage in self.stages
-            ),
+            stages=tuple(dataclasses.replace(stage, config=stage.config.scaled(factor)) for stage in self.stages),
         )
 
     def regrouped(self, tokens: int) -> Recipe:
@@ -132,7 +119,7 @@ class _File:
         stages = tuple(self._stage(dict(stage), where) for stage in values.pop("stages", ()))
         if not stages:
             raise ConfigError(f"{where} has no stages; list some, or name a base that has them")
-        lora = LoraSpec(**_checked(LoraSpec, values.pop("lora", {}), f"{where}, lora"))
+        lora = LoraSpec(**_checked(LORA, values.pop("lora", {}), f"{where}, lora"))
         return Recipe(name, values.pop("about", ""), stages, lora=lora, **values)
 
     def _whole(self, name: str, where: str) -> dict[str, Any]:
@@ -155,7 +142,8 @@ class _File:
         if not name or not files:
             raise ConfigError(f"{where} needs a name and data")
         settings = {**(self._find(self._settings, like, "settings", where) if like else {}), **values}
-        return Stage(name, (*files, *more), TrainConfig(**_checked(TrainConfig, settings, where)), options)
+        known = {"objective": "str", **fields_of(settings.get("objective", "qa"))}
+        return Stage(name, (*files, *more), configured(**_checked(known, settings, where)), options)
 
     def _find(self, table: Mapping[str, Any], name: str, kind: str, where: str) -> Any:
         if name not in table:
@@ -168,9 +156,8 @@ def _known(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
         raise ConfigError(f"{where} has {unknown!r}; use {', '.join(known)}")
 
 
-def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Values of fields of a settings dataclass, each of its type; raises ConfigError naming one that is not."""
-    fields = {f.name: str(f.type) for f in dataclasses.fields(kind)}
+def _checked(fields: Mapping[str, str], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values of settings, each of its type as written; raises ConfigError naming one that is not."""
     _known(values, fields, where)
     found = {}
     for name, value in values.items():
@@ -184,6 +171,7 @@ def _checked(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any
 
 
 TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+LORA = {f.name: str(f.type) for f in dataclasses.fields(LoraSpec)}
 _SHIPPED = _File(Path(__file__).with_suffix(".toml"))
 RECIPES: Mapping[str, Recipe] = {name: _SHIPPED.recipe(name) for name in _SHIPPED.names}
 

@@ -21,9 +21,11 @@ from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
-from sac_rag.train.config import TrainConfig, sources_of
-from sac_rag.train.data import Encode, Mixture, Source, kind_of
+from sac_rag.train.config import TrainConfig
+from sac_rag.train.data import Encode, Mixture, Source
 from sac_rag.train.loop import Progress, train
+from sac_rag.train.objectives import OBJECTIVES, configured
+from sac_rag.train.specs import kind_of, sources_of
 from sac_rag.train.teacher import Teacher
 
 
@@ -58,7 +60,7 @@ def run(
     `start_from` where its tensors fit them. Raises ConfigError when something else is asked for that it does not have,
     or than the run in `output` has, TrainingError for unusable data or checkpoints, ModelError, AdapterError.
     """
-    config = config or TrainConfig()
+    config = config or configured()
     specs = _checked(sources_of(data))
     folder = None if start_from is None else find_adapter(base or DEFAULT_MODEL, method or "sac", str(start_from))
     before = Card.read(folder) if folder else None
@@ -120,7 +122,7 @@ def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, config: TrainConfig) -> Mixture:
-    sources, plain = [], config.objective == "lm"
+    sources, plain = [], OBJECTIVES.load(config.objective).plain
     for path, weight in specs:
         kind, path = kind_of(path)
         sources.append(Source(path, encode, weight=weight, seed=config.seed, kind=kind, plain=plain))

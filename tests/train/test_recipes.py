@@ -43,7 +43,7 @@ def test_an_adapter_to_ship_chooses_anchors_and_answers_at_four_ratios(name):
     assert [s.config.objective for s in before] == ["salience", "budget", "qa" if name == "default" else "lm"]
     assert all(s.config.ratios == (15.0,) for s in before if s.config.objective == "lm")
     assert (qa.config.objective, qa.config.ratios) == ("qa", (2.0, 5.0, 15.0, 51.0))
-    assert len(qa.config.prompts) >= 4 and {n for n in qa.config.prompts if layout_of(byte_tokenizer(), n)}
+    assert len(qa.config.own.prompts) >= 4 and {n for n in qa.config.own.prompts if layout_of(byte_tokenizer(), n)}
     assert any(spec.startswith("cloze:") for spec in qa.data)
     for stage in recipe.stages:
         assert sum(float(spec.rpartition("=")[2]) for spec in stage.data) == pytest.approx(1.0)
@@ -82,9 +82,9 @@ def test_ablations_differ_from_their_base_in_what_they_name_alone():
             plain = dataclasses.replace(plain, stages=(dataclasses.replace(qa, data=questions.data),))
         if recipe.name == "ablation-future":
             (qa,) = recipe.stages
-            assert (qa.config.future_from, qa.config.future_steps) == (-8.0, 150)
+            assert (qa.config.own.future_from, qa.config.own.future_steps) == (-8.0, 150)
             plain = dataclasses.replace(
-                plain, stages=(dataclasses.replace(qa, config=dataclasses.replace(qa.config, future_from=0.0)),)
+                plain, stages=(dataclasses.replace(qa, config=qa.config.changed(future_from=0.0)),)
             )
         assert plain == base
     told = [(r.options, r.stages) for r in ABLATIONS]
@@ -108,7 +108,7 @@ def test_scaling_shrinks_steps_and_all_that_is_counted_in_them():
     *_, lm, qa = RECIPES["large"].scaled(0.01).stages
     assert (lm.config.steps, lm.config.warmup, qa.config.steps) == (40, 1, 30)
     future = RECIPES["ablation-future"].scaled(0.001).stages[0].config
-    assert (future.steps, future.future_steps) == (1, 1)
+    assert (future.steps, future.own.future_steps) == (1, 1)
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(ConfigError, match="scale of the steps is"):
             RECIPES["default"].scaled(bad)
@@ -275,6 +275,22 @@ def test_another_recipe_or_scale_is_refused_in_the_same_folder(data_folder, made
     (tmp_path / "out/recipe.json").write_text("{")
     with pytest.raises(ConfigError, match="does not parse"):
         made_by(recipe, data_folder, tmp_path / "out")
+
+
+def test_a_plan_of_earlier_code_goes_on_where_it_means_the_same(data_folder, made_by, tmp_path):
+    """It holds settings that its objectives never read, and lacks those that came later."""
+    out, recipe = tmp_path / "out", RECIPES["tiny"]
+    made_by(recipe, data_folder, out, stop=lambda: True)
+    plan = json.loads((out / "recipe.json").read_text())
+    assert plan.pop("qa.near_share") == 0.0 and "lm.recall_weight" not in plan
+    (out / "recipe.json").write_text(json.dumps({**plan, "lm.recall_weight": 0.25, "salience.prompts": []}))
+    assert not made_by(recipe, data_folder, out, stop=lambda: True).whole
+    *same, qa = recipe.stages
+    other = dataclasses.replace(qa, config=qa.config.changed(near_share=0.5))
+    with pytest.raises(ConfigError, match=r"qa\.near_share 0\.0, this one has 0\.5"):
+        made_by(dataclasses.replace(recipe, stages=(*same, other)), data_folder, out)
+    with pytest.raises(ConfigError, match=r"holds a run with qa\.data \[.*, this one has None"):
+        made_by(dataclasses.replace(recipe, stages=tuple(same)), data_folder, out)
 
 
 def test_the_ablation_of_the_anchor_embedding_trains_everything_else(data_folder, made_by, tmp_path):
