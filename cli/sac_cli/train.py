@@ -83,17 +83,6 @@ def train(
     start_from: Annotated[
         str | None, typer.Option("--from", help="Adapter folder to start from.", metavar="ADAPTER")
     ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            help="qa (answer questions: of the file, or made out of any text), summarise (say summaries of documents), "
-            "lm (continue a text), ae (say a text again, piece by piece), salience (learn which tokens questions ask "
-            "for: fits the selector alone) or budget (learn which heads need the memory: fits the budget alone). "
-            r"[dim]\[default: qa][/dim]",
-            show_default=False,
-            rich_help_panel="Training",
-        ),
-    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(help="Full-FT adapter to learn from as well, with --distil-weight.", metavar="ADAPTER"),
@@ -147,8 +136,7 @@ def train(
     and ends, a second one kills. The smoothed losses of every step go to metrics.jsonl in the output folder.
     """
     if recipe is not None:
-        fixed = {"method": method, "from": start_from, "teacher": teacher, "option": option, "objective": objective}
-        fixed |= values
+        fixed = {"method": method, "from": start_from, "teacher": teacher, "option": option, **values}
         _refuse(recipe, data, [name for name, value in fixed.items() if value is not None])
         _follow(recipe, data[0], output, steps_scale, micro_tokens, as_json, base, licence, device, dtype, processes)
         return
@@ -161,7 +149,8 @@ def train(
         from sac_rag.train.objectives import configured, fields_of
         from sac_rag.train.run import run
 
-        given, objective = fields.given((*TRAINING, *OWN), values), objective or "qa"
+        given = fields.given((*TRAINING, *OWN), values)
+        objective = given.pop("objective", "qa")
         if unread := [name for name in given if name not in fields_of(objective)]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
             if launch.leads():

@@ -52,7 +52,6 @@ def budget_loss(
 class HeadBudgetSettings(QuestionSettings):
     """As those of questions; the encoder does not learn, so that its causal start stays."""
 
-    objective = "budget"
     opens = False
 
     def check(self, steps: int) -> None:

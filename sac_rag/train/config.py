@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from sac_rag.config import check_ratio
 from sac_rag.errors import ConfigError
@@ -11,10 +11,7 @@ from sac_rag.errors import ConfigError
 
 @dataclass(frozen=True)
 class Settings:
-    """What one objective alone reads; a subclass stands beside it in `objectives/`."""
-
-    objective: ClassVar[str]
-    """Its name in the registry."""
+    """What some objectives alone read; subclasses stand beside them in `objectives/`."""
 
     def check(self, steps: int) -> None:
         """Raises ConfigError for a value out of range, in a stage of so many steps."""
@@ -24,10 +21,14 @@ class Settings:
         return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One stage of training. `objectives.configured` makes one by the names of all settings."""
 
+    objective: str = "qa"
+    """qa (answer questions: of the file, or made out of any text), summarise (say summaries of documents), lm (continue
+    a text), ae (say a text again, piece by piece), salience (learn which tokens questions ask for: fits the selector
+    alone) or budget (learn which heads need the memory: fits the budget alone)."""
     own: Settings
     """What the objective alone reads."""
     steps: int = 1000
@@ -82,10 +83,6 @@ class TrainConfig:
             )
         self.own.check(self.steps)
 
-    @property
-    def objective(self) -> str:
-        return self.own.objective
-
     def changed(self, **values: Any) -> TrainConfig:
         """The same but for some settings, by their names, those of the objective among them."""
         mine = {f.name for f in fields(self.own)}
@@ -95,7 +92,7 @@ class TrainConfig:
     def flat(self) -> dict[str, Any]:
         """All settings by name, as cards, checkpoints and plans hold them."""
         common = asdict(self)
-        return {"objective": self.objective, **common.pop("own"), **common}
+        return {**common.pop("own"), **common}
 
     def scaled(self, factor: float) -> TrainConfig:
         """With `factor` times the steps, and all that is counted in them."""

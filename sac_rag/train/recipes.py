@@ -142,7 +142,7 @@ class _File:
         if not name or not files:
             raise ConfigError(f"{where} needs a name and data")
         settings = {**(self._find(self._settings, like, "settings", where) if like else {}), **values}
-        known = {"objective": "str", **fields_of(settings.get("objective", "qa"))}
+        known = fields_of(settings.get("objective", "qa"))
         return Stage(name, (*files, *more), configured(**_checked(known, settings, where)), options)
 
     def _find(self, table: Mapping[str, Any], name: str, kind: str, where: str) -> Any:

@@ -15,7 +15,7 @@ from sac_rag.compress.methods.sac import Sac
 from sac_rag.compress.selectors import Salient
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train.batch import Batch
-from sac_rag.train.config import Settings, TrainConfig
+from sac_rag.train.config import TrainConfig
 from sac_rag.train.data import Mixture, TokenisedContext
 from sac_rag.train.objectives.base import Loss, Objective
 from sac_rag.train.teacher import Teacher
@@ -92,16 +92,9 @@ def salience_loss(batch: Batch, method: Method) -> tuple[torch.Tensor, dict[str,
     return loss, {"loss": float(loss.detach())}
 
 
-class SalienceSettings(Settings):
-    """Nothing of its own."""
-
-    objective = "salience"
-
-
 class Salience(Objective):
     """Each token of a text is scored: is it asked for?"""
 
-    Settings = SalienceSettings
     owns = SELECTOR
     runs_model = False
 

@@ -25,10 +25,9 @@ from sac_rag.train.batch import Row, asking
 from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import train
 from sac_rag.train.objectives import OBJECTIVES, configured, questions
-from sac_rag.train.objectives.autoencoding import CUE, QUOTED
 from sac_rag.train.objectives.base import loss_of
-from sac_rag.train.objectives.continuation import continuation_batch
 from sac_rag.train.objectives.questions import GAP, QuestionSettings, question_batch
+from sac_rag.train.objectives.texts import CUE, QUOTED, continuation_batch
 from tests.conftest import by_transformers, byte_tokenizer, grid, tiny_llama
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,))

@@ -15,9 +15,8 @@ from sac_rag.train.batch import answer_loss, scored_logits
 from sac_rag.train.data import SUMMARISE, Mixture, Source, TokenisedContext
 from sac_rag.train.loop import train
 from sac_rag.train.objectives import OBJECTIVES, configured, fields_of
-from sac_rag.train.objectives.autoencoding import Autoencoding
-from sac_rag.train.objectives.base import ReadingSettings, Reads
-from sac_rag.train.objectives.continuation import Continuation
+from sac_rag.train.objectives.base import Reads
+from sac_rag.train.objectives.texts import Autoencoding, Continuation
 from tests.conftest import by_transformers
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,))
@@ -32,14 +31,9 @@ def texts(tmp_path):
     return path
 
 
-class BothSettings(ReadingSettings):
-    objective = "ae+lm"
-
-
 class Both(Reads):
     """Half of the texts are quoted, half continued; the angle between both gradients is recorded."""
 
-    Settings = BothSettings
     plain = True
     records = ("loss", "cosine")
 
@@ -118,7 +112,7 @@ def test_each_objective_reads_what_is_its_own_and_refuses_the_rest():
     assert "recall_weight" in fields_of("budget") and "recall_weight" not in fields_of("lm")
     assert set(fields_of("salience")) < set(fields_of("lm")) == set(fields_of("ae")) < set(fields_of("qa"))
     assert configured("summarise").own.recall_weight == 0.0 != configured().own.recall_weight
-    with pytest.raises(ConfigError, match="objective lm reads no setting 'recall_weight'; it has steps, "):
+    with pytest.raises(ConfigError, match="objective lm reads no setting 'recall_weight'; it has objective, steps, "):
         configured("lm", recall_weight=0.1)
     with pytest.raises(ConfigError, match=r"unknown objective 'q'\. Did you mean 'qa'\?"):
         configured("q")

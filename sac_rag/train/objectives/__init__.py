@@ -15,8 +15,8 @@ OBJECTIVES = Registry(
     {
         "qa": "sac_rag.train.objectives.questions:Questions",
         "summarise": "sac_rag.train.objectives.questions:Summaries",
-        "lm": "sac_rag.train.objectives.continuation:Continuation",
-        "ae": "sac_rag.train.objectives.autoencoding:Autoencoding",
+        "lm": "sac_rag.train.objectives.texts:Continuation",
+        "ae": "sac_rag.train.objectives.texts:Autoencoding",
         "salience": "sac_rag.train.salience:Salience",
         "budget": "sac_rag.train.budgeting:HeadBudget",
     },
@@ -31,8 +31,9 @@ def fields_of(objective: str) -> dict[str, str]:
 
 def configured(objective: str = "qa", **values: Any) -> TrainConfig:
     """A stage by the names of its settings; raises ConfigError for one that the objective does not read."""
-    if strange := next((name for name in values if name not in (known := fields_of(objective))), None):
+    known = fields_of(objective)
+    if strange := next((name for name in values if name not in known), None):
         raise ConfigError(f"objective {objective} reads no setting {strange!r}; it has {', '.join(known)}")
     kind = OBJECTIVES.load(objective).Settings
     mine: Mapping[str, Any] = {f.name: values.pop(f.name) for f in dataclasses.fields(kind) if f.name in values}
-    return TrainConfig(kind(**mine), **values)
+    return TrainConfig(objective=objective, own=kind(**mine), **values)

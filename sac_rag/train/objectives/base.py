@@ -30,8 +30,8 @@ class Objective(ABC):
     """What a stage teaches a method. Made once for a stage; its constructor raises ConfigError for a method or a
     teacher that it has no use for."""
 
-    Settings: ClassVar[type[Settings]]
-    """What it alone is told."""
+    Settings: ClassVar[type[Settings]] = Settings
+    """What it is told besides what every stage has."""
     owns: ClassVar[str] = ""
     """How the names of parameters begin that it alone trains; "" trains all that no other objective owns."""
     plain: ClassVar[bool] = False
@@ -127,6 +127,7 @@ class ReadingSettings(Settings):
 class Reads(Objective):
     """An objective whose loss is that of tokens read behind memories."""
 
+    Settings = ReadingSettings
     own: ReadingSettings
 
     def __init__(self, config: TrainConfig, method: Method, teacher: Teacher | None = None) -> None:

@@ -16,8 +16,8 @@ from sac_rag.records import NO_ANSWER
 from sac_rag.train.batch import Batch, Row, asking, joined
 from sac_rag.train.config import TrainConfig
 from sac_rag.train.data import Mixture, TokenisedContext
-from sac_rag.train.objectives.autoencoding import CUE, quote, quotes
 from sac_rag.train.objectives.base import QUESTIONS, TRIES, Loss, ReadingSettings, Reads, loss_of
+from sac_rag.train.objectives.texts import CUE, quote, quotes
 from sac_rag.train.teacher import Teacher
 
 RECALLED = 24
@@ -31,8 +31,6 @@ GAP = "\n\n"
 @dataclass(frozen=True)
 class QuestionSettings(ReadingSettings):
     """Questions behind memories (qa, summarise, budget)"""
-
-    objective = "qa"
 
     recall_weight: float = 0.25
     """Loss weight of continuing a quoted piece of the context from memory; falls to a fifth over the stage."""
@@ -149,8 +147,6 @@ class Questions(Reads):
 @dataclass(frozen=True)
 class SummarySettings(QuestionSettings):
     """As those of questions, but for two defaults."""
-
-    objective = "summarise"
 
     recall_weight: float = 0.0
     distractor_share: float = 0.0
