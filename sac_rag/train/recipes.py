@@ -64,7 +64,6 @@ class Recipe:
         """The same with `factor` times the steps, warm-up and causal start included; raises ConfigError below 0."""
         if not 0 < factor < float("inf"):
             raise ConfigError(f"the scale of the steps is {factor:g}; it must be above 0")
-
         return dataclasses.replace(
             self,
             stages=tuple(dataclasses.replace(stage, config=stage.config.scaled(factor)) for stage in self.stages),
@@ -114,6 +113,12 @@ class _File:
     def recipe(self, name: str) -> Recipe:
         """A recipe by name; raises ConfigError naming what is wrong with it, and where."""
         where = f"{self.path}, recipe {name}"
+        try:
+            return self._recipe(name, where)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:  # no table, or in a circle
+            raise ConfigError(f"{where} has not the form of those in {_SHIPPED.path}: {error!r}") from error
+
+    def _recipe(self, name: str, where: str) -> Recipe:
         values = self._whole(name, where)
         _known(values, ("about", "method", "options", "lora", "licence", "stages"), where)
         stages = tuple(self._stage(dict(stage), where) for stage in values.pop("stages", ()))
@@ -141,6 +146,8 @@ class _File:
         files = self._find(self._data, data, "data", where) if isinstance(data, str) else data
         if not name or not files:
             raise ConfigError(f"{where} needs a name and data")
+        if outside := next((f for f in (*files, *more) if _leaves(kind_of(str(f))[1])), None):
+            raise ConfigError(f"{where} names {outside!r}; files are named relative to the data folder, and lie in it")
         settings = {**(self._find(self._settings, like, "settings", where) if like else {}), **values}
         known = fields_of(settings.get("objective", "qa"))
         return Stage(name, (*files, *more), configured(**_checked(known, settings, where)), options)
@@ -149,6 +156,10 @@ class _File:
         if name not in table:
             raise ConfigError(f"{where} names the {kind} {name!r}, which is not there; use {', '.join(table)}")
         return table[name]
+
+
+def _leaves(pattern: str) -> bool:
+    return Path(pattern).is_absolute() or ".." in Path(pattern).parts
 
 
 def _known(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -164,7 +175,8 @@ def _checked(fields: Mapping[str, str], values: Mapping[str, Any], where: str) -
         many = fields[name].startswith("tuple")
         wanted = TYPES[fields[name].removeprefix("tuple[").partition(",")[0]]
         items = tuple(value) if isinstance(value, list) else (value,)
-        if many != isinstance(value, list) or not all(isinstance(v, wanted) for v in items):
+        strange = any(not isinstance(v, wanted) or (isinstance(v, bool) and bool not in wanted) for v in items)
+        if many != isinstance(value, list) or strange:
             raise ConfigError(f"{where}: {name} is {value!r}, not {fields[name]}")
         found[name] = items if many else value
     return found
