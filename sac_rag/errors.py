@@ -90,5 +90,9 @@ class LibraryCorrupt(LibraryError):
     """Stored bytes fail their checksum or do not parse."""
 
 
+class MemoryDamaged(LibraryCorrupt):
+    """Stored memories of passages cannot be read; the library leaves these passages out from now on."""
+
+
 class LibraryFull(LibraryError):
     """The disk is full; the last committed generation is intact."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_
 from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
-from sac_rag.answer.engine import Engine
+from sac_rag.answer.engine import Engine, adapter_folder
 from sac_rag.answer.passing import Passing
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Sampling
@@ -26,14 +27,19 @@ from sac_rag.answer.stream import Stream, Way
 from sac_rag.answer.tags import Tagger
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
-from sac_rag.config import AskConfig, IndexConfig, from_mapping
+from sac_rag.config import AskConfig, IndexConfig, ReadConfig, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
-from sac_rag.indexing import Indexer, IndexReport, Listen, Made
+from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
+from sac_rag.library.catalog import Head
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare, head_of
+from sac_rag.library.repair import Remade, RepairReport
+from sac_rag.library.repair import repair as mend
+from sac_rag.maker import setup_of
+from sac_rag.models.adapters import codec_state
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
-from sac_rag.records import Answer, Document, Hit
+from sac_rag.records import Answer, Document, Hit, Passage
 
 SAME_EMBEDDER = 0.99
 """Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
@@ -53,7 +59,7 @@ class SacRag:
         self._gated = False
         self._tagger = Tagger(library.secret)
         self._passing = Passing()
-        self._made = Made()
+        self._made = KnownVectors()
 
     # -- making and opening ------------------------------------------------------------------------------
 
@@ -66,7 +72,9 @@ class SacRag:
         *,
         sync: bool = False,
         strict: bool = False,
+        workers: int | None = None,
         listen: Listen | None = None,
+        reading: ReadConfig | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> SacRag:
@@ -74,12 +82,13 @@ class SacRag:
 
         paths: files, folders, globs. config: None takes the library's own settings, or the defaults for a new one.
         sync: also remove documents under the given folders that are gone. strict: raise DocumentError at the first
-        unreadable file instead of reporting it. The report is `.report`. Raises LibraryMismatch when `config` is
-        not what the library was made with, LibraryLocked when another process writes to it.
+        unreadable file instead of reporting it. workers: see `add`. reading: limits and encoding of files. The report
+        is `.report`. Raises LibraryMismatch when `config` is not what the library was made with, LibraryLocked when
+        another process writes to it.
         """
         rag = cls.open(library, config=config, write=True, create=True, device=device, dtype=dtype)
         try:
-            rag.add(paths, sync=sync, strict=strict, listen=listen)
+            rag.add(paths, sync=sync, strict=strict, workers=workers, listen=listen, reading=reading)
         except BaseException:
             rag.close()
             raise
@@ -93,14 +102,18 @@ class SacRag:
         config: IndexConfig | None = None,
         write: bool = False,
         create: bool = False,
+        fetch: Collection[str] | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> SacRag:
         """Open a library with the model it was made with. `config`, when given, must agree with it.
 
-        write: as the one writer. create: likewise, and made if it is missing. Raises LibraryNotFound, LibraryMismatch
-        (naming field and both values), LibraryCorrupt, LibraryLocked.
+        write: as the one writer. create: likewise, and made if it is missing. fetch: which of "model" and "embedder"
+        may be fetched from the hub; None is those of `config`, and none where the library alone names them. Raises
+        LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked, ModelError.
         """
+        if fetch is None:
+            fetch = ("model", "embedder") if config else ()
         config, write = _absolute(config) if config else None, write or create
         exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
@@ -114,11 +127,15 @@ class SacRag:
                 f"method {config.method!r} reads whole texts and compresses nothing, so no library is made with it; "
                 f"choose a compressing method, or compare with it by `sac eval --reader {config.method}`"
             )
-        engine = Engine.shared(config.model, config.method, config.adapter, device=device, dtype=dtype)
-        embedder = Embedder.shared(config.embedder, device=str(engine.device))
+        where = {"device": device, "dtype": dtype}
+        engine = Engine.shared(config.model, config.method, config.adapter, **where, fetch="model" in fetch)
+        embedder = Embedder.shared(config.embedder, device=str(engine.device), fetch="embedder" in fetch)
         wanted = engine.fingerprint(config, embedder)
         if create and not exists:
-            opened = Library.create(library, wanted, codec=config.codec, dim=embedder.dim, exist_ok=True)
+            state = codec_state(engine.adapter_path)
+            opened = Library.create(
+                library, wanted, codec=config.codec, codec_state=state, dim=embedder.dim, exist_ok=True
+            )
         else:
             opened = Library.open(library, fingerprint=wanted, write=write)
         return cls(opened, engine, embedder, config)
@@ -140,13 +157,26 @@ class SacRag:
         *,
         sync: bool = False,
         strict: bool = False,
+        workers: int | None = None,
         listen: Listen | None = None,
+        reading: ReadConfig | None = None,
     ) -> IndexReport:
         """Index files into this library: unchanged documents are skipped, changed ones replaced passage by passage.
 
-        Each group of files is committed when it is done, so an interrupted run goes on where it stopped.
+        Each group of files, and each part of a long one, is committed when it is done, so an interrupted run goes on
+        where it stopped. workers: compress in so many child processes of one thread each, which on a CPU get more out
+        of its cores; ids and stored bytes are those of one such process. Other threads that change the library then
+        wait for the whole run. reading: limits and encoding of files. Raises ConfigError for fewer than one.
         """
-        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen)
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers is {workers}; use 1 or more, or leave it out to compress in this process")
+        beside = None
+        if workers:
+            where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
+            beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
+        return self._indexer().add(
+            paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading
+        )
 
     def put(
         self,
@@ -205,6 +235,16 @@ class SacRag:
         """Give the bytes of removed passages back and erase their text."""
         with self.library.writing:
             return self.library.gc(min_dead=min_dead)
+
+    def mismatches(self, sample: int | None = None) -> list[str]:
+        """Compare stored memories with what the model makes of their text, of all passages, or of `sample` drawn by
+        the library's generation; a line for each that is not that. Raises ConfigError for fewer than one."""
+        ids = [p.id for p in self.library.passages()]
+        if sample is not None:
+            if sample < 1:
+                raise ConfigError(f"a sample of {sample} passages is none; use 1 or more")
+            ids = random.Random(self.library.head.generation).sample(ids, min(sample, len(ids)))
+        return list(gate.mismatches(self.engine, self.library, ids))
 
     def stats(self) -> Stats:
         return self.library.stats()
@@ -273,6 +313,7 @@ class SacRag:
         own = dataclasses.replace(ask, fidelity="text") if text else ask
         if not (question := question.strip()):
             raise ConfigError("the question is empty; ask something")
+        self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
         if not self._gated and own.fidelity != "text":
@@ -378,6 +419,19 @@ class SacRag:
         text: bool,
         conversation: Conversation | None,
     ) -> Assembled:
+        assembled = self._assembled(library, hits, question, ask, text, conversation)
+        notice = library.notice
+        return dataclasses.replace(assembled, notices=(*assembled.notices, notice)) if notice else assembled
+
+    def _assembled(
+        self,
+        library: Library,
+        hits: Sequence[Hit],
+        question: str,
+        ask: AskConfig,
+        text: bool,
+        conversation: Conversation | None,
+    ) -> Assembled:
         method, reserve = self.engine.method, ask.max_new_tokens
         placing = method.placing.overridden(ask)
         texts = 0
@@ -395,9 +449,27 @@ class SacRag:
         return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
 
 
+def recode(library: str | Path, codec: str, done: Callable[[int, int], None] = lambda n, of: None) -> int:
+    """Store all memories of a library by another codec, in one commit; returns how many. No model is loaded.
+
+    done: called with the number stored so far, and of how many. A finer codec than before brings nothing back. Raises
+    LibraryError when they are stored so already, ConfigError for an unknown codec, and for one that has to be fitted
+    where the library's adapter has nothing that was.
+    """
+    config = config_of(library)
+    state = codec_state(adapter_folder(config.model, config.method, config.adapter))
+    with Library.open(library, write=True) as opened:
+        passages = opened.head.passages
+        with opened.transaction() as tx:
+            return tx.recode(codec, state, lambda count: done(count, passages))
+
+
 def config_of(library: str | Path) -> IndexConfig:
     """The settings that the library at a path was made with. Raises as `SacRag.open` does."""
-    head = head_of(library)
+    return _settings(head_of(library), library)
+
+
+def _settings(head: Head, library: str | Path) -> IndexConfig:
     stored = head.fingerprint
     names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec"}
     if missing := sorted(names - stored.keys()):
@@ -405,7 +477,30 @@ def config_of(library: str | Path) -> IndexConfig:
             f"{library} does not say with which {missing[0]} it was made: open it with Library.open, "
             "or index its documents again"
         )
-    return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
+    try:
+        return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
+    except ConfigError as error:
+        raise LibraryMismatch(f"{library} says that it was made with what cannot be: {error}") from error
+
+
+def repair(
+    library: str | Path, *, copy: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+) -> RepairReport:
+    """Mend a damaged library: what is sound stays; search indexes, vectors and memories are made again from the rest.
+
+    copy: an older catalog.sqlite of the same library, or a folder with one, out of which damaged rows are taken back;
+    where no catalog is left, all of it, also what was removed since. The model is loaded only if something has to be
+    made again. The report says what is lost. Raises LibraryNotFound, LibraryLocked, LibraryMismatch for another model
+    or a copy of another library, LibraryCorrupt when nothing can be read.
+    """
+    folder = Path(library).absolute()
+
+    def remake(head: Head, compress: Sequence[Passage], embed: Sequence[Passage]) -> Remade:
+        from sac_rag.mending import remade
+
+        return remade(folder, head, _settings(head, library), compress, embed, device=device, dtype=dtype)
+
+    return mend(folder, remake, Path(copy) if copy is not None else None)
 
 
 def _absolute(config: IndexConfig) -> IndexConfig:

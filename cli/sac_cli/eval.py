@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sac_cli import console
+from sac_cli.bars import run_bars
 from sac_cli.options import Device, Dtype, Json, numbers, split_commas
 from sac_cli.shell import command
 from sac_rag.config import DEFAULT_EMBEDDER, DEFAULT_MODEL, AskConfig, IndexConfig
@@ -153,7 +153,7 @@ def eval_(
         **{"batch": batch, "device": device, "dtype": dtype, "results": stored},
     }
     runs: Sequence[Run]
-    with scoring_bar() as listen:
+    with run_bars() as listen:
         if track == "retrieved":
             config = IndexConfig(
                 model=model, embedder=embedder, method=method, adapter=alone, passage_tokens=passage_tokens
@@ -283,23 +283,3 @@ def _difference(run: Mapping[str, Any]) -> str | None:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
-
-
-@contextlib.contextmanager
-def scoring_bar() -> Iterator[Callable[[str, str, int, int], None] | None]:
-    """A bar for each run under way and one for all of them, for people only."""
-    if not console.shows_progress():
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console.err(), transient=True) as bar:
-        tasks = {}
-
-        def listen(name: str, reader: str, done: int, total: int) -> None:
-            if (name, reader) not in tasks:
-                tasks[name, reader] = bar.add_task(f"{name} {reader}", total=total)
-            bar.update(tasks[name, reader], completed=done, visible=done < total)
-
-        yield listen

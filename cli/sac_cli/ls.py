@@ -41,7 +41,8 @@ def ls(
                 console.emit({"documents": rows})
             else:
                 heads = ("document", "type", "passages", "tokens")
-                console.table(heads, [tuple(r.values()) for r in rows], numbers=heads[2:])
+                cells = [(console.name(d.uri), d.media_type, d.passages, d.source_tokens) for d in stored]
+                console.table(heads, cells, numbers=heads[2:])
             return
         found = matching(document, [d.uri for d in stored], library)
         if len(found) > 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,21 +47,29 @@ def opened(
     config: IndexConfig | None = None,
     write: bool = False,
     create: bool = False,
+    fetch: Collection[str] | None = None,
 ) -> Iterator[SacRag]:
-    """A library with its model, a spinner meanwhile."""
+    """A library with its model, a spinner meanwhile. Arguments as of `SacRag.open`."""
     if not create:
         check_present(library)
     with console.working("loading the model"):
         from sac_rag.pipeline import SacRag
 
-        rag = SacRag.open(library, config=config, write=write, create=create, device=device, dtype=dtype)
+        rag = SacRag.open(library, config=config, write=write, create=create, fetch=fetch, device=device, dtype=dtype)
     with rag:
         yield rag
 
 
 def matching(wanted: str, stored: Sequence[str], library: str) -> list[str]:
-    """The stored uris that a name or a pattern stands for; a name goes before a pattern."""
-    hits = [wanted] if wanted in stored else [uri for uri in stored if fnmatchcase(uri, wanted)]
+    """The stored uris that a name, as `sac ls` prints it, or a pattern stands for; a name goes before a pattern.
+
+    Letters with accents may be one character there and two here: that is not seen, and programs change it.
+    """
+    exact = [uri for uri in (wanted, console.named(wanted)) if uri in stored]
+    alike = [uri for uri in stored if _composed(uri) == _composed(console.named(wanted))]
+    hits = exact[:1] or alike or [uri for uri in stored if fnmatchcase(uri, wanted)]
+    if len(alike) > 1 and not exact:
+        raise ConfigError(f"{wanted!r} may be {' or '.join(map(ascii, alike))}: give one of these as a JSON string")
     if not hits:
         near = difflib.get_close_matches(wanted, stored, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else " `sac ls` prints what is there."
@@ -68,10 +77,14 @@ def matching(wanted: str, stored: Sequence[str], library: str) -> list[str]:
     return hits
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def where_of(conditions: Sequence[str]) -> Mapping[str, Any] | None:
     """`key=value` conditions as a metadata filter: one key twice means either value.
 
-    `year=2024` finds the number as well as the text.
+    `year=2024` finds the number as well as the text, and a value in quotes is what `sac ls` prints such a name as.
     """
     found: dict[str, list[Any]] = {}
     for condition in conditions:
@@ -83,7 +96,7 @@ def where_of(conditions: Sequence[str]) -> Mapping[str, Any] | None:
             plain = json.loads(value)
         except ValueError:
             continue
-        if plain is None or isinstance(plain, bool | int | float):
+        if plain is None or isinstance(plain, bool | int | float | str):
             found[key].append(plain)
     return found or None
 

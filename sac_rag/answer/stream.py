@@ -14,8 +14,11 @@ from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling, TextStream
 from sac_rag.config import AskConfig
-from sac_rag.errors import PassageGone
+from sac_rag.errors import MemoryDamaged, PassageGone
 from sac_rag.records import NO_ANSWER, Answer, Hit, Timings, Usage
+
+SEARCHES = 4
+"""How often passages are looked for where those that were found cannot be loaded."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,15 @@ class Stream(Iterator[str]):
         retrieved = time.perf_counter()
         doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
         held = ask.abstain or doubtful is not None
-        try:
-            attempt = yield from _attempt(engine, way, found, text=False, held=held)
-        except PassageGone:  # removed by another thread since it was found, and before the first piece
-            found = way.find()
-            attempt = yield from _attempt(engine, way, found, text=False, held=held)
+        for again in range(SEARCHES):
+            try:
+                attempt = yield from _attempt(engine, way, found, text=False, held=held)
+                break
+            # Removed by another thread since it was found, or damaged: a search leaves it out from now on.
+            except (PassageGone, MemoryDamaged):
+                if again == SEARCHES - 1:
+                    raise
+                found = way.find()
         usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
         fell_back = doubtful is not None and bool(attempt.assembled.hits) and attempt.confidence < doubtful
         if fell_back:

@@ -64,7 +64,7 @@ def prompts_of(
 
     tails = [[asking(q.question) for q in questions] for _, questions in contexts]
     prefix = backbone.template((layout or method.layout).prefix)
-    ahead = len(prefix) + (method.prefix.source_len if layout and method.prefix else 0)
+    ahead = len(prefix) + (method.placing.span([method.prefix]) if layout and method.prefix else 0)
     ids: list[list[int]] = [[] for _ in contexts]
     if reader.looks:
         ids = [backbone.tokens(text) for text, _ in contexts]
@@ -75,9 +75,9 @@ def prompts_of(
     memories = None
     if compressed is not None:
         if reader.compressed:
-            codec, parts = get_codec(IndexConfig().codec), [m for parts in compressed for m in parts]
-            asked.stored_bytes = sum(t.nbytes for m in parts for t in codec.encode(m).values())
-            asked.source_tokens = sum(m.source_len for m in parts)
+            codec, made = get_codec(IndexConfig().codec), [kv for kvs in compressed for kv in kvs]
+            asked.stored_bytes = sum(t.nbytes for kv in made for t in codec.encode(kv).values())
+            asked.source_tokens = sum(kv.source_len for kv in made)
         with torch.inference_mode():
             memories = [method.memory(parts, layout=layout) for parts in compressed]
     for i, (_, questions) in enumerate(contexts):

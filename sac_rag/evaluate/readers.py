@@ -150,6 +150,4 @@ def check_readers(readers: Sequence[str], track: str, method: str, ratios: Seque
 
 def written(method: Method, ids: Sequence[Sequence[int]], ratio: float) -> list[list[AnchorKV]]:
     """Memories of contexts at one ratio, long ones in pieces."""
-    chunks = [method.pieces(i) for i in ids]
-    flat = iter(method.compress([chunk for parts in chunks for chunk in parts], ratio))
-    return [[next(flat) for _ in parts] for parts in chunks]
+    return method.compress_contexts([method.pieces(i) for i in ids], ratio)

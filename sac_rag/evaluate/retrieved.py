@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from sac_rag.answer import gate
-from sac_rag.compress.adapter import Card
+from sac_rag.answer.engine import placing_of
 from sac_rag.compress.placing import Placing
 from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.evaluate.harness import Engines
@@ -23,7 +23,6 @@ from sac_rag.evaluate.results import Results
 from sac_rag.evaluate.runs import RetrievedRun, Scored, with_macro, with_retention
 from sac_rag.evaluate.sources import Found, Listen, score
 from sac_rag.evaluate.tasks import check_names, grouped, load_task, set_name
-from sac_rag.models.adapters import find_adapter
 from sac_rag.models.embedder import Embedder
 from sac_rag.pipeline import SacRag
 from sac_rag.records import Document, Hit
@@ -80,8 +79,7 @@ def evaluate_retrieved(
         **{"contexts": contexts, "passage_tokens": config.passage_tokens, "overlap": config.overlap},
         "embedder_sha256": Embedder(config.embedder).fingerprint if results else "",
     }
-    card = Card.read(find_adapter(config.model, config.method, config.adapter))
-    placing = Placing.from_mapping(card.placing).overridden(ask)
+    placing = placing_of(config.model, config.method, config.adapter).overridden(ask)
 
     def job(v: Variant, file: str) -> Job:
         searched = sorted(planner.file_sha256(f) for f in next(p for p in pools if file in p))

@@ -15,12 +15,20 @@ from sac_rag.library.folder import CATALOG
 BUSY_SECONDS = 60.0
 """How long one side waits for the other's short exclusive moments before LibraryLocked."""
 _LONGEST = 256 << 20
+_LONGEST_SQL = 1_000_000
+STEPS, STEPS_PER_BYTE = 20_000_000, 5
+"""Instructions of SQLite's machine that reading a catalog may take. A sound one takes less than one a byte of its file
+to be checked whole; one that was made to can take for ever, with few bytes."""
+_AT_ONCE = 100_000
 
 
-def connect(path: Path | None, *, write: bool = False, look: Callable[[], None] = lambda: None) -> sqlite3.Connection:
+def connect(
+    path: Path | None, *, write: bool = False, bounded: bool = False, look: Callable[[], None] = lambda: None
+) -> sqlite3.Connection:
     """A connection to an existing file, or to a new database in memory, in autocommit mode.
 
     Without `write` SQLite changes nothing on disk: a journal that a killed writer left is an error of `needs_recovery`.
+    bounded: what it may cost is bounded by the length of the file, and ends in LibraryCorrupt by way of `reading`.
     look: called when SQLite has opened the file, and has not yet read it or looked at what lies beside it.
     """
     target = ":memory:" if path is None else f"{path.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
@@ -29,6 +37,8 @@ def connect(path: Path | None, *, write: bool = False, look: Callable[[], None] 
     )
     try:
         look()
+        if path is not None and bounded:
+            bound(connection, path.stat().st_size)
         _settle(connection)
     except BaseException:
         connection.close()
@@ -37,7 +47,9 @@ def connect(path: Path | None, *, write: bool = False, look: Callable[[], None] 
 
 
 def _settle(connection: sqlite3.Connection) -> None:
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
+    longest = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(_LONGEST, longest))
+    connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _LONGEST_SQL)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # one database a transaction: see journal.py
     # No cache spill: it would take the exclusive lock early and keep every reader out until the commit.
     for pragma in (
@@ -45,6 +57,20 @@ def _settle(connection: sqlite3.Connection) -> None:
         *("mmap_size=0", "temp_store=MEMORY", "cache_spill=OFF"),
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def bound(connection: sqlite3.Connection, size: int) -> None:
+    """From now on let no statement take more than a file of `size` bytes can be worth, in steps and in one value."""
+    left = STEPS + STEPS_PER_BYTE * size
+
+    def spend() -> bool:
+        nonlocal left
+        left -= _AT_ONCE
+        return left < 0
+
+    connection.set_progress_handler(spend, _AT_ONCE)
+    # A value is no longer than its file, unless the pages it lies on form a circle.
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(_LONGEST, max(size, 1 << 16)))
 
 
 def refuse_wal(path: Path) -> None:
@@ -82,6 +108,11 @@ def reading(folder: Path) -> Iterator[None]:
         code = getattr(e, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise LibraryLocked(f"{folder} is busy: a writer keeps its catalog locked; try again") from e
+        if code == sqlite3.SQLITE_INTERRUPT:
+            raise LibraryCorrupt(
+                f"{folder / CATALOG} takes more steps to read than a file of its length can need: it is damaged, or "
+                "was made to do so; restore it or index again"
+            ) from e
         if needs_recovery(e):
             raise LibraryError(
                 f"a writer of {folder} was killed, and what it left cannot be taken back: {folder / CATALOG} and its "

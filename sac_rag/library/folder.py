@@ -25,14 +25,40 @@ CATALOG = "catalog.sqlite"
 NEW_CATALOG = "catalog.sqlite.new"
 LOCK = "writer.lock"
 SPOOL_PREFIX = "spool-"
+MADE_SPOOL_PREFIX = "made-spool-"
 
 _DATA = re.compile(r"(?:seg-[0-9]{1,15}\.safetensors|(?:faiss|lexical)-[0-9]{1,15}\.idx)(?:\.tmp)?|spool-\w+", re.ASCII)
+_MADE = re.compile(r"made-[0-9]{1,15}-[0-9]{1,15}\.safetensors", re.ASCII)
+_DAMAGED = re.compile(r"damaged-[0-9]{1,15}\.sqlite", re.ASCII)
+_BEING_MADE = re.compile(rf"{_MADE.pattern}(?:\.tmp)?|{MADE_SPOOL_PREFIX}\w+", re.ASCII)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SQLITE_IOERR_WRITE = 778
 
 
 def segment_name(number: int) -> str:
     return f"seg-{int(number)}.safetensors"
+
+
+def made_name(process: int, number: int) -> str:
+    """Of a segment that is finished and in no catalog yet; processes that make some choose different names."""
+    return f"made-{int(process)}-{int(number)}.safetensors"
+
+
+def is_made(name: str) -> bool:
+    return _MADE.fullmatch(name) is not None
+
+
+def damaged_name(generation: int) -> str:
+    """Of a damaged catalog that `repair` put aside."""
+    return f"damaged-{int(generation)}.sqlite"
+
+
+def erase_damaged(folder: Path) -> None:
+    """Unlink damaged catalogs that were put aside. Writer only."""
+    for name in os.listdir(folder):
+        if _DAMAGED.fullmatch(name):
+            with contextlib.suppress(OSError):
+                os.unlink(folder / name)
 
 
 def faiss_name(generation: int) -> str:
@@ -94,10 +120,12 @@ def open_read(folder: Path, name: str) -> tuple[int, int]:
     return fd, info.st_size
 
 
-def read(folder: Path, name: str) -> bytes:
-    """All of a regular file; errors as of `open_read`."""
+def read(folder: Path, name: str, most: int) -> bytes:
+    """All of a regular file; LibraryCorrupt where it is longer than `most` bytes, other errors as of `open_read`."""
     fd, size = open_read(folder, name)
     with os.fdopen(fd, "rb") as file:
+        if size > most:
+            raise LibraryCorrupt(f"{folder / name} has {size:,} bytes, which is more than it can have: {most:,}")
         return file.read(size)
 
 
@@ -150,10 +178,13 @@ def sync(folder: Path) -> None:
         os.close(fd)
 
 
-def sweep(folder: Path, keep: Collection[str]) -> None:
-    """Unlink our data files that are not in `keep`: leftovers of a kill, or of a commit just made. Writer only."""
+def sweep(folder: Path, keep: Collection[str], *, made: bool = False) -> None:
+    """Unlink our data files that are not in `keep`: leftovers of a kill, or of a commit just made. Writer only.
+
+    made: also segments that wait for a commit, which this writer's own processes may be making.
+    """
     for name in os.listdir(folder):
-        if _DATA.fullmatch(name) and name not in keep:
+        if (_DATA.fullmatch(name) and name not in keep) or (made and _BEING_MADE.fullmatch(name)):
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
 

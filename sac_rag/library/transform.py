@@ -120,12 +120,21 @@ class Transform:
     """
 
     name = "transform"
+    fitted = True
+
+    @classmethod
+    def from_state(cls, state: bytes) -> Transform:
+        """Raises LibraryCorrupt for bytes that are no `Basis`."""
+        return cls(Basis.from_bytes(state))
 
     def __init__(self, basis: Basis) -> None:
         self.basis = basis
-        self._axes, self._means = basis.axes.float().flatten(1, 2), basis.means.float().flatten(1, 2)
+        axes, self._means = basis.axes.float().flatten(1, 2), basis.means.float().flatten(1, 2)
+        scaled = axes * basis.steps[:, None, None, None]
         # float16 columns are orthonormal to 1e-3 only: what decoding multiplies by is inverted for coding.
-        self._inverse = torch.linalg.inv(self._axes)
+        self._inverse = torch.linalg.inv(scaled).transpose(-1, -2).contiguous()
+        # A row for the mean below those of the axes: one product a run, and nothing is added behind it.
+        self._rows = torch.cat((scaled.transpose(-1, -2), self._means[:, :, None]), dim=2)
         self._groups = -(-basis.shape[2] // GROUP)
 
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]:
@@ -139,11 +148,11 @@ class Transform:
         for which, tensor in enumerate((memory.keys, memory.values)):
             integers = self._integers(which, tensor.detach().to("cpu", torch.float32), counts.tolist())
             outside = np.zeros(integers.shape, bool)
-            for at in range(0, integers.shape[1], GROUP):
-                part = integers[:, at : at + GROUP]
+            for at in range(0, len(integers), GROUP):
+                part = integers[at : at + GROUP]
                 magnitudes = np.abs(part)
                 limit = next(n for n in PER_BYTE if n == max(PER_BYTE) or (magnitudes > n).mean() <= RARE)
-                outside[:, at : at + GROUP] = magnitudes > limit
+                outside[at : at + GROUP] = magnitudes > limit
                 limits.append(limit)
                 frames.append(_packed(np.where(magnitudes > limit, 0, part), limit))
             frames.append(np.stack([outside.ravel().nonzero()[0], integers[outside]]).astype("<i4").tobytes())
@@ -165,38 +174,44 @@ class Transform:
         if int(counts.sum()) != slots or int(counts.min()) < 0:
             raise MemoryInvalid(f"a transformed memory has counts of {int(counts.sum())} slots in place of {slots}")
         found = []
-        width = self._groups * GROUP
+        size = GROUP * slots
         for which in (0, 1):
-            integers = np.empty((slots, width), np.float32)
+            integers, used = np.empty(self._groups * size, np.float32), 0
             for group in range(self._groups):
-                part = _unpacked(next(parts), slots * GROUP, limits[which * self._groups + group])
-                integers[:, group * GROUP : (group + 1) * GROUP] = part.reshape(slots, GROUP)
-            places, values = _exceptions(next(parts), slots * width)
-            integers.reshape(-1)[places] = values
-            found.append(self._numbers(which, torch.from_numpy(integers)[:, :dim], counts.tolist()))
+                limit = limits[which * self._groups + group]
+                integers[group * size : (group + 1) * size] = _unpacked(next(parts), size, limit)
+                used = (group + 1) * GROUP if limit else used
+            places, exceptions = _exceptions(next(parts), len(integers))
+            integers[places] = exceptions
+            used = min(dim, max(used, int(places.max(initial=-1)) // slots + 1))
+            found.append(self._numbers(which, torch.from_numpy(integers).view(-1, slots)[:used], counts))
         sizes = torch.from_numpy(counts).view(layers, heads)
         keys, values = found
         return AnchorKV(keys, values, torch.from_numpy(positions), sizes, source_len).validate()
 
     def _integers(self, which: int, numbers: torch.Tensor, counts: list[int]) -> np.ndarray:
-        """Numbers (slots, head_dim) as steps along the axes of their heads, (slots, whole groups of axes)."""
-        out = torch.zeros(len(numbers), self._groups * GROUP)
-        for run, (part, into) in enumerate(zip(numbers.split(counts), out.split(counts), strict=True)):
-            if len(part):
-                centred = part - self._means[which, run]
-                torch.matmul(centred, self._inverse[which, run].T, out=into[:, : numbers.shape[1]])
-        out /= self.basis.steps[which]
+        """Numbers (slots, head_dim) as steps along the axes of their heads, (whole groups of axes, slots)."""
+        out = torch.zeros(self._groups * GROUP, len(numbers))
+        steps = [
+            (part - self._means[which, run]) @ self._inverse[which, run]
+            for run, part in enumerate(numbers.split(counts))
+            if len(part)
+        ]
+        out[: numbers.shape[1]] = torch.cat(steps).T
         if not bool(out.abs().max() < 2**31 - 1):
             raise MemoryInvalid(f"{('keys', 'values')[which]} are more than 2^31 steps from their mean")
-        return (out.sign() * (out.abs() + (1 - DEAD)).floor()).numpy().astype(np.int64)
+        return (out.sign() * (out.abs() + (1 - DEAD)).floor()).numpy().astype(np.int32)
 
-    def _numbers(self, which: int, steps: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """The way back: (slots, head_dim) float32."""
-        out = torch.empty(steps.shape)
-        scaled = self._axes[which] * self.basis.steps[which]
-        for run, (part, into) in enumerate(zip(steps.split(counts), out.split(counts), strict=True)):
-            if len(part):
-                torch.addmm(self._means[which, run], part, scaled[run].T, out=into)
+    def _numbers(self, which: int, steps: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
+        """The way back: steps along the first axes, (axes, slots), to (slots, head_dim) float32."""
+        used, slots = steps.shape
+        along = torch.cat((steps, torch.ones(1, slots)))
+        rows = torch.cat((self._rows[which, :, :used], self._rows[which, :, -1:]), dim=1)
+        out = torch.empty(slots, self.basis.shape[2])
+        end = 0
+        for run in counts.nonzero()[0].tolist():
+            start, end = end, end + int(counts[run])
+            torch.mm(along[:, start:end].T, rows[run], out=out[start:end])
         return out
 
     def _opened(self, data: bytes) -> tuple[int, int, list[int], Iterator[bytes]]:
@@ -283,7 +298,7 @@ def _exceptions(frame: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _digits(limit: int) -> np.ndarray:
-    """Byte -> its integers, (256, per byte) float32; bytes that stand for none count on beyond."""
+    """Byte -> its integers, (256, per byte) float32; a byte too large for that is read as one that is not."""
     per, base = PER_BYTE[limit], 2 * limit + 1
     powers = base ** np.arange(per)[::-1]
     return (np.arange(256)[:, None] // powers % base - limit).astype(np.float32)

@@ -7,17 +7,38 @@ import re
 from pathlib import Path
 
 from sac_rag.errors import AdapterError
+from sac_rag.foreign import check_regular, read_bytes
 
 SHIPPED = Path(__file__).parent / "adapters"
 IN_CLONES = (("smollm2-135m-instruct", "full-ft"),)
 """Adapters that lie there in a clone of the repository alone: the package is half as large without what only
 evaluation reads."""
 WEIGHTS, CARD = "adapter.safetensors", "card.json"
+CODEC = "codec.safetensors"
+"""What the transform codec was fitted to, where it was (`sac codec`)."""
+CODEC_BYTES = 256 << 20
+MOST_BYTES = 4 << 30
+"""Longest file of weights that is read to be named; what it may be by its card is told where it is loaded."""
 
 
 def adapter_sha256(folder: Path) -> str:
-    """SHA-256 (hex) of an adapter's weights."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    """SHA-256 (hex) of an adapter's weights. Raises AdapterError where they are no file, or longer than any."""
+    try:
+        check_regular(folder / WEIGHTS, MOST_BYTES)
+        with open(folder / WEIGHTS, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+
+
+def codec_state(folder: Path | None) -> bytes | None:
+    """What a fitted codec was fitted to, of an adapter's folder; None where it was not. Raises AdapterError."""
+    if folder is None or not (path := folder / CODEC).exists():
+        return None
+    try:
+        return read_bytes(path, CODEC_BYTES)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
 
 
 def adapter_slug(base_name: str) -> str:

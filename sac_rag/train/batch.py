@@ -72,6 +72,14 @@ class Batch:
         self.biases.append(biases or [0.0] * len(front))
         self.readings.append(rows)
 
+    def written(
+        self, method: Method, *, ratio: float | None = None, future_bias: float | None = None
+    ) -> list[AnchorKV]:
+        """Memories of the chunks, in order. ratio: in place of those of the contexts."""
+        contexts = [[self.chunks[k] for k in pieces] for pieces in self.pieces]
+        ratios = [self.ratios[pieces[0]] if ratio is None else ratio for pieces in self.pieces]
+        return [kv for made in method.write(contexts, ratios, future_bias=future_bias) for kv in made]
+
     def memories(self, method: Method, written: Sequence[AnchorKV]) -> list[Memory]:
         """Each context's memory, of what was `written` of the chunks."""
         return [
@@ -90,8 +98,7 @@ class Batch:
 
 def scored_logits(batch: Batch, method: Method, *, future_bias: float | None = None) -> torch.Tensor:
     """Logits (scored tokens, vocabulary) of all rows in order, each behind the memory of its context."""
-    encoded = method.write(batch.chunks, batch.ratios, future_bias=future_bias)
-    memories = batch.memories(method, encoded)
+    memories = batch.memories(method, batch.written(method, future_bias=future_bias))
     return method.backbone.read(memories, readings_of(batch), use_lora=method.reads_with_lora)
 
 

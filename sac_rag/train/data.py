@@ -78,6 +78,8 @@ def read_contexts(path: str | Path) -> Iterator[Context]:
                 raise TrainingError(f"{path}: unknown kind of data; use .jsonl, .json or .txt (or .gz of one)")
         except (json.JSONDecodeError, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise TrainingError(f"{path} does not parse: {error}") from error
+        except RecursionError:
+            raise TrainingError(f"{path} does not parse: it is nested too deep") from None
 
 
 def _open(path: Path) -> io.TextIOBase:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sac_rag.compress.backbone import LoraSpec
 from sac_rag.errors import ConfigError
+from sac_rag.foreign import read_text
 from sac_rag.train.config import TrainConfig
 from sac_rag.train.objectives import configured, fields_of
 from sac_rag.train.specs import kind_of, sources_of
@@ -101,9 +102,10 @@ class _File:
     def __init__(self, path: Path, below: _File | None = None) -> None:
         self.path = path
         try:
-            own = tomllib.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} is no file of recipes ({error})") from error
+            own = tomllib.loads(read_text(path))
+        except (OSError, ValueError, RecursionError) as error:
+            why = "it is nested too deep" if isinstance(error, RecursionError) else error
+            raise ConfigError(f"{path} is no file of recipes ({why})") from error
         _known(own, self.TABLES, str(path))
         self.names = tuple(own.get("recipes", ()))
         self._data, self._settings, self._recipes = (

@@ -14,6 +14,7 @@ from typing import Any
 from sac_rag.compress.adapter import Card, write_atomic
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import ConfigError
+from sac_rag.foreign import parse_object, read_text
 from sac_rag.models.adapters import CARD, WEIGHTS
 from sac_rag.models.loading import choose_device
 from sac_rag.train import checkpoint
@@ -137,8 +138,8 @@ def _agree(recipe: Recipe, base: str, output: Path, *, write: bool) -> None:
     path = output / PLAN
     if path.is_file():
         try:
-            noted = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            noted = parse_object(read_text(path))
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path} does not parse ({error}); use another output folder") from error
         more = dict.fromkeys(key for key in noted if key.endswith(".data") or ".options." in key)
         checkpoint.check_same(output, dict.fromkeys(plan) | unsaid | noted, more | plan)

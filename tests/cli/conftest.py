@@ -39,6 +39,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("SAC_") and name != "SAC_CACHE":
             monkeypatch.delenv(name)
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("SAC_CONFIG", str(tmp_path / "no-settings-of-the-user.toml"))
     monkeypatch.chdir(tmp_path)
 
 

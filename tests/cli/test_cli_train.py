@@ -276,3 +276,30 @@ def test_help_names_every_recipe(sac: Sac) -> None:
 
     shown = " ".join(sac("train", "--help", COLUMNS="400").out.split())
     assert [name for name in RECIPES if name not in shown] == []
+
+
+def test_a_qwen3_folder_is_trained_indexed_and_asked(sac: Sac, toys: Toys, data: str, documents: Path) -> None:
+    """From a base model of another family than the default's, with norms of heads and a width that is not theirs."""
+    from tests.conftest import byte_tokenizer, tiny_model
+
+    for saved in (tiny_model("qwen3"), byte_tokenizer()):
+        saved.save_pretrained("qwen3")
+    flags = ("--lora-rank", "2", "--ratios", "4", "--ratio-weights", "1")
+    done = sac("train", data, "-o", "runs/q", "--base", "qwen3", "--steps", "2", "--json", *SMALL, *flags)
+    assert done.code == 0, done.err
+    made = {**toys.environment, "SAC_MODEL": "qwen3", "SAC_ADAPTER": "runs/q", "SAC_RATIO": "4"}
+    indexed = sac("index", "docs", "--library", "q.lib", **made)
+    assert indexed.code == 0, indexed.err
+    asked = sac("ask", "Where is the spare key?", "--library", "q.lib", "--json", "-k", "2", SAC_DTYPE="float32")
+    assert asked.code == 0, asked.err
+    assert len(asked.json["sources"]) == 2 and asked.json["usage"]["completion_tokens"] > 0
+
+
+def test_a_family_that_is_not_read_is_refused_before_training(sac: Sac, data: str) -> None:
+    from tests.conftest import byte_tokenizer, tiny_model
+
+    for saved in (tiny_model("mistral", sliding_window=64), byte_tokenizer()):
+        saved.save_pretrained("mistral")
+    done = sac("train", data, "-o", "runs/m", "--base", "mistral", *SMALL)
+    assert done.code != 0 and "Mistral model whose layers attend a sliding window of 64 tokens" in done.err
+    assert not Path("runs/m").exists()

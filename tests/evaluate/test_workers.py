@@ -12,6 +12,7 @@ import threading
 import pytest
 import torch
 
+from sac_rag import processes
 from sac_rag.errors import AdapterError, ConfigError, SacError
 from sac_rag.evaluate import workers
 from sac_rag.evaluate.harness import ALL, evaluate
@@ -29,13 +30,13 @@ def timeless(runs):
 @pytest.fixture
 def started(monkeypatch):
     """The child processes that were started."""
-    made, whole = [], workers.subprocess.Popen
+    made, whole = [], processes.subprocess.Popen
 
     def start(*args, **kwargs):
         made.append(whole(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(workers.subprocess, "Popen", start)
+    monkeypatch.setattr(processes.subprocess, "Popen", start)
     return made
 
 
@@ -82,7 +83,7 @@ def test_one_missing_run_is_computed_here(write_set, tiny, tmp_path, started):
 def test_an_error_of_a_worker_is_raised_as_it_was_and_the_others_stop(write_set, tiny, tmp_path, started):
     with pytest.raises(ConfigError, match="unknown prompt 'poem'") as caught:
         evaluate([write_set("lamps"), write_set("keys")], prompts=("poem",), workers=2, **tiny)
-    assert "in _work" in str(caught.value.__cause__)
+    assert "in work" in str(caught.value.__cause__)
     assert all(child.poll() is not None for child in started)
     bad = shutil.copytree(tiny["adapter"], tmp_path / "bad")
     (bad / "adapter.safetensors").write_bytes(b"no tensors")
@@ -124,7 +125,8 @@ def test_ctrl_c_stops_workers_and_keeps_what_is_stored(write_set, tiny, tmp_path
 def test_a_worker_ends_with_its_parent(write_set, tiny, tmp_path):
     events = queue.SimpleQueue()
     work = Work(tiny["model"], None, 0, 1, "cpu", "float32")
-    worker = workers._Worker(work, tmp_path, events)
+    setup = {"work": dataclasses.asdict(work), "results": str(tmp_path)}
+    worker = processes.Child("sac_rag.evaluate.worker:work", setup, events)
     worker._child.stdin.close()  # as the system closes it when the parent dies
     assert events.get(timeout=600) == (worker, None) and worker.stop() == 0
 

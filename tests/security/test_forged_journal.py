@@ -66,6 +66,8 @@ def test_an_open_library_refuses_it_too(folder: Path, victim: Path) -> None:
         forged_journal(folder, str(victim))
         with pytest.raises(LibraryUnsafe), writer.transaction():
             pass
+        with pytest.raises(LibraryError):
+            writer.documents()
     assert victim.read_text() == "keep me"
 
 

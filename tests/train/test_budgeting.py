@@ -52,7 +52,7 @@ def test_a_share_mixes_the_attention_with_memory_and_without(make_sac):
     method = make_sac(budget="learned", trained=True)
     batch, backbone = batch_of(method), method.backbone
     with torch.no_grad():
-        memories = [method.memory([kv]) for kv in method.write(batch.chunks, [1.0] * 3)]
+        memories = [method.memory([kv]) for kv in batch.written(method, ratio=1.0)]
         bare = [method.memory(())] * 3
         readings = readings_of(batch)
         ones = torch.ones(3, *backbone.kv_shape[:2])

@@ -373,7 +373,7 @@ def test_a_bias_of_zero_is_bidirectional_and_a_large_one_causal(make_sac):
     chunks, ratios = [list(range(5, 45)), list(range(9, 30))], [4.0, 2.0]
 
     def written(bias, by):
-        return [t.detach() for kv in by.write(chunks, ratios, future_bias=bias) for t in (kv.keys, kv.values)]
+        return [t.detach() for kv in by.write_chunks(chunks, ratios, future_bias=bias) for t in (kv.keys, kv.values)]
 
     causal = make_sac(trained=True, causal=True)
     for exact in (False, True):  # by the differentiable matmuls, and by the fused attention
@@ -392,7 +392,7 @@ def test_a_biased_encoder_equals_a_slow_oracle_and_learns_through_it(make_sac):
     """Transformers' own encoder under an additive mask of the same numbers; and gradients reach all LoRA matrices."""
     method = make_sac(trained=True)
     b, ids = method.backbone, list(range(7, 31))
-    (kv,) = method.write([ids], [1.0], future_bias=-1.5)
+    ((kv,),) = method.write([[ids]], [1.0], future_bias=-1.5)
     with torch.no_grad():
         h = b.encoder.model.embed_tokens(torch.tensor([ids])) + method.anchor_embedding
         mask = torch.full((len(ids), len(ids)), -1.5).triu(1)[None, None]
@@ -593,5 +593,5 @@ def test_ranks_fall_off_and_neighbours_come_first(make_sac):
     assert all(first_beside), "two neighbours come before any other"
     counts = [ranks.count(r) for r in range(4)]
     assert 0.65 < counts[0] / len(ranks) < 0.85 and counts == sorted(counts, reverse=True)
-    memories = batch.memories(method, method.write(batch.chunks, batch.ratios))
+    memories = batch.memories(method, batch.written(method))
     assert {round(float(m.bias.min()), 4) for m in memories} == {-0.5 * (len(f) - 1) for f in batch.front}

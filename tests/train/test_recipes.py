@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,9 +98,10 @@ def test_their_options_are_taken_by_the_method(recipe):
     lora = {"rank": 2, "alpha": 4.0, "targets": ["q_proj"]}
     card = Card("tiny", "0", recipe.method, (5.0,), lora=lora, options=dict(recipe.options))
     method = adapter.build(tiny_llama(), byte_tokenizer(), card)
-    chunks = [list(range(5, 60))]
-    (kv,) = method.write(chunks, [5.0])
-    (base,) = adapter.build(tiny_llama(), byte_tokenizer(), dataclasses.replace(card, options={})).write(chunks, [5.0])
+    contexts = [[list(range(5, 60))]]
+    ((kv,),) = method.write(contexts, [5.0])
+    plain = adapter.build(tiny_llama(), byte_tokenizer(), dataclasses.replace(card, options={}))
+    ((base,),) = plain.write(contexts, [5.0])
     changed = recipe.name in ("ablation-causal", "ablation-random")
     assert torch.equal(kv.values, base.values) is not changed
     assert method.parameters()["anchor_embedding"].requires_grad is (recipe.name != "ablation-no-anchor-embedding")
@@ -146,6 +149,18 @@ def test_a_file_of_ones_own_may_build_on_what_is_there(tmp_path):
         find_recipe(str(tmp_path / "two.toml"))
     with pytest.raises(ConfigError, match=r"nowhere\.toml is no file of recipes \(.*No such file"):
         find_recipe("nowhere.toml")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "deep"])
+def test_a_file_that_neither_hangs_nor_crashes(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mine.toml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.write_text("data = " + "[" * 100_000 + "]" * 100_000)
+    said = {"fifo": "it is not a regular file", "deep": "it is nested too deep"}[kind]
+    with pytest.raises(ConfigError, match=rf"mine\.toml is no file of recipes \({said}\)"):
+        find_recipe(str(path))
 
 
 @pytest.mark.parametrize(

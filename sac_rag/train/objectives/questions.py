@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.selectors import anchor_count
 from sac_rag.compress.templates import layout_of
 from sac_rag.config import MAX_PASSAGE_TOKENS
 from sac_rag.errors import ConfigError
@@ -194,7 +195,8 @@ def question_batch(
             start = rng.randrange(len(c.ids) - RECALLED - CUE)
             piece = c.ids[start : start + CUE + RECALLED]
             rows.append(quote(ask, piece)._replace(weight=settings.recall_weight, recall=True))
-        front = _fitting(front, i, contexts, backbone.context_length - max((len(r.ids) for r in rows), default=0))
+        room = backbone.context_length - max((len(r.ids) for r in rows), default=0)
+        front = _fitting(front, i, [_extent(method, c, r) for c, r in zip(contexts, ratios, strict=True)], room)
         order, biases = method.placing.arranged(len(front))
         front = [front[r] for r in order]
         if method.reads_with_lora:
@@ -231,10 +233,16 @@ def _front(i: int, contexts: Sequence[TokenisedContext], settings: QuestionSetti
     return [*beside[:rank], i, *beside[rank:]]
 
 
-def _fitting(front: list[int], i: int, contexts: Sequence[TokenisedContext], room: int) -> list[int]:
+def _extent(method: Method, context: TokenisedContext, ratio: float) -> int:
+    """Positions that a context takes up as memory, as the method is placed."""
+    length = len(context.ids)
+    return method.placing.extent(anchor_count(length, ratio), length)
+
+
+def _fitting(front: list[int], i: int, extents: Sequence[int], room: int) -> list[int]:
     """Without the last distractors that would push a question beyond the positions of the model."""
     kept, spare = list(front), room - MARGIN
-    while len(kept) > 1 and sum(len(contexts[j].ids) for j in kept) > spare:
+    while len(kept) > 1 and sum(extents[j] for j in kept) > spare:
         kept.remove(next(j for j in reversed(kept) if j != i))
     return kept
 
