@@ -144,6 +144,7 @@ def eval_(
     with console.working("loading"):
         from sac_rag.evaluate.harness import evaluate
         from sac_rag.evaluate.prompts import ANSWER_TOKENS
+        from sac_rag.evaluate.readers import reader_of
         from sac_rag.evaluate.results import Results, fingerprints, versions
         from sac_rag.evaluate.retrieved import evaluate_retrieved
     stored = Results(results) if results else None
@@ -175,12 +176,12 @@ def eval_(
         _show(rows, next(iter(adapters)))
         _show_at_once(rows)
         return
-    used = {} if set(readers) == {"full-ft"} and track == "gold" else {method: alone}
+    own = {name: reader_of(name).own_adapter for name in readers}
+    used = {} if all(own.values()) and track == "gold" else {method: alone}
     if len(adapters) > 1:
         used = adapters
     methods = dict.fromkeys(used, method)
-    if "full-ft" in readers:
-        used = {**used, "full-ft": full_ft_adapter}
+    used = {**used, **{read_by: full_ft_adapter for read_by in own.values() if read_by}}
     console.emit({"runs": rows, "versions": versions(), "fingerprints": fingerprints(model, used, methods)})
 
 

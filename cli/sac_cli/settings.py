@@ -31,18 +31,22 @@ def _names(*places: str) -> frozenset[str]:
 
 FREE = (
     _names("sac_rag.config:AskConfig", "sac_rag.train.config:TrainConfig")
+    | _names("sac_rag.train.objectives.base:ReadingSettings", "sac_rag.train.objectives.questions:QuestionSettings")
     | {"ratio", "codec", "method", "passage_tokens", "overlap", "strict", "min_dead", "encoding", "main_text"}
     | {"quiet", "verbose", "no_color", "json", "where", "text", "both", "device", "dtype"}
     | {"reader", "prompt", "track", "sets", "pool", "contexts", "limit", "batch", "precision", "report"}
-    | {"recipe", "steps_scale", "micro_tokens", "option", "licence"}
+    | {"steps_scale", "micro_tokens", "option", "licence"}
     | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole")}
     | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
     | {f"placing_{name}" for name in ("positions", "order", "prior")}
     | {"passages", "step", "deep"}
 )
 """Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error."""
-PLACES = {"library", "libraries", "output", "results", "data", "adapter", "full_ft_adapter", "from", "teacher"}
-"""Flags that it may set to what lies in the working folder."""
+PLACES = {
+    *("library", "libraries", "output", "results", "data"),
+    *("adapter", "full_ft_adapter", "from", "teacher", "recipe"),
+}
+"""Flags that it may set to what lies in the working folder; names of adapters and recipes are such too."""
 MODELS = {"model": "base", "base": "base", "embedder": "embedder"}
 """As PLACES, or to a default model: flag -> kind."""
 

@@ -55,14 +55,14 @@ class Origin:
             },
         )
 
-    def determines(self, reader: str) -> dict[str, Any]:
-        """What of it decides a reader's answers: of an adapter, closed book and plain text see the layout alone."""
+    def determines(self, by_adapter: bool) -> dict[str, Any]:
+        """What of it decides a reader's answers: of an adapter, some see the layout alone."""
         found: dict[str, Any] = {
             "model_sha256": self.model_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
             "layout": self.layout,
         }
-        if reader in ("memory", "full-ft"):
+        if by_adapter:
             found |= {"method": self.method, "adapter_sha256": self.adapter_sha256, **self.built}
         return found
 

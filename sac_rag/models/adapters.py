@@ -10,6 +10,9 @@ from sac_rag.errors import AdapterError
 from sac_rag.foreign import check_regular, read_bytes
 
 SHIPPED = Path(__file__).parent / "adapters"
+IN_CLONES = (("smollm2-135m-instruct", "full-ft"),)
+"""Adapters that lie there in a clone of the repository alone: the package is half as large without what only
+evaluation reads."""
 WEIGHTS, CARD = "adapter.safetensors", "card.json"
 CODEC = "codec.safetensors"
 """What the transform codec was fitted to, where it was (`sac codec`)."""
@@ -51,16 +54,21 @@ def shipped_adapters() -> list[tuple[str, str]]:
 def find_adapter(base_name: str, method: str, name_or_path: str = "default") -> Path:
     """The folder (`adapter.safetensors`, `card.json`) of an adapter.
 
-    "default" is the one shipped for that base model and method; anything else is a folder. Raises AdapterError naming
-    what is missing. Whether the adapter fits the base is told by its card and checked where it is loaded.
+    "default" is the one shipped for that base model and method, or lying beside those in a clone; anything else is a
+    folder. Raises AdapterError naming what is missing, and where it is to be had. Whether the adapter fits the base is
+    told by its card and checked where it is loaded.
     """
     if name_or_path == "default":
         folder = SHIPPED / adapter_slug(base_name) / adapter_slug(method)
         if not folder.is_dir():
             known = ", ".join(f"{base} with {name}" for base, name in shipped_adapters()) or "none"
+            remedy = "train one with `sac train` and pass its folder"
+            if (folder.parent.name, folder.name) in IN_CLONES:
+                within = folder.relative_to(Path(__file__).parents[2]).as_posix()
+                remedy = f"it lies in the repository, not in the package: clone it and pass its folder {within}, or "
+                remedy += f"`sac train --recipe {method}` and pass what that makes"
             raise AdapterError(
-                f"no adapter is shipped for {base_name!r} with method {method!r} (shipped: {known}): "
-                f"train one with `sac train` and pass its folder"
+                f"no adapter is shipped for {base_name!r} with method {method!r} (shipped: {known}): {remedy}"
             )
     else:
         folder = Path(name_or_path).expanduser()

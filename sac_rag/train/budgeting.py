@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from sac_rag.compress.methods.base import Method
+from sac_rag.compress.methods.base import BUDGET, Method
 from sac_rag.errors import ConfigError
-from sac_rag.train.objectives import Batch, answer_loss, readings_of
+from sac_rag.train.batch import Batch, answer_loss, readings_of
+from sac_rag.train.config import TrainConfig
+from sac_rag.train.objectives.base import Loss
+from sac_rag.train.objectives.questions import Questions, QuestionSettings
+from sac_rag.train.teacher import Teacher
 
 
 def check_budget(method: Method) -> None:
@@ -36,3 +40,31 @@ def budget_loss(
     ratios = [batch.ratios[pieces[0]] for pieces in batch.pieces]
     shares = torch.stack([budget.shares(1 / r) for r in ratios])
     return answer_loss(batch, method.backbone.read(memories, readings_of(batch), without=bare, shares=shares))
+
+
+class HeadBudgetSettings(QuestionSettings):
+    """As those of questions; the encoder does not learn, so that its causal start stays."""
+
+    opens = False
+
+    def check(self, steps: int) -> None:
+        super().check(steps)
+        if self.distil_weight:
+            raise ConfigError(
+                f"distil_weight is {self.distil_weight:g} with objective budget; a teacher has a say in answers (qa) "
+                "alone"
+            )
+
+
+class HeadBudget(Questions):
+    """Questions that each head reads with a share of the memory."""
+
+    Settings = HeadBudgetSettings
+    owns = BUDGET
+
+    def __init__(self, config: TrainConfig, method: Method, teacher: Teacher | None = None) -> None:
+        super().__init__(config, method, teacher)
+        check_budget(method)
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        return budget_loss(batch, self.method, future_bias=self.own.future(step))

@@ -20,9 +20,11 @@ from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
-from sac_rag.train.config import TrainConfig, sources_of
-from sac_rag.train.data import Encode, Mixture, Source, kind_of
+from sac_rag.train.config import TrainConfig
+from sac_rag.train.data import Encode, Mixture, Source
 from sac_rag.train.loop import Progress, train
+from sac_rag.train.objectives import OBJECTIVES, configured
+from sac_rag.train.specs import kind_of, sources_of
 from sac_rag.train.teacher import Teacher
 
 
@@ -57,7 +59,7 @@ def run(
     `start_from` where its tensors fit them. Raises ConfigError when something else is asked for that it does not have,
     or than the run in `output` has, TrainingError for unusable data or checkpoints, ModelError, AdapterError.
     """
-    config = config or TrainConfig()
+    config = config or configured()
     if method is not None and not METHODS.load(method).trains:
         raise ConfigError(f"method {method!r} has nothing to train: index with it at once, without an adapter")
     specs = _checked(sources_of(data))
@@ -127,7 +129,7 @@ def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, config: TrainConfig) -> Mixture:
-    sources, plain = [], config.objective == "lm"
+    sources, plain = [], OBJECTIVES.load(config.objective).plain
     for path, weight in specs:
         kind, path = kind_of(path)
         sources.append(Source(path, encode, weight=weight, seed=config.seed, kind=kind, plain=plain))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from sac_rag.compress.backbone import Backbone
-from sac_rag.compress.methods.base import Method
+from sac_rag.compress.methods.base import SELECTOR, Method
 from sac_rag.errors import ConfigError, TrainingError
-from sac_rag.train.data import TokenisedContext
-from sac_rag.train.objectives import Batch
+from sac_rag.train.batch import Batch
+from sac_rag.train.config import TrainConfig
+from sac_rag.train.data import Mixture, TokenisedContext
+from sac_rag.train.objectives.base import Loss, Objective
+from sac_rag.train.teacher import Teacher
 
 LONGEST = 12
 """Tokens of an answer, at most: longer ones are sentences, of which every word is asked for."""
@@ -83,3 +87,23 @@ def salience_loss(batch: Batch, method: Method) -> tuple[torch.Tensor, dict[str,
         start += len(ids)
     loss = F.binary_cross_entropy_with_logits(scores, wanted)
     return loss, {"loss": float(loss.detach())}
+
+
+class Salience(Objective):
+    """Each token of a text is scored: is it asked for?"""
+
+    owns = SELECTOR
+    runs_model = False
+
+    def __init__(self, config: TrainConfig, method: Method, teacher: Teacher | None = None) -> None:
+        super().__init__(config, method, teacher)
+        check_selector(method)
+
+    def contexts(self, mixture: Mixture, longest: int, rng: random.Random) -> list[TokenisedContext]:
+        return [with_answers(lambda: mixture.draw(longest), self.method.backbone)]
+
+    def batch(self, contexts: Sequence[TokenisedContext], step: int, rng: random.Random) -> Batch:
+        return salience_batch(contexts, self.method)
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        return salience_loss(batch, self.method)

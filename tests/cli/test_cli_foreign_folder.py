@@ -70,6 +70,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         "[eval]\nfull-ft-adapter = '/adapter'",
         "[train]\nteacher = 'a/../../teacher'",
         "[train]\nfrom = '/adapter'",
+        "[train]\nrecipe = '../mine.toml'",
+        "[train]\nrecipe = 'link/mine.toml'",
         "[train]\noutput = '/elsewhere/out'",
         "[eval]\nresults = '..'",
         "[eval]\ndata = '/data'",
@@ -101,10 +103,12 @@ def test_what_it_may_say(sac: Sac, library: str, toys: Toys, tmp_path: Path) -> 
         "library = './sac.lib'\nquiet = true\n[ask]\nk = 2\nfidelity = 'text'\nmax-new-tokens = 1\n"
         "[index]\nmodel = 'llama'\nembedder = 'all-minilm-l6-v2'\nadapter = 'default'\nratio = 3\n"
         "[train]\noutput = 'runs/a'\nlearning-rate = 0.1\nratios = [2, 5]\nbase = 'smollm2-135m-instruct'\n"
+        "recipe = 'default'\ndistractor-share = 0.2\nfuture-from = -8.0\n"
         "[eval]\nadapter = ['default', 'new=runs/a']\n"
     )
     found = tree(tmp_path)
     assert found["index"]["model"] == "llama" and found["train"]["output"] == "runs/a"
+    assert found["train"]["recipe"] == "default" and found["train"]["distractor_share"] == 0.2
     assert found["eval"]["adapter"] == ["default", "new=runs/a"]
     result = sac("ask", "Trips?", "--json", SAC_DTYPE="float32")
     assert result.code == 0, result.err

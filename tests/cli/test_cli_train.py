@@ -54,6 +54,16 @@ def test_train_makes_an_adapter_that_index_takes(sac: Sac, toys: Toys, data: str
     assert other.code == 2 and "lora" in other.err and not Path("runs/c").exists()
 
 
+def test_a_flag_that_the_objective_does_not_read_is_passed_over_with_a_word(sac: Sac, toys: Toys, data: str) -> None:
+    Path("book.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
+    flags = ("--base", str(toys.base), "--steps", "1", "--lora-rank", "2", "--json", *SMALL)
+    for objective in ("lm", "ae"):
+        made = sac("train", "book.txt", "-o", objective, *flags, "--objective", objective, "--recall-weight", "0.3")
+        assert made.code == 0 and f"--objective {objective} does not read --recall-weight" in made.err
+        (stage,) = made.json["training"]["stages"]
+        assert stage["objective"] == objective and "recall_weight" not in stage and stage["examples"] > 0
+
+
 def test_a_layout_is_the_models_own_but_for_what_is_given(sac: Sac, toys: Toys, data: str) -> None:
     from sac_rag.compress.templates import layout_of
     from sac_rag.models.loading import load_base

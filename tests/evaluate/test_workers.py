@@ -16,7 +16,8 @@ from sac_rag import processes
 from sac_rag.errors import AdapterError, ConfigError, SacError
 from sac_rag.evaluate import workers
 from sac_rag.evaluate.harness import ALL, evaluate
-from sac_rag.evaluate.jobs import Job, Variant, Work, cost_of, take
+from sac_rag.evaluate.jobs import Job, Variant, Work, take
+from sac_rag.evaluate.readers import reader_of
 from sac_rag.evaluate.results import Results
 from sac_rag.evaluate.tasks import Task
 from sac_rag.train.data import Question
@@ -150,7 +151,7 @@ def test_long_jobs_go_first_and_stay_with_their_adapter():
 def test_costs_follow_what_a_reader_reads():
     q = Question("", "?", ("a",))
     task = Task("t", (("x" * 1000, (q,) * 3), ("x" * 500, (q,))))
-    assert [cost_of(task, r) for r in ("closed", "memory", "full-ft", "text")] == [1600, 3100, 3100, 5100]
+    assert [reader_of(r).cost(task) for r in ("closed", "memory", "full-ft", "text")] == [1600, 3100, 3100, 5100]
 
 
 def test_jobs_survive_their_way_to_a_worker(write_set, tiny):

@@ -35,7 +35,7 @@ from sac_rag.evaluate.retrieved import evaluate_retrieved
 from sac_rag.families import FAMILIES
 from sac_rag.models.embedder import Embedder
 from sac_rag.records import Document
-from sac_rag.train.config import TrainConfig
+from sac_rag.train.objectives import configured
 from sac_rag.train.run import run
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.methods.kept import Kept
@@ -49,7 +49,7 @@ TOYS = {
     "kept": "tests.methods.kept:Kept",
 }
 TRAINED = ("appended", "spread", "states", "shared")
-QUICK = TrainConfig(
+QUICK = configured(
     steps=2, step_tokens=150, accumulate=1, ratios=(2.0,), ratio_weights=(1.0,), warmup=1, learning_rate=5e-3,
     first_context=80, max_context=80, distractors_from=0.0,
 )  # fmt: skip
