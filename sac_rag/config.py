@@ -108,8 +108,8 @@ def is_text_encoding(name: str) -> bool:
 class AskConfig:
     """How a question is answered."""
 
-    k: int = 1
-    """Passages put into memory. One is what the shipped adapter answers best from (docs/log.md)."""
+    k: int = 5
+    """Passages put into memory."""
     min_score: float | None = None
     """Drop hits with a cosine similarity below this; None keeps all."""
     search: str = "hybrid"
