@@ -285,7 +285,7 @@ def test_threads_that_share_a_writer_wait_for_each_other(docs, tiny_config, tmp_
 def test_what_another_thread_removes_is_searched_for_again(docs, tiny_config, tmp_path, monkeypatch):
     question, short = "Who met the clerk in house 2?", {"k": 1, "max_new_tokens": 4, "search": "lexical"}
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
-        (found,) = rag.retrieve(question, AskConfig(search="lexical"))
+        (found,) = rag.retrieve(question, AskConfig(k=1, search="lexical"))
         first = found.passage.id
         search = rag._retrieve
 
@@ -299,7 +299,7 @@ def test_what_another_thread_removes_is_searched_for_again(docs, tiny_config, tm
         answer = rag.ask(question, **short)
         assert (
             [h.passage.id for h in answer.sources]
-            == [h.passage.id for h in rag.retrieve(question, AskConfig(search="lexical"))]
+            == [h.passage.id for h in rag.retrieve(question, AskConfig(k=1, search="lexical"))]
             != [first]
         )
         with pytest.raises(PassageGone, match=first):
