@@ -29,6 +29,7 @@ from sac_rag.compress.methods import METHODS
 from sac_rag.config import AskConfig, IndexConfig, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
 from sac_rag.indexing import Indexer, IndexReport, Listen, Made
+from sac_rag.library.filters import plain
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare, head_of
 from sac_rag.models.embedder import Embedder
@@ -156,12 +157,14 @@ class SacRag:
         embedder: str | None = None,
     ) -> IndexReport:
         """Index documents that are already text (no files); one commit. Of several with one uri the last one counts.
+        Metadata are stored as `sac_rag.library.filters.plain` gives them.
 
         vectors: uri -> a vector that is ready, of shape (dim,), for any of the documents; taken where a document is one
         passage, while longer ones are embedded passage by passage. embedder: the fingerprint of the Embedder that made
         them. Raises LibraryMismatch when that is not the library's, LibraryError for a vector of another shape,
         ConfigError for one of no document; nothing is stored then.
         """
+        documents = [dataclasses.replace(d, meta=_plain_meta(d)) for d in documents]
         return self._indexer().put(documents, vectors=vectors, embedder=embedder)
 
     def embed(self, texts: Sequence[str], *, kind: str = "passage") -> np.ndarray:
@@ -309,11 +312,11 @@ class SacRag:
     def remember(self, texts: Sequence[str], *, meta: Mapping[str, Any] | None = None) -> list[str]:
         """Compress passages that are in no library and return their ids, for `tag`; held in memory, not stored.
 
-        meta: flat metadata for the filter of `cite`; without it they fit none. Texts of more than 510 tokens are
+        meta: metadata for the filter of `cite`; without it they fit none. Texts of more than 510 tokens are
         compressed as consecutive sub-contexts under one id. The longest unused are forgotten beyond `PASSING_BYTES`;
         their tags then stay text.
         """
-        return self._passing.compress(texts, self.engine, self.config.ratio, meta)
+        return self._passing.compress(texts, self.engine, self.config.ratio, plain(meta) if meta else None)
 
     def converse(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Generation:
         """The assistant's next message, token by token. A conversation's next turn goes on from what was read.
@@ -406,6 +409,16 @@ def config_of(library: str | Path) -> IndexConfig:
             "or index its documents again"
         )
     return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
+
+
+def _plain_meta(document: Document) -> dict[str, Any]:
+    out = {}
+    for key, value in document.meta.items():
+        try:
+            out[key] = plain(value)
+        except ConfigError as error:
+            raise ConfigError(f"metadata {key!r} of document {document.uri!r} is no JSON: {error}") from error
+    return out
 
 
 def _absolute(config: IndexConfig) -> IndexConfig:

@@ -100,9 +100,9 @@ class Answer:
     fell_back: bool = False
     """Whether the answer from memory was doubtful and this one is from text (fidelity "auto")."""
     abstained: bool = False
-    """Whether `text` is NO_ANSWER in place of the model's answer."""
+    """Whether `text` is NO_ANSWER: the model's answer was doubtful, or there was no passage and it was not asked."""
     withheld: str | None = None
-    """The model's answer when it abstained."""
+    """The model's answer when that was doubtful."""
 
 
 def unicode_of(text: str) -> str:

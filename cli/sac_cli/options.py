@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ import typer
 
 from sac_cli import console
 from sac_rag.errors import ConfigError, LibraryError
+from sac_rag.library.filters import all_of, fitting
 
 if TYPE_CHECKING:
     from sac_rag.config import IndexConfig
@@ -71,21 +73,52 @@ def matching(wanted: str, stored: Sequence[str], library: str) -> list[str]:
 def where_of(conditions: Sequence[str]) -> Mapping[str, Any] | None:
     """`key=value` conditions as a metadata filter: one key twice means either value.
 
-    `year=2024` finds the number as well as the text.
+    `year=2024` finds the number as well as the text; so do !=, <, <=, > and >=. A condition that begins with a brace
+    is a filter in JSON, as `SacRag.ask(where=…)` takes it. All must hold.
     """
     found: dict[str, list[Any]] = {}
+    others: list[Mapping[str, Any]] = []
     for condition in conditions:
-        key, equals, value = condition.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--where is {condition!r}; write key=value, such as document=guide.md")
-        found.setdefault(key, []).append(value)
-        try:
-            plain = json.loads(value)
-        except ValueError:
+        if condition.lstrip().startswith("{"):
+            others.append(_json(condition))
             continue
-        if plain is None or isinstance(plain, bool | int | float):
-            found[key].append(plain)
-    return found or None
+        match = _CONDITION.fullmatch(condition)
+        if match is None:
+            raise ConfigError(
+                f"--where is {condition!r}; write key=value, such as document=guide.md, key>=value, or a filter in JSON"
+            )
+        key, sign, value = match.groups()
+        values = _values(value)
+        if sign == "=":
+            found.setdefault(key, []).extend(values)
+        elif sign == "!=":
+            others.append({key: {"$nin": values}})
+        else:
+            ordered = [{key: {_SIGNS[sign]: v}} for v in values if v is not None and not isinstance(v, bool)]
+            others.append({"$or": ordered} if len(ordered) > 1 else ordered[0])
+    return all_of(found, *others)
+
+
+_CONDITION = re.compile(r"([^=<>!]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
+_SIGNS = {"<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte"}
+
+
+def _values(text: str) -> list[Any]:
+    """A text, and the number, truth or null that it may stand for."""
+    try:
+        plain = json.loads(text)
+    except ValueError:
+        return [text]
+    return [text, plain] if plain is None or isinstance(plain, bool | int | float) else [text]
+
+
+def _json(condition: str) -> Mapping[str, Any]:
+    try:
+        where: Mapping[str, Any] = json.loads(condition)
+        fitting(where)
+    except ValueError as error:
+        raise ConfigError(f"--where is {condition!r}, which is no JSON: {error}") from None
+    return where
 
 
 def split_commas(values: Sequence[str]) -> list[str]:

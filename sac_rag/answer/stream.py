@@ -43,10 +43,14 @@ class _Attempt:
     confidence: float
     loaded_s: float
     first: float
+    asked: bool = True
+    """Whether the model was: without passages it is not, unless `closed_book` says so."""
 
     @property
     def usage(self) -> Usage:
         a = self.assembled
+        if not self.asked:
+            return Usage(0, 0, 0, 0)
         return Usage(a.anchors, a.source_tokens, a.prompt.tokens, self.tokens)
 
 
@@ -95,10 +99,15 @@ class Stream(Iterator[str]):
             notices = [f"the answer from memory was doubtful ({doubt}); this one is from text"]
             notices += attempt.assembled.notices
         fidelity, text, withheld = attempt.assembled.fidelity, attempt.text, None
-        hits = attempt.assembled.hits
-        if ask.abstain and (not hits or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text))):
-            text, withheld = NO_ANSWER, text
-        alone = "" if withheld is not None else "; the answer comes from the model alone"
+        hits, earlier = attempt.assembled.hits, attempt.assembled.earlier
+        unasked = not attempt.asked
+        if not unasked and ask.abstain:
+            bare = not hits and not earlier
+            if bare or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text)):
+                text, withheld = NO_ANSWER, text
+        alone = ""
+        if not unasked and withheld is None:
+            alone = f"; the answer comes from {'earlier passages' if earlier else 'the model alone'}"
         if not found:
             notices.insert(0, f"no passage matched{alone}")
         elif not hits:
@@ -115,7 +124,7 @@ class Stream(Iterator[str]):
             fidelity=fidelity,
             confidence=attempt.confidence,
             fell_back=fell_back,
-            abstained=withheld is not None,
+            abstained=unasked or withheld is not None,
             withheld=withheld,
         )
         if way.conversation is not None:
@@ -130,6 +139,10 @@ def _attempt(
     with engine.busy(), torch.inference_mode():
         assembled = way.lay(found, text)
     loaded_s = time.perf_counter() - began
+    if not (assembled.hits or assembled.earlier or ask.closed_book):
+        if not held:
+            yield NO_ANSWER
+        return _Attempt(assembled, NO_ANSWER, 0, 0.0, loaded_s, time.perf_counter(), asked=False)
     sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
     stream, pieces, first = TextStream(engine.method.backbone), [], None
     generation = engine.service.submit(assembled.prompt, sampling, keep=way.conversation is not None)

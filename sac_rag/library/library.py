@@ -18,6 +18,7 @@ from sac_rag.library import folder as files
 from sac_rag.library import lexical_file
 from sac_rag.library.catalog import Catalog, Head, StoredDocument
 from sac_rag.library.compact import GcReport, compact
+from sac_rag.library.filters import DOCUMENT, fitting
 from sac_rag.library.opening import compare, load, make, migrate
 from sac_rag.library.segments import SEGMENT_BYTES
 from sac_rag.library.sizes import SegmentUse, Stats, measure
@@ -164,10 +165,14 @@ class Library:
         counts belongs together. Not to be closed. A writer is its own, as it sees its commits alone."""
         return self if self._lock else copy.copy(self)
 
-    def documents(self, uris: Sequence[str] | None = None) -> list[StoredDocument]:
-        """All documents, or those of `uris` that are stored, by uri."""
+    def documents(
+        self, uris: Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None
+    ) -> list[StoredDocument]:
+        """All documents, or those of `uris` that are stored, by uri; with `where`, those whose own metadata fit."""
+        fits = fitting(where)
         with self._still() as view:
-            return view.catalog.documents(uris)
+            found = view.catalog.documents(uris)
+        return [d for d in found if fits({"document": d.uri, **d.meta, DOCUMENT: d.uri})] if where else found
 
     def content_hash(self, uri: str) -> str | None:
         """What was passed to `put` for this document; None when it is not stored."""
@@ -207,7 +212,7 @@ class Library:
         """Whether a passage is stored and fits a metadata filter, which is as in `search`."""
         with self._still() as view:
             key = view.catalog.keys([passage_id]).get(passage_id)
-            return key is not None and (not where or key in view.matching(where))
+            return key is not None and view.fits(key, where)
 
     @property
     def secret(self) -> bytes:
@@ -240,10 +245,10 @@ class Library:
         """The best k passages, best first; equal scores by passage id.
 
         vector: the question's embedding, shape (dim,), any length; text: its words. mode "dense" ranks by cosine,
-        "lexical" by BM25, "hybrid" by reciprocal rank fusion of both (constant 60). where: {key: value or list of
-        values}, all must hold; a key is "document" (the uri) or a metadata key of passage or, failing that, document;
-        None also stands for a missing key. min_score: drop passages whose cosine is lower, in every mode.
-        Raises LibraryError when an argument does not fit.
+        "lexical" by BM25, "hybrid" by reciprocal rank fusion of both (constant 60). where: a filter as in
+        `sac_rag.library.filters`, over the metadata of passage and, failing that, document; "document" is the uri
+        unless there is metadata of that name, "$document" always. min_score: drop passages whose cosine is lower, in
+        every mode. Raises LibraryError when an argument does not fit.
         """
         with self._still() as view:
             return view.search(vector, text, k, mode=mode, where=where, min_score=min_score)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sac_rag.errors import LibraryCorrupt, LibraryError, MemoryInvalid
+from sac_rag.config import check_k
+from sac_rag.errors import ConfigError, LibraryCorrupt, LibraryError, MemoryInvalid
 from sac_rag.library import folder as files
 from sac_rag.library import lexical_file
 from sac_rag.library.catalog import Catalog, Head
-from sac_rag.library.filters import fitting
+from sac_rag.library.filters import DOCUMENT, fitting
 from sac_rag.library.segments import Segment
 from sac_rag.records import Hit
 
@@ -32,6 +33,7 @@ RRF = 60
 POOL = 100
 """How deep each list is read for fusion, at least."""
 MODES = ("hybrid", "dense", "lexical")
+_ABOUT = "d.uri, d.meta, p.meta FROM passages p JOIN documents d ON d.key = p.document"
 
 
 class View:
@@ -54,7 +56,8 @@ class View:
         self._faiss, self._vectors = faiss, vectors
         self._lexical: LexicalIndex | None = None
         self._codec: Codec | None = None
-        self._metas: dict[int, dict[str, Any]] | None = None
+        self._metas: list[tuple[dict[str, Any], list[int]]] | None = None
+        """Metadata, and the row keys of the passages that have just these."""
         self._lock = threading.RLock()
 
     @classmethod
@@ -146,18 +149,23 @@ class View:
         return out
 
     def matching(self, where: Mapping[str, Any]) -> set[int]:
-        """Row keys of passages that fit every entry of `where`."""
+        """Row keys of passages that fit a filter, which is as in `Library.search`."""
+        fits = fitting(where)
         with self._lock:
             if self._metas is None:
-                rows = self.catalog.rows(
-                    "SELECT p.key, d.uri, d.meta, p.meta FROM passages p JOIN documents d ON d.key = p.document"
-                )
-                self._metas = {
-                    key: {**json.loads(ours), **json.loads(own), "document": uri} for key, uri, ours, own in rows
-                }
+                alike: dict[tuple[str, str, str], list[int]] = {}
+                for key, *about in self.catalog.rows(f"SELECT p.key, {_ABOUT}"):
+                    alike.setdefault(tuple(about), []).append(key)
+                self._metas = [(_meta(*about), keys) for about, keys in alike.items()]
             metas = self._metas
+        return {key for meta, keys in metas if fits(meta) for key in keys}
+
+    def fits(self, key: int, where: Mapping[str, Any] | None) -> bool:
+        """Whether one passage fits a filter."""
+        if not where:
+            return True
         fits = fitting(where)
-        return {key for key, meta in metas.items() if fits(meta)}
+        return any(fits(_meta(*about)) for about in self.catalog.rows(f"SELECT {_ABOUT} WHERE p.key = ?", (key,)))
 
     def search(
         self,
@@ -172,14 +180,17 @@ class View:
         """See `Library.search`."""
         if mode not in MODES:
             raise LibraryError(f"search mode is {mode!r}; use one of {', '.join(MODES)}")
-        if k < 1:
-            raise LibraryError(f"k is {k}; at least one passage must be asked for")
+        try:
+            check_k(k)
+        except ConfigError as error:
+            raise LibraryError(str(error)) from error
         if vector is None and (mode != "lexical" or min_score is not None):
             raise LibraryError(
                 f"{mode} search{' with min_score' * (min_score is not None)} needs the question's vector"
             )
         if text is None and mode != "dense":
             raise LibraryError(f"{mode} search needs the question's text")
+        fitting(where)  # a filter that is none is told also where nothing is stored
         if not self.head.passages:
             return []
         if vector is not None:
@@ -216,6 +227,11 @@ class View:
         if len(ids) != len(pairs):
             raise LibraryCorrupt(f"{self.folder}: the index names passages that the catalog does not have")
         return sorted(pairs, key=lambda pair: (-pair[1], ids[pair[0]]))
+
+
+def _meta(uri: str, document: str, passage: str) -> dict[str, Any]:
+    """What a passage is filtered by; its own keys go before its document's, and both before the uri."""
+    return {"document": uri, **json.loads(document), **json.loads(passage), DOCUMENT: uri}
 
 
 def _fused(*rankings: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -10,6 +10,7 @@ import pytest
 from cli_toys import Sac, Toys
 
 from sac_cli import console
+from sac_rag.errors import ConfigError
 
 ANSWER = {"answer", "fidelity", "confidence", "fell_back", "abstained", "sources", "usage", "timings"}
 SOURCE = {"document", "start", "end", "score", "text"}
@@ -91,7 +92,10 @@ def test_conditions(sac: Sac, library: str) -> None:
     result = sac("ask", "Where?", "--json", "--where", "document=docs/travel.md", **SHORT).json
     assert {s["document"] for s in result["sources"]} == {"docs/travel.md"}
     nothing = sac("ask", "Where?", "--where", "document=none", **SHORT)
-    assert nothing.code == 0 and "no passage matched" in nothing.err
+    assert nothing.code == 0 and "no passage matched" in nothing.err and nothing.out == "The passages do not say.\n"
+    alone = sac("ask", "Where?", "--where", "document=none", "--closed-book", **SHORT)
+    assert "the model alone" in alone.err and alone.out != nothing.out
+    assert sac("ask", "Where?", "--where", '{"document": {"$near": 1}}', **SHORT).code == 2
     assert sac("ask", "Where?", "--where", "document", **SHORT).code == 2
 
 
@@ -100,6 +104,14 @@ def test_conditions_find_numbers_and_either_value() -> None:
 
     assert where_of([]) is None
     assert where_of(["year=2024", "kind=a=b", "year=soon"]) == {"year": ["2024", 2024, "soon"], "kind": ["a=b"]}
+    assert where_of(["year>=2024"]) == {"$or": [{"year": {"$gte": "2024"}}, {"year": {"$gte": 2024}}]}
+    assert where_of(["day<2024-05-01", "kind!=true"]) == {
+        "$and": [{"day": {"$lt": "2024-05-01"}}, {"kind": {"$nin": ["true", True]}}]
+    }
+    assert where_of(['{"$not": {"a": 1}}', "b=x"]) == {"$and": [{"b": ["x"]}, {"$not": {"a": 1}}]}
+    for wrong in ("year", "=x", "{", '{"a": {"$gt": null}}', "[1]"):
+        with pytest.raises(ConfigError):
+            where_of([wrong])
 
 
 def test_both_ways(sac: Sac, library: str) -> None:

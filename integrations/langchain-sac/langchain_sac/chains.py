@@ -14,9 +14,10 @@ from langchain_sac.chat_models import ChatSac
 from langchain_sac.compressors import SacDocumentCompressor
 from langchain_sac.formatting import chat_of, format_docs_sac
 from langchain_sac.opening import rag_of, user_of
-from langchain_sac.retrievers import SacRetriever, narrowed
+from langchain_sac.retrievers import SacRetriever
 from sac_rag.errors import ConfigError
-from sac_rag.library.filters import values_of
+from sac_rag.library.filters import all_of, example
+from sac_rag.records import NO_ANSWER
 
 
 def sac_prompt(source: Any) -> ChatPromptTemplate:
@@ -52,6 +53,7 @@ def create_sac_chain(
     search_type: str | None = None,
     where: dict[str, Any] | None = None,
     remember: bool = True,
+    closed_book: bool = False,
     **settings: Any,
 ) -> Runnable[Any, dict[str, Any]]:
     """A runnable from a question to {"input", "context": documents, "answer": text}; it opens the library when it runs.
@@ -60,7 +62,8 @@ def create_sac_chain(
     "question" and, if there is one, "chat_history". k (1), search_type ("hybrid"), where: of the SacRetriever, where
     also of the ChatSac. settings: fields of the ChatSac, with max_tokens=64. llm: in place of the ChatSac, with what is
     bound to it. retriever: in place of the SacRetriever; its documents are compressed as they pass by, or with
-    `remember=False` read as text. Raises ConfigError for settings of what is replaced.
+    `remember=False` read as text. Where nothing was found the answer is NO_ANSWER, "The passages do not say.", and the
+    model is not asked; closed_book: it is. Raises ConfigError for settings of what is replaced.
     """
     user = user_of(source)
     if llm is not None and (settings or where):
@@ -75,16 +78,21 @@ def create_sac_chain(
         raise ConfigError(f"llm is a {type(llm).__name__}: give a ChatSac, or make a chain with format_docs_sac")
     found: Runnable[str, Any] = retriever or SacRetriever(**user, where=where, **{"k": 1, **search})
     if retriever is not None and remember:
-        fitting = _fitting(narrowed(model.where, bound.get("where")))
-        found = found | _remembering(SacDocumentCompressor(**user_of(model), meta=fitting))
+        meta = example(all_of(model.where, bound.get("where")))
+        found = found | _remembering(SacDocumentCompressor(**user_of(model), meta=meta))
     # A lambda that returns a runnable runs it: the prompt is looked up when there is something to ask.
     prompt = RunnableLambda(lambda _: sac_prompt(chat), name="sac_prompt")
-    answer = (
+    said = (
         RunnablePassthrough.assign(context=lambda x: format_docs_sac(x["context"], chat))
         | prompt
         | chat
         | StrOutputParser()
     )
+
+    def answered(x: dict[str, Any]) -> Any:
+        return said if closed_book or x["context"] else NO_ANSWER
+
+    answer = RunnableLambda(answered, name="sac_answer")
     chain = (
         RunnableLambda(_question)
         | RunnablePassthrough.assign(context=RunnableLambda(lambda x: x["input"]) | found)
@@ -99,12 +107,6 @@ def _question(given: Any) -> dict[str, Any]:
     if not isinstance(question, str) or not question.strip():
         raise ConfigError(f'no question in {sorted(values)}: give a str, or a dict with "input" or "question"')
     return {**values, "input": question.strip()}
-
-
-def _fitting(where: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Metadata that fits a filter; None when there is none, or nothing fits."""
-    values = {key: values_of(wanted) for key, wanted in (where or {}).items()}
-    return {key: value[0] for key, value in values.items()} if values and all(values.values()) else None
 
 
 def _remembering(compressor: SacDocumentCompressor) -> Runnable[Any, Any]:

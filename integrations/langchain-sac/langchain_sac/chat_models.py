@@ -44,8 +44,8 @@ class ChatSac(LibraryUser, BaseChatModel):
     """Nucleus sampling mass, used when temperature > 0."""
     stop: list[str] | None = None
     """Strings that end an answer; they are not part of it."""
-    seed: int = 0
-    """Seed of sampling."""
+    seed: int | None = None
+    """Seed of sampling; None draws afresh each time."""
     timeout: float | None = None
     """Seconds for a whole answer, looked at after every token; TimeoutError beyond."""
     max_retries: int = 0

@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, Functio
 
 from sac_rag.answer.tags import Tagger
 from sac_rag.errors import ConfigError
+from sac_rag.library.filters import all_of
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -43,14 +44,14 @@ class Scope:
         follows: bool = False,
     ) -> None:
         self.rag, self.follows, self.moved = rag, follows, False
-        self.wheres = [w for w in wheres if w]
+        self.where = all_of(*wheres)
         self.allowed = [frozenset(a) for a in allowed if a is not None]
 
     def cite(self, text: str) -> Content:
         """Text cut at the tags of passages that may be read; other tags stay text."""
         if self.follows and self._names_unheld(text):
             self.follows, self.moved = False, self.rag.library.refresh()
-        found = self.rag.cite(text, where=self.wheres[0] if self.wheres else None)
+        found = self.rag.cite(text, where=self.where)
         return tuple(p if isinstance(p, str) or self._permits(p.id) else self.rag.tag(p.id) for p in found)
 
     def reads(self, tag: str) -> bool:
@@ -65,7 +66,7 @@ class Scope:
         except ValueError as error:
             raise ConfigError(f"a sac_kv block names {passage_id!r}: {error}") from error
         if any(isinstance(p, str) for p in content):
-            limits = [*(f"where={w}" for w in self.wheres), *("allowed_ids" for _ in self.allowed)]
+            limits = [*([f"where={self.where}"] if self.where else ()), *("allowed_ids" for _ in self.allowed)]
             within = f" within {' and '.join(limits)}" if limits else ""
             raise ConfigError(
                 f"a sac_kv block names passage {passage_id!r}, which {self.rag.library.path} does not hold{within}: "
@@ -78,10 +79,7 @@ class Scope:
         return self.rag.cite(text) != tuple(genuine)
 
     def _permits(self, passage_id: str) -> bool:
-        tag = self.rag.tag(passage_id)
-        return all(passage_id in ids for ids in self.allowed) and all(
-            not isinstance(self.rag.cite(tag, where=where)[0], str) for where in self.wheres[1:]
-        )
+        return all(passage_id in ids for ids in self.allowed)
 
 
 def to_sac(messages: Sequence[BaseMessage], scope: Scope) -> list[Message]:

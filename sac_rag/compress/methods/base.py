@@ -121,7 +121,6 @@ class Method(ABC):
             dtype=backbone.dtype,
         )
 
-
     def passages(
         self,
         ranked: Sequence[Sequence[AnchorKV]],

@@ -59,7 +59,7 @@ class SacLLM(CustomLLM):
     max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(default=0.0, ge=0, description="0 is greedy.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus mass, used when temperature > 0.")
-    seed: int = Field(default=0, description="Seed of sampling.")
+    seed: int | None = Field(default=None, description="Seed of sampling; None draws afresh each time.")
     stop: list[str] = Field(default_factory=list, description="Texts that end an answer; left out of it.")
     where: dict[str, Any] | None = Field(
         default=None, description="Metadata filter of the stored passages whose tags may be read."

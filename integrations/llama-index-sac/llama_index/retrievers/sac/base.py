@@ -25,7 +25,7 @@ class SacRetriever(BaseRetriever):
     """Retrieves from an open `sac_rag.SacRag`, which stays the caller's to close.
 
     k: nodes returned. search: "hybrid", "dense" or "lexical". where: metadata filter, as in `SacRag.retrieve`;
-    filters: the same as LlamaIndex writes it (==, in; and). min_score: drop passages whose cosine is lower.
+    filters: the same as LlamaIndex writes it. min_score: drop passages whose cosine is lower.
     tags: return SacNodes, whose text a language model sees as a tag; set it when that model is a `SacLLM`.
     Nodes hold the passage's own text; their metadata sac_id, document (uri), start and end (characters in the
     document's text), score and heading.
@@ -46,7 +46,7 @@ class SacRetriever(BaseRetriever):
     ) -> None:
         super().__init__(callback_manager=callback_manager)
         self._source = Source(rag, library)
-        self.where = where_of(filters, where) or None
+        self.where = where_of(filters, where)
         self.ask = AskConfig(k=k, search=search, min_score=min_score)
         self.tags = tags
 
