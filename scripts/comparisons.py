@@ -114,38 +114,30 @@ def which(rng: random.Random, a: Paragraph, b: Paragraph, people: dict[str, Para
     if a.born and b.born and a.born[0] != b.born[0]:
         first, last = (a, b) if a.born < b.born else (b, a)
         late = rng.random() < 0.5
-        asked = [
-            f"Who was born {rng.choice(ways[late][:1] if late else EARLIER)}",
-            f"Who is {('older', 'younger')[late]}",
-        ]
+        asked = [f"Who was born {rng.choice(ways[late][:1] if late else EARLIER)}", f"Who is {('older', 'younger')[late]}"]
         pair = either(rng, a.title, b.title)
         named = [f"{text}, {pair}?" for text in asked] + ([] if late else [f"Was {pair} born first?"])
         yield rng.choice(named), (last if late else first).title
     if a.died and b.died and a.died[0] != b.died[0]:
         first, last = (a, b) if a.died < b.died else (b, a)
         late = rng.random() < 0.5
-        yield (
-            f"Who died {'later' if late else rng.choice(EARLIER)}, {either(rng, a.title, b.title)}?",
-            (last if late else first).title,
-        )
+        yield f"Who died {'later' if late else rng.choice(EARLIER)}, {either(rng, a.title, b.title)}?", (
+            last if late else first
+        ).title
         lived = [p.died[0] - p.born[0] for p in (a, b)] if a.born and b.born else [0, 0]  # type: ignore[index]
         if abs(lived[0] - lived[1]) > 1 and rng.random() < 0.5:
             yield f"Who lived longer, {either(rng, a.title, b.title)}?", (a if lived[0] > lived[1] else b).title
     if a.year and b.year and a.kind == b.kind and a.year != b.year:
         late = rng.random() < 0.5
         verb = rng.choice(("was released", "came out"))
-        yield (
-            f"Which {a.kind} {verb} {rng.choice(ways[late])}, {either(rng, a.title, b.title)}?",
-            (a if (a.year > b.year) == late else b).title,
-        )
+        yield f"Which {a.kind} {verb} {rng.choice(ways[late])}, {either(rng, a.title, b.title)}?", (
+            a if (a.year > b.year) == late else b
+        ).title
     if a.nation and b.nation and bool(a.year) == bool(b.year):
         same = "yes" if a.nation == b.nation else "no" if not a.nation & b.nation else ""
         pair = both(rng, a.title, b.title)
         people_ways = (f"Do {pair} have the same nationality?", f"Were {pair} of the same nationality?")
-        work_ways = (
-            f"Did {pair} originate from the same country?",
-            f"Are both {a.kind}s, {pair}, from the same country?",
-        )
+        work_ways = (f"Did {pair} originate from the same country?", f"Are both {a.kind}s, {pair}, from the same country?")
         if same and (same == "yes" or rng.random() < 0.35):
             yield rng.choice((f"Are {pair} both from the same country?", *(work_ways if a.year else people_ways))), same
     one, two = people.get(a.director), people.get(b.director)
@@ -153,18 +145,13 @@ def which(rng: random.Random, a: Paragraph, b: Paragraph, people: dict[str, Para
         pair = either(rng, a.title, b.title)
         if one.born and two.born and one.born[0] != two.born[0]:
             late = rng.random() < 0.5
-            who = rng.choice(
-                (f"was born {'later' if late else rng.choice(EARLIER)}", f"is {('older', 'younger')[late]}")
-            )
+            who = rng.choice((f"was born {'later' if late else rng.choice(EARLIER)}", f"is {('older', 'younger')[late]}"))
             answer = a if (one.born > two.born) == late else b
             yield f"Which film has the director who {who}, {pair}?", answer.title
         if one.died and two.died and one.died[0] != two.died[0]:
             late = rng.random() < 0.5
             answer = a if (one.died > two.died) == late else b
-            yield (
-                f"Which film has the director who died {'later' if late else rng.choice(EARLIER)}, {pair}?",
-                answer.title,
-            )
+            yield f"Which film has the director who died {'later' if late else rng.choice(EARLIER)}, {pair}?", answer.title
         if one.nation and two.nation:
             same = "yes" if one.nation == two.nation else "no" if not one.nation & two.nation else ""
             pair = both(rng, a.title, b.title)
