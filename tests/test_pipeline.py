@@ -451,9 +451,10 @@ def test_opening_needs_no_settings_and_refuses_other_ones(docs, tiny_config, tmp
 def test_answers_carry_sources_usage_and_times(docs, tiny_config, tmp_path):
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
         answer = rag.ask("Whom did the amber of house 3 meet?", k=3, max_new_tokens=8)
-        assert len(answer.sources) == 3 and [h.score for h in answer.sources] == sorted(
-            (h.score for h in answer.sources), reverse=True
+        assert len(answer.sources) == 3 and [h.fused for h in answer.sources] == sorted(
+            (h.fused for h in answer.sources), reverse=True
         )
+        assert all(0 <= h.score <= 1 and h.score == max(0.0, h.dense) for h in answer.sources)
         prefix = rag.engine.method.prefix.anchors
         memories = rag.library.load([h.passage.id for h in answer.sources])
         assert answer.usage.anchors == prefix + sum(m.anchors for m in memories)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sac_cli import indexing
 from sac_cli.index import Paths, Strict
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, Wait, opened
 from sac_cli.shell import command
 
 
@@ -19,12 +19,13 @@ def add(
     paths: Paths,
     library: LibraryFolder = DEFAULT_LIBRARY,
     strict: Strict = False,
+    wait: Wait = 0.0,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Add documents to a library, with the settings it was made with."""
     indexing.check_paths(paths)
-    with opened(library, write=True, device=device, dtype=dtype) as rag:
+    with opened(library, write=True, wait=wait, device=device, dtype=dtype) as rag:
         report = indexing.compress(rag, paths, strict=strict)
         indexing.show(rag, report, as_json=as_json)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sac_cli import fields, indexing
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, Wait, opened
 from sac_cli.shell import command
 from sac_rag.errors import LibraryNotFound
 
@@ -36,6 +36,7 @@ def index(
     library: LibraryFolder = DEFAULT_LIBRARY,
     sync: Annotated[bool, typer.Option(help="Also remove documents under the given folders that are gone.")] = False,
     strict: Strict = False,
+    wait: Wait = 0.0,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -48,7 +49,7 @@ def index(
     """
     indexing.check_paths(paths)
     config = _config(library, fields.given(SETTINGS, values))
-    with opened(library, config=config, write=True, create=True, device=device, dtype=dtype) as rag:
+    with opened(library, config=config, write=True, create=True, wait=wait, device=device, dtype=dtype) as rag:
         report = indexing.compress(rag, paths, sync=sync, strict=strict)
         indexing.show(rag, report, as_json=as_json)
 

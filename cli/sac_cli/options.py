@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -25,6 +26,9 @@ DEFAULT_LIBRARY = "sac.lib"
 
 LibraryFolder = Annotated[str, typer.Option("--library", "-l", help="Folder of the library.", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wait = Annotated[
+    float, typer.Option("--wait", min=0.0, help="Seconds to wait while another process writes.", metavar="SECONDS")
+]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, …", rich_help_panel="Computing")]
 Dtype = Annotated[
     str, typer.Option(help="Number type of the model: auto, float32, bfloat16, float16.", rich_help_panel="Computing")
@@ -48,6 +52,7 @@ def opened(
     config: IndexConfig | None = None,
     write: bool = False,
     create: bool = False,
+    wait: float = 0.0,
 ) -> Iterator[SacRag]:
     """A library with its model, a spinner meanwhile."""
     if not create:
@@ -55,15 +60,19 @@ def opened(
     with console.working("loading the model"):
         from sac_rag.pipeline import SacRag
 
-        rag = SacRag.open(library, config=config, write=write, create=create, device=device, dtype=dtype)
+        rag = SacRag.open(library, config=config, write=write, create=create, wait=wait, device=device, dtype=dtype)
     with rag:
         yield rag
 
 
-def matching(wanted: str, stored: Sequence[str], library: str) -> list[str]:
-    """The stored uris that a name or a pattern stands for; a name goes before a pattern."""
-    hits = [wanted] if wanted in stored else [uri for uri in stored if fnmatchcase(uri, wanted)]
-    if not hits:
+def matching(wanted: str, stored: Sequence[str], library: str, *, missing_ok: bool = False) -> list[str]:
+    """The stored uris that a name or a pattern stands for; a name goes before a pattern, letters in NFC or not."""
+    plain = unicodedata.normalize("NFC", wanted)
+    forms = {uri: unicodedata.normalize("NFC", uri) for uri in stored}
+    hits = [wanted] if wanted in forms else [uri for uri, form in forms.items() if form == plain]
+    hits = hits or [uri for uri in stored if console.one_line(uri) == wanted]  # as a table prints it
+    hits = hits or [uri for uri, form in forms.items() if fnmatchcase(form, plain)]
+    if not hits and not missing_ok:
         near = difflib.get_close_matches(wanted, stored, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else " `sac ls` prints what is there."
         raise LibraryError(f"no document {wanted!r} in {library}.{hint}")

@@ -45,7 +45,9 @@ class Shelf:
     """passage id -> whether it is there."""
 
 
-def chat_prompt(method: Method, messages: Sequence[Message], shelf: Shelf, *, placing: Placing | None = None) -> Prompt:
+def chat_prompt(
+    method: Method, messages: Sequence[Message], shelf: Shelf, *, placing: Placing | None = None
+) -> Prompt:
     """The prompt of a conversation, ready for the assistant's next answer.
 
     Neighbouring messages of one role are read as one. Passages that follow each other with nothing but blanks between

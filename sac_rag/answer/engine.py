@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.backbone import LoraSpec
 from sac_rag.compress.methods.base import Method
 from sac_rag.config import DEFAULT_MODEL, IndexConfig
-from sac_rag.errors import ConfigError, SacError
+from sac_rag.errors import ConfigError, SacError, check_process
 from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.loading import choose_device, choose_dtype, eos_ids, load_base
@@ -47,7 +48,7 @@ class Engine:
             self.method.backbone.pack()
         stop = self.method.backbone.template(self.method.layout.end)[:1]
         self.reader = Reader(self.method.backbone, [*stop, *eos_ids(base)], use_lora=self.method.reads_with_lora)
-        self._busy = threading.RLock()
+        self._busy, self._pid = threading.RLock(), os.getpid()
         self.service = Service(self.reader, self.busy)
         """Answers questions of all threads as one batch."""
 
@@ -66,6 +67,8 @@ class Engine:
         key = cls._key(model, method, adapter, device, dtype)
         with cls._lock:
             engine = cls._shared.get(key)
+            if engine is not None:
+                check_process(engine._pid, "the model was loaded")
             if engine is None or not engine.is_current():
                 engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype)
             return engine
@@ -79,7 +82,9 @@ class Engine:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Held while tensors of this engine are computed with; tokenizers and caches are not thread-safe."""
+        """Held while tensors of this engine are computed with; tokenizers and caches are not thread-safe. ProcessForked
+        in the child of a fork, where computing would wait for threads that are not there."""
+        check_process(self._pid, "the model was loaded")
         with self._busy:
             yield
 

@@ -12,10 +12,14 @@ from sac_rag.answer.assemble import Assembled
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
-from sac_rag.answer.reader import Sampling, TextStream
+from sac_rag.answer.reader import Sampling
+from sac_rag.answer.reply import Reply
 from sac_rag.config import AskConfig
 from sac_rag.errors import PassageGone
 from sac_rag.records import NO_ANSWER, Answer, Hit, Timings, Usage
+
+RETRIES = 8
+"""How often a question is searched for anew because a passage that was found has been removed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,12 @@ class _Attempt:
 
     assembled: Assembled
     text: str
-    tokens: int
+    usage: Usage
     confidence: float
     loaded_s: float
     first: float
     asked: bool = True
     """Whether the model was: without passages it is not, unless `closed_book` says so."""
-
-    @property
-    def usage(self) -> Usage:
-        a = self.assembled
-        if not self.asked:
-            return Usage(0, 0, 0, 0)
-        return Usage(a.anchors, a.source_tokens, a.prompt.tokens, self.tokens)
 
 
 class Stream(Iterator[str]):
@@ -84,11 +81,14 @@ class Stream(Iterator[str]):
         retrieved = time.perf_counter()
         doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
         held = ask.abstain or doubtful is not None
-        try:
-            attempt = yield from _attempt(engine, way, found, text=False, held=held)
-        except PassageGone:  # removed by another thread since it was found, and before the first piece
-            found = way.find()
-            attempt = yield from _attempt(engine, way, found, text=False, held=held)
+        for again in range(RETRIES, -1, -1):
+            try:
+                attempt = yield from _attempt(engine, way, found, text=False, held=held)
+                break
+            except PassageGone:  # removed by another thread since it was found, and before the first piece
+                if not again:
+                    raise
+                found = way.find()
         usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
         fell_back = doubtful is not None and bool(attempt.assembled.hits) and attempt.confidence < doubtful
         if fell_back:
@@ -142,24 +142,15 @@ def _attempt(
     if not (assembled.hits or assembled.earlier or ask.closed_book):
         if not held:
             yield NO_ANSWER
-        return _Attempt(assembled, NO_ANSWER, 0, 0.0, loaded_s, time.perf_counter(), asked=False)
+        return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
     sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-    stream, pieces, first = TextStream(engine.method.backbone), [], None
-    generation = engine.service.submit(assembled.prompt, sampling, keep=way.conversation is not None)
-    for token in generation:
-        first = first or time.perf_counter()
-        if piece := stream.push(token):
-            pieces.append(piece)
-            if not held:
-                yield piece
-    first = first or time.perf_counter()
-    if piece := stream.flush():
-        pieces.append(piece)
+    reply = Reply.begin(engine.service, assembled.prompt, sampling, keep=way.conversation is not None)
+    for piece in reply:
         if not held:
             yield piece
-    completion = generation.completion
-    whole = "".join(pieces).strip()
-    return _Attempt(assembled, whole, len(completion.token_ids), completion.logprob, loaded_s, first)
+    first = reply.first or time.perf_counter()
+    usage = replace(reply.usage, source_tokens=assembled.source_tokens)
+    return _Attempt(assembled, reply.text.strip(), usage, reply.completion.logprob, loaded_s, first)
 
 
 def _both(a: Usage, b: Usage) -> Usage:
@@ -169,4 +160,5 @@ def _both(a: Usage, b: Usage) -> Usage:
         anchors=a.anchors + b.anchors,
         prompt_tokens=a.prompt_tokens + b.prompt_tokens,
         completion_tokens=a.completion_tokens + b.completion_tokens,
+        reused=a.reused + b.reused,
     )

@@ -137,7 +137,9 @@ class Session:
         size = self.rows if self._backbone.is_steady else most
         return torch.cat([walk(range(at, min(at + size, self.rows))) for at in range(0, self.rows, size)])
 
-    def _stepping(self, caches: Sequence[tuple[torch.Tensor, torch.Tensor]], filled: torch.Tensor, those: range) -> Mix:
+    def _stepping(
+        self, caches: Sequence[tuple[torch.Tensor, torch.Tensor]], filled: torch.Tensor, those: range
+    ) -> Mix:
         """The attention of one more token for each of `those` rows, over caches that are filled so far, (rows, layers,
         kv_heads)."""
         places, like = filled.transpose(0, 1), caches[0][0]

@@ -88,7 +88,8 @@ class Catalog:
         self._lock = threading.RLock()
 
     def __del__(self) -> None:
-        self.connection.close()
+        if connection := self.__dict__.get("connection"):  # not of one that was never made whole
+            connection.close()
 
     @classmethod
     def create(cls, folder: Path, codec: str, dim: int, fingerprint: Mapping[str, Any]) -> None:

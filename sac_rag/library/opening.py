@@ -15,7 +15,7 @@ from sac_rag.library.catalog import Catalog, Head
 from sac_rag.library.view import View
 
 
-def make(folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int) -> None:
+def make(folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int, wait: float = 0.0) -> None:
     """Write an empty library; see `Library.create`."""
     from sac_rag.library.codecs import CODECS
 
@@ -29,7 +29,7 @@ def make(folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int) -> 
         folder.mkdir(mode=0o700, exist_ok=True)
         if foreign := sorted(name for name in os.listdir(folder) if not files.is_beginning(name)):
             raise LibraryError(f"{folder} holds other files ({foreign[0]}): choose an empty or a new folder")
-        lock = files.WriterLock(folder)
+        lock = files.WriterLock(folder, wait)
     try:
         with files.writing(folder):
             if os.path.lexists(folder / files.CATALOG):

@@ -11,28 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sac_rag.config import check_k
-from sac_rag.errors import ConfigError, LibraryCorrupt, LibraryError, MemoryInvalid
+from sac_rag.errors import LibraryCorrupt, MemoryInvalid
 from sac_rag.library import folder as files
 from sac_rag.library import lexical_file
 from sac_rag.library.catalog import Catalog, Head
 from sac_rag.library.filters import DOCUMENT, fitting
 from sac_rag.library.segments import Segment
-from sac_rag.records import Hit
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from sac_rag.compress.anchor_kv import AnchorKV
     from sac_rag.library.codecs import Codec
     from sac_rag.library.lexical import LexicalIndex
     from sac_rag.library.vectors import VectorIndex
 
-RRF = 60
-"""Constant of reciprocal rank fusion: a list adds 1 / (RRF + rank), ranks from 1."""
-POOL = 100
-"""How deep each list is read for fusion, at least."""
-MODES = ("hybrid", "dense", "lexical")
 _ABOUT = "d.uri, d.meta, p.meta FROM passages p JOIN documents d ON d.key = p.document"
 
 
@@ -167,79 +158,10 @@ class View:
         fits = fitting(where)
         return any(fits(_meta(*about)) for about in self.catalog.rows(f"SELECT {_ABOUT} WHERE p.key = ?", (key,)))
 
-    def search(
-        self,
-        vector: np.ndarray | None,
-        text: str | None,
-        k: int,
-        *,
-        mode: str = "hybrid",
-        where: Mapping[str, Any] | None = None,
-        min_score: float | None = None,
-    ) -> list[Hit]:
-        """See `Library.search`."""
-        if mode not in MODES:
-            raise LibraryError(f"search mode is {mode!r}; use one of {', '.join(MODES)}")
-        try:
-            check_k(k)
-        except ConfigError as error:
-            raise LibraryError(str(error)) from error
-        if vector is None and (mode != "lexical" or min_score is not None):
-            raise LibraryError(
-                f"{mode} search{' with min_score' * (min_score is not None)} needs the question's vector"
-            )
-        if text is None and mode != "dense":
-            raise LibraryError(f"{mode} search needs the question's text")
-        fitting(where)  # a filter that is none is told also where nothing is stored
-        if not self.head.passages:
-            return []
-        if vector is not None:
-            from sac_rag.library.vectors import normalise
-
-            vector = normalise(vector, self.head.dim, "the question")
-        allowed = self.matching(where) if where else None
-        if allowed is not None and not allowed:
-            return []
-        depth = max(POOL, 4 * k) if mode == "hybrid" else k
-        dense: list[tuple[int, float]] = []
-        lexical: list[tuple[int, float]] = []
-        if mode != "lexical" and vector is not None:
-            dense = self._ranked(self.vectors().search(vector, depth, allowed))[:depth]
-        if mode != "dense" and text is not None:
-            all_of_them = mode == "lexical" and min_score is not None
-            lexical = self._ranked(self.lexical().search(text, None if all_of_them else depth, allowed))
-            lexical = lexical if all_of_them else lexical[:depth]
-        best = self._ranked(_fused(dense, lexical)) if mode == "hybrid" else dense or lexical
-        if min_score is not None and best and vector is not None:
-            from sac_rag.library.vectors import cosines
-
-            keys = [key for key, _ in best]
-            scores = cosines(self.vectors().rows(keys), vector)
-            best = [hit for hit, cosine in zip(best, scores.tolist(), strict=True) if cosine >= min_score]
-        best = best[:k]
-        by_dense, by_lexical = dict(dense), dict(lexical)
-        passages = self.catalog.passages_at([key for key, _ in best])
-        return [Hit(passages[key], score, dense=by_dense.get(key), lexical=by_lexical.get(key)) for key, score in best]
-
-    def _ranked(self, pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
-        """Best first; equal scores by passage id, which does not depend on how the library came about."""
-        ids = self.catalog.ids([key for key, _ in pairs])
-        if len(ids) != len(pairs):
-            raise LibraryCorrupt(f"{self.folder}: the index names passages that the catalog does not have")
-        return sorted(pairs, key=lambda pair: (-pair[1], ids[pair[0]]))
-
 
 def _meta(uri: str, document: str, passage: str) -> dict[str, Any]:
     """What a passage is filtered by; its own keys go before its document's, and both before the uri."""
     return {"document": uri, **json.loads(document), **json.loads(passage), DOCUMENT: uri}
-
-
-def _fused(*rankings: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, (key, _) in enumerate(ranking, start=1):
-            scores[key] = scores.get(key, 0.0) + 1.0 / (RRF + rank)
-    return list(scores.items())
 
 
 def read_faiss(folder: Path, head: Head) -> bytes | None:

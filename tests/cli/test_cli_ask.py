@@ -13,8 +13,8 @@ from sac_cli import console
 from sac_rag.errors import ConfigError
 
 ANSWER = {"answer", "fidelity", "confidence", "fell_back", "abstained", "sources", "usage", "timings"}
-SOURCE = {"document", "start", "end", "score", "text"}
-USAGE = {"anchors", "source_tokens", "prompt_tokens", "completion_tokens"}
+SOURCE = {"document", "start", "end", "score", "fused", "text"}
+USAGE = {"attended_tokens", "memory_tokens", "source_tokens", "completion_tokens", "reused_tokens"}
 TIMINGS = {"retrieve_s", "load_s", "first_token_s", "total_s"}
 SHORT = {"SAC_MAX_NEW_TOKENS": "8", "SAC_DTYPE": "float32"}
 
@@ -47,11 +47,11 @@ def test_text_and_streamed_answers(sac: Sac, library: str) -> None:
         == body.strip()
     )
     plain = sac("ask", "Who approves trips?", "--text", "--json", **SHORT).json
-    assert plain["usage"]["anchors"] == 0 and plain["usage"]["prompt_tokens"] > answer["usage"]["prompt_tokens"]
+    assert plain["usage"]["memory_tokens"] == 0 and plain["usage"]["attended_tokens"] > answer["usage"]["attended_tokens"]
     same = sac("ask", "Who approves trips?", "--fidelity", "text", "--json", **SHORT).json
     assert (same["answer"], same["fidelity"]) == (plain["answer"], "text") and answer["fidelity"] == "memory"
     mixed = sac("ask", "Who approves trips?", "--fidelity", "mixed", "-k", "2", "--json", **SHORT).json
-    assert mixed["fidelity"] == "mixed" and len(mixed["sources"]) == 2 and mixed["usage"]["anchors"] > 0
+    assert mixed["fidelity"] == "mixed" and len(mixed["sources"]) == 2 and mixed["usage"]["memory_tokens"] > 0
 
 
 def test_questions_from_standard_input(sac: Sac, library: str) -> None:

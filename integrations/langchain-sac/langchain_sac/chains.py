@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from langchain_core.messages import SystemMessage
@@ -9,6 +10,8 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, HumanMessagePromptTemplate, MessagesPlaceholder
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from langchain_core.runnables.base import RunnableBindingBase
+from pydantic import Field
 
 from langchain_sac.chat_models import ChatSac
 from langchain_sac.compressors import SacDocumentCompressor
@@ -26,14 +29,8 @@ def sac_prompt(source: Any) -> ChatPromptTemplate:
     source: a SacRag, a library's folder or a component over one; it is opened. With documents rendered as tags, the
     model reads the same tokens and memories as `SacRag.ask` on the same passages.
     """
-    from sac_rag.answer.chat import layout_messages
-
-    rag = rag_of(source)
-    method = rag.engine.method
-    with rag.engine.busy():
-        # Braces are a template's own: the layout's are doubled, the two variables put in afterwards.
-        messages = layout_messages(method, "\ue000", "\ue001")
-    *front, (_, question) = messages
+    # Braces are a template's own: the layout's are doubled, the two variables put in afterwards.
+    *front, (_, question) = rag_of(source).layout("\ue000", "\ue001")
     escaped = question.replace("{", "{{").replace("}", "}}").replace("\ue000", "{context}").replace("\ue001", "{input}")
     return ChatPromptTemplate.from_messages(
         [
@@ -65,6 +62,10 @@ def create_sac_chain(
     `remember=False` read as text. Where nothing was found the answer is NO_ANSWER, "The passages do not say.", and the
     model is not asked; closed_book: it is. Raises ConfigError for settings of what is replaced.
     """
+    given = {
+        **{"source": source, "retriever": retriever, "llm": llm, "k": k, "search_type": search_type, "where": where},
+        **{"remember": remember, "closed_book": closed_book, **settings},
+    }
     user = user_of(source)
     if llm is not None and (settings or where):
         unused = settings | ({"where": where} if where else {})
@@ -98,7 +99,26 @@ def create_sac_chain(
         | RunnablePassthrough.assign(context=RunnableLambda(lambda x: x["input"]) | found)
         | RunnablePassthrough.assign(answer=answer)
     )
-    return chain.with_config(run_name="sac_chain")
+    return SacChain(bound=chain, config={"run_name": "sac_chain"}, given=given)
+
+
+class SacChain(RunnableBindingBase[Any, dict[str, Any]]):
+    """What `create_sac_chain` makes. It is pickled and copied as what it was made of."""
+
+    given: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        source = user_of(self.given["source"])
+        path = source["library"] if source.get("library") else str(source["rag"].library.path)
+        return _made, ({**self.given, "source": path},)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SacChain:
+        given = {k: v if k == "source" else copy.deepcopy(v, memo) for k, v in self.given.items()}
+        return _made(given)
+
+
+def _made(given: dict[str, Any]) -> Any:
+    return create_sac_chain(**given)
 
 
 def _question(given: Any) -> dict[str, Any]:

@@ -34,8 +34,6 @@ def digest(document: Document) -> str:
 
 def to_stored(rag: SacRag, uri: str, document: Document) -> Stored:
     """A document for `SacRag.put`; ConfigError when it is blank or its metadata cannot be stored."""
-    from sac_rag.text.passages import offsets_of, split
-
     text = document.page_content
     if not text.strip():
         raise ConfigError(f"document {uri!r} is blank: leave it out")
@@ -44,10 +42,7 @@ def to_stored(rag: SacRag, uri: str, document: Document) -> Stored:
         own["kept"] = {"pages": meta.pop("pages")}
     if keys := [(str(k), k) for k in document.metadata if not isinstance(k, str)]:
         own["keys"] = keys
-    with rag.engine.busy():
-        offsets = offsets_of(rag.engine.method.backbone.tokenizer)
-        passages = split(Stored(uri, text), offsets, max_tokens=rag.config.passage_tokens, overlap=rag.config.overlap)
-    if any(blanks := list(_blanks(text, passages))):
+    if any(blanks := list(_blanks(text, rag.split(Stored(uri, text))))):
         own["blanks"] = blanks
     return Stored(uri, text, meta={**meta, OWN: own} if own else meta)
 

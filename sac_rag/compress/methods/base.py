@@ -121,6 +121,7 @@ class Method(ABC):
             dtype=backbone.dtype,
         )
 
+
     def passages(
         self,
         ranked: Sequence[Sequence[AnchorKV]],

@@ -18,7 +18,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
-from llama_index.schema.sac.base import stored_tag, with_tag
+from llama_index.schema.sac.base import offered, stored_tag, with_tag
 from llama_index.schema.sac.documents import compress, node_from, strange
 from llama_index.schema.sac.filters import where_of
 from llama_index.schema.sac.opening import Source
@@ -44,7 +44,8 @@ class SacVectorStore(BasePydanticVectorStore):
     """Over a `sac_rag.SacRag` open for writing; `from_library` opens one.
 
     `add` compresses nodes: a node is a document of the library, its id the uri. Nodes longer than a passage of the
-    library become several passages and are found whole. tags: return SacNodes; set it when a `SacLLM` reads them.
+    library become several passages and are found whole. Any model reads found nodes as text, a `SacLLM` of the library
+    as memory. tags: return SacNodes, which keep their memory's tag.
     The library searches by its own embedder, so give `VectorStoreIndex` a `SacEmbedding` of the same library, whose
     vectors are taken over, or set is_embedding_query=False: then passages and questions are embedded here, and any
     embed_model will do.
@@ -64,10 +65,11 @@ class SacVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def from_library(cls, library: str | os.PathLike[str], config: IndexConfig | None = None, **settings: Any) -> Self:
-        """Open a library for writing, made if missing (`config`: with these settings). `rag.close()` closes it."""
+        """Open a library, made if missing (`config`: with these settings): for reading, and from the first change on
+        for writing, until `rag.close()` or until nobody refers to it any more."""
         from sac_rag import SacRag
 
-        return cls(SacRag.open(Path(library), config=config, write=True, create=True), **settings)
+        return cls(SacRag.open(Path(library), config=config, create=True, later=True), **settings)
 
     @classmethod
     def class_name(cls) -> str:
@@ -140,7 +142,7 @@ class SacVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self.clear)
 
     def _remove(self, where: Mapping[str, Any] | None, node_ids: Sequence[str] | None = None) -> None:
-        with self.rag.library.writing:
+        with self.rag.changing():
             if uris := [node.node_id for node in self._nodes(node_ids, where)]:
                 self.rag.remove(uris)
 
@@ -174,7 +176,7 @@ class SacVectorStore(BasePydanticVectorStore):
             own.append({"ref_doc_id": list(query.doc_ids)})
         where = all_of(where_of(query.filters), *own)
         vector = None if mode == "lexical" else self._vector(query)
-        library, limit = self._source.newest().library, wanted
+        library, limit = self._source.newest().newest(), wanted
         while True:
             hits = library.search(vector, query.query_str, limit, mode=mode, where=where)
             scores: dict[str, float] = {}
@@ -196,13 +198,14 @@ class SacVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.query, query, **kwargs)
 
     def _nodes(self, node_ids: Sequence[str] | None, where: Mapping[str, Any] | None = None) -> Iterator[BaseNode]:
-        for document in self._source.newest().library.documents(node_ids, where=where):
+        for document in self._source.newest().newest().documents(node_ids, where=where):
             if (node := node_from(document)) is not None:
                 yield node
 
     def _tagged(self, node: BaseNode) -> BaseNode:
-        tag = stored_tag(self.rag, node) if self.tags else None
-        return node if tag is None else with_tag(node, tag)
+        if (tag := stored_tag(self.rag, node)) is None:
+            return node
+        return with_tag(self.rag, node, tag) if self.tags else offered(self.rag, node, tag)
 
     def _vector(self, query: VectorStoreQuery) -> Any:
         import numpy as np
