@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,15 +58,34 @@ class Serving:
         """Text cut at the tags of this library, for a `Message`. where: only passages that fit this metadata filter."""
         return tuple(self._tagger.split(text, lambda i: self._passing.fits(i, where) or self.library.holds(i, where)))
 
+    def stored_tag(self, name: str, text: str) -> str | None:
+        """The tag of a text that the library holds under the id of a passage or the uri of a document; a line for each
+        passage where it is several. None unless what is stored is this very text, but for white space between passages.
+        """
+        library = self.library
+        passages = library.get([name]) if library.holds(name) else library.passages(name)
+        for some in (passages, *([p] for p in passages if p.text == text)):
+            if some and _covers(some, text):
+                return "\n".join(self.tag(p.id) for p in some)
+        return None
+
     def offer(self, text: str, tag: str) -> None:
         """A passage, or several, was handed out as text: `recall` knows it again by that text."""
         self._offered.note(text, tag)
 
-    def recall(self, text: str, *, where: Mapping[str, Any] | None = None) -> Content:
-        """As `cite`, also cut where the text of a passage stands that was handed out with `offer`."""
+    def recall(
+        self,
+        text: str,
+        *,
+        where: Mapping[str, Any] | None = None,
+        among: Callable[[str], bool] = lambda passage_id: True,
+    ) -> Content:
+        """As `cite`, also cut where the text of a passage stands that was handed out with `offer`, if it is `among`
+        those that may be read."""
 
         def readable(tag: str) -> bool:
-            return not any(isinstance(part, str) and part.strip() for part in self.cite(tag, where=where))
+            parts = self.cite(tag, where=where)
+            return all(not p.strip() if isinstance(p, str) else among(p.id) for p in parts)
 
         return self.cite(self._offered.put_in(text, readable), where=where)
 
@@ -228,3 +247,15 @@ class Serving:
             return self._passing.extent(passage_id) is not None or library.holds(passage_id)
 
         return Shelf(library.secret.hex(), functools.partial(self._extents, library), load, holds)
+
+
+def _covers(passages: Sequence[Passage], text: str) -> bool:
+    """Whether the passages are the text, but for white space between them."""
+    base = passages[0].start - text.find(passages[0].text)
+    done = 0
+    for p in passages:
+        start = p.start - base
+        if start < 0 or text[start : start + len(p.text)] != p.text or text[done:start].strip():
+            return False
+        done = max(done, start + len(p.text))
+    return not text[done:].strip()

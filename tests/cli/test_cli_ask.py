@@ -47,7 +47,8 @@ def test_text_and_streamed_answers(sac: Sac, library: str) -> None:
         == body.strip()
     )
     plain = sac("ask", "Who approves trips?", "--text", "--json", **SHORT).json
-    assert plain["usage"]["memory_tokens"] == 0 and plain["usage"]["attended_tokens"] > answer["usage"]["attended_tokens"]
+    assert plain["usage"]["memory_tokens"] == 0
+    assert plain["usage"]["attended_tokens"] > answer["usage"]["attended_tokens"]
     same = sac("ask", "Who approves trips?", "--fidelity", "text", "--json", **SHORT).json
     assert (same["answer"], same["fidelity"]) == (plain["answer"], "text") and answer["fidelity"] == "memory"
     mixed = sac("ask", "Who approves trips?", "--fidelity", "mixed", "-k", "2", "--json", **SHORT).json

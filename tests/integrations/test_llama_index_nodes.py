@@ -85,11 +85,18 @@ def shown(node: Any) -> str:
 def test_importing_them_changes_nothing_of_llama_index() -> None:
     """No span handler, no event handler, no patched class: what nodes show does not depend on who is at work."""
     modules = ", ".join(sorted({ours.__module__.rpartition(".")[0] for ours in KINDS}))
-    code = (
-        "from llama_index_instrumentation import get_dispatcher as g\nfrom llama_index.core.schema import TextNode as T\n"
-        "state = lambda: (list(g().span_handlers), list(g().event_handlers), dict(T.__dict__)); before = state();"
-        f"import {modules}; print(state() == before)"
-    )
+    code = f"""
+from llama_index.core.schema import TextNode
+from llama_index_instrumentation import get_dispatcher
+
+def state():
+    root = get_dispatcher()
+    return list(root.span_handlers), list(root.event_handlers), dict(TextNode.__dict__)
+
+before = state()
+import {modules}
+print(state() == before)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=550)
     assert (done.returncode, done.stdout.split()) == (0, ["True"]), done.stderr
 

@@ -74,6 +74,7 @@ def create_sac_chain(
     if retriever is not None and search:
         raise ConfigError(f"retriever is given, and settings for another: {search}; set them there")
     chat = llm or ChatSac(**user, where=where, **{"max_tokens": 64, **settings})
+    asked = chat if remember else chat.bind(recall=False)
     model, bound = chat_of(chat)
     if model is None:
         raise ConfigError(f"llm is a {type(llm).__name__}: give a ChatSac, or make a chain with format_docs_sac")
@@ -82,11 +83,11 @@ def create_sac_chain(
         meta = example(all_of(model.where, bound.get("where")))
         found = found | _remembering(SacDocumentCompressor(**user_of(model), meta=meta))
     # A lambda that returns a runnable runs it: the prompt is looked up when there is something to ask.
-    prompt = RunnableLambda(lambda _: sac_prompt(chat), name="sac_prompt")
+    prompt = RunnableLambda(lambda _: sac_prompt(model), name="sac_prompt")
     said = (
-        RunnablePassthrough.assign(context=lambda x: format_docs_sac(x["context"], chat))
+        RunnablePassthrough.assign(context=lambda x: format_docs_sac(x["context"], chat, quiet=not remember))
         | prompt
-        | chat
+        | asked
         | StrOutputParser()
     )
 

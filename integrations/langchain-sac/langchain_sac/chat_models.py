@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -51,6 +51,9 @@ class ChatSac(LibraryUser, BaseChatModel):
     where: dict[str, Any] | None = None
     """Metadata filter: only passages that fit may be read, whatever a call says. One per tenant keeps tenants apart.
     What a SacDocumentCompressor remembers fits by the compressor's `meta`."""
+    recall: bool = True
+    """Read passages as memory where their text stands in a prompt, if a SacRetriever, SacVectorStore or
+    SacDocumentCompressor over the same library handed them out."""
     allowed_ids: list[str] | None = None
     """Only these passages may be read; None leaves it to `where`."""
 
@@ -68,7 +71,7 @@ class ChatSac(LibraryUser, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("library", "max_tokens", "temperature", "top_p", "stop", "seed", "where", "allowed_ids")
+        names = ("library", "max_tokens", "temperature", "top_p", "stop", "seed", "where", "allowed_ids", "recall")
         return {name: getattr(self, name) for name in names}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -77,9 +80,8 @@ class ChatSac(LibraryUser, BaseChatModel):
         return params
 
     def reads(self, tag: str, **settings: Any) -> bool:
-        """Whether a tag would be read as a memory, with these settings of a call; opens the library."""
-        call = self._call(None, settings)
-        return self._scope(call.wheres, call.allowed).reads(tag)
+        """Whether a tag, or several, would be read as memory, with these settings of a call; opens the library."""
+        return self._scope(self._call(None, settings)).reads(tag)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of the base model's tokenizer."""
@@ -87,7 +89,7 @@ class ChatSac(LibraryUser, BaseChatModel):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Positions in the model's context: a passage counts with its source tokens, though fewer are read."""
-        scope = self._scope((self.where,), (self.allowed_ids,))
+        scope = self._scope(self._call(None, {}))
         parts = [p for m in to_sac(messages, scope) for p in m.content]
         texts = sum(len(self.get_token_ids(p)) for p in parts if isinstance(p, str))
         ids = list(dict.fromkeys(p.id for p in parts if not isinstance(p, str)))
@@ -170,12 +172,12 @@ class ChatSac(LibraryUser, BaseChatModel):
 
     def _asked(self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]) -> Asked:
         call = self._call(stop, settings)
-        scope = self._scope(call.wheres, call.allowed)
+        scope = self._scope(call)
         return Asked(scope.rag, scope.rag.conversation(to_sac(messages, scope), call.sampling), call)
 
-    def _scope(self, wheres: Iterable[dict[str, Any] | None], allowed: Iterable[Sequence[str] | None]) -> Scope:
+    def _scope(self, call: Call) -> Scope:
         # Not at the newest generation at once: what the tags of a prompt stand for may be gone there.
-        return Scope(self.opened(), wheres, allowed, follows=self._follows)
+        return Scope(self.opened(), call.wheres, call.allowed, follows=self._follows, recall=call.recall)
 
     def _call(self, stop: Sequence[str] | None, settings: dict[str, Any]) -> Call:
         """Settings of one call. Filters add to the model's own: a call cannot read what the model may not."""
@@ -186,12 +188,13 @@ class ChatSac(LibraryUser, BaseChatModel):
         wheres = (self.where, given.pop("where", None))
         allowed = (self.allowed_ids, given.pop("allowed_ids", None))
         stop = given.pop("stop", None) if stop is None else stop
-        own = {n: given.pop(n, None) for n in ("max_tokens", "temperature", "top_p", "seed", "timeout")}
+        own = {n: given.pop(n, None) for n in ("max_tokens", "temperature", "top_p", "seed", "timeout", "recall")}
         if given:
             known = ", ".join((*own, "stop", "where", "allowed_ids"))
             raise TypeError(f"ChatSac was called with {', '.join(map(repr, given))}; a call takes {known}")
-        tokens, temperature, top_p, seed, timeout = (getattr(self, n) if v is None else v for n, v in own.items())
+        chosen = (getattr(self, n) if v is None else v for n, v in own.items())
+        tokens, temperature, top_p, seed, timeout, recall = chosen
         sampling = Sampling(tokens, temperature or 0.0, top_p, seed, min_new_tokens=1)
         stop = self.stop if stop is None else stop
         stop = [stop] if isinstance(stop, str) else stop
-        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed)
+        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed, recall)

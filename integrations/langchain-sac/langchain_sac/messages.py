@@ -42,22 +42,27 @@ class Scope:
         allowed: Iterable[Sequence[str] | None] = (),
         *,
         follows: bool = False,
+        recall: bool = False,
     ) -> None:
-        self.rag, self.follows, self.moved = rag, follows, False
+        self.rag, self.follows, self.moved, self.recall = rag, follows, False, recall
         self.where = all_of(*wheres)
         self.allowed = [frozenset(a) for a in allowed if a is not None]
 
     def cite(self, text: str) -> Content:
-        """Text cut at the tags of passages that may be read; other tags stay text."""
+        """Text cut at the tags of passages that may be read; other tags stay text. With `recall`, also at the texts of
+        passages that were handed out."""
         if self.follows and self._names_unheld(text):
             self.follows, self.moved = False, self.rag.library.refresh()
-        found = self.rag.cite(text, where=self.where)
+        if self.recall:
+            found = self.rag.recall(text, where=self.where, among=self._permits)
+        else:
+            found = self.rag.cite(text, where=self.where)
         return tuple(p if isinstance(p, str) or self._permits(p.id) else self.rag.tag(p.id) for p in found)
 
-    def reads(self, tag: str) -> bool:
-        """Whether a text is one tag of a passage that may be read."""
-        parts = self.cite(tag)
-        return len(parts) == 1 and not isinstance(parts[0], str)
+    def reads(self, tags: str) -> bool:
+        """Whether a text is tags and nothing else, and all of passages that may be read."""
+        parts = self.cite(tags)
+        return bool(parts) and not any(isinstance(p, str) and p.strip() for p in parts)
 
     def passage(self, passage_id: Any) -> Content:
         """A passage named by its id; ConfigError when it may not be read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import threading
@@ -223,16 +224,38 @@ class SacVectorStore(VectorStore):
     def _documents(self, hits: Sequence[Hit], sac_metadata: bool = False) -> list[tuple[Document, float]]:
         rag = self.rag
         owners = {d.uri: d for d in rag.library.documents([h.passage.document for h in hits])}
-        return [
-            (
-                stored(owners[p.document], p.text, _memory(rag, p.id, p.text) if sac_metadata else {}),
-                float(h.dense or 0.0),
-            )
-            for h in hits
-            if (p := h.passage).document in owners
-        ]
+        found = []
+        for hit in hits:
+            if (p := hit.passage).document in owners:
+                memory = _memory(rag, p.id, p.text)  # a ChatSac knows the text again, with these keys or without
+                document = stored(owners[p.document], p.text, memory if sac_metadata else {})
+                found.append((document, float(hit.dense or 0.0)))
+        return found
 
     # -- making ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_documents(cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any) -> Self:
+        """A store with these documents; see `from_texts`."""
+        store = cls._made(embedding, kwargs)
+        store.add_documents(documents, **kwargs)
+        return store
+
+    @classmethod
+    async def afrom_documents(
+        cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
+    ) -> Self:
+        return await asyncio.to_thread(lambda: cls.from_documents(documents, embedding, **kwargs))
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings | None = None,
+        metadatas: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        return await asyncio.to_thread(lambda: cls.from_texts(texts, embedding, metadatas, **kwargs))
 
     @classmethod
     def from_texts(
@@ -242,24 +265,29 @@ class SacVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: list[str] | None = None,
-        rag: SacRag | None = None,
-        library: str | os.PathLike[str] | None = None,
-        config: IndexConfig | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A store with these texts. embedding: None or a SacEmbeddings: a library searches by its own embedder."""
+        """A store with these texts. embedding: None or a SacEmbeddings: a library searches by its own embedder. rag,
+        library, config, wait: as of SacVectorStore.
+        """
+        store = cls._made(embedding, kwargs)
+        store.add_texts(texts, metadatas, ids=ids, **kwargs)
+        return store
+
+    @classmethod
+    def _made(cls, embedding: Embeddings | None, settings: dict[str, Any]) -> Self:
+        """An empty store; its own settings are taken out of `settings`."""
+        own = {name: settings.pop(name) for name in ("rag", "library", "config", "wait") if name in settings}
         if embedding is not None and not isinstance(embedding, SacEmbeddings):
             raise ConfigError(
                 f"embedding is a {type(embedding).__name__}, but a library searches by its own embedder: give None, or "
                 "config=IndexConfig(embedder=…) to choose it"
             )
-        if embedding is not None and embedding.model is not None and rag is None:
+        if embedding is not None and embedding.model is not None and own.get("rag") is None:
             from sac_rag.config import IndexConfig
 
-            config = dataclasses.replace(config or IndexConfig(), embedder=embedding.model)
-        store = cls(rag, library=library, config=config)
-        store.add_texts(texts, metadatas, ids=ids, **kwargs)
-        return store
+            own["config"] = dataclasses.replace(own.get("config") or IndexConfig(), embedder=embedding.model)
+        return cls(**own)
 
 
 _memory = sac_metadata  # `sac_metadata` is also the name of a search's switch

@@ -27,6 +27,7 @@ class Call:
     timeout: float | None
     wheres: tuple[dict[str, Any] | None, ...]
     allowed: tuple[Sequence[str] | None, ...]
+    recall: bool
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from llama_index.core.schema import (
 )
 
 from sac_rag.answer.tags import text_digest
-from sac_rag.records import Hit, Passage
+from sac_rag.records import Hit
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -98,16 +98,7 @@ def is_text(node: BaseNode) -> bool:
 
 def stored_tag(rag: SacRag, node: BaseNode) -> str | None:
     """The tag of a node that a library holds, known by its id; None unless the stored text is the node's own."""
-    id_, library = node.node_id, rag.library
-    passages = library.get([id_]) if library.holds(id_) else library.passages(id_)
-    if not passages or not _covers(passages, node.get_content(MetadataMode.NONE)):
-        return None
-    return tag_of(rag, [p.id for p in passages])
-
-
-def tag_of(rag: SacRag, ids: Sequence[str]) -> str:
-    """One text for several passages; splitters of LlamaIndex cut it between lines only."""
-    return "\n".join(rag.tag(i) for i in ids)
+    return rag.stored_tag(node.node_id, node.get_content(MetadataMode.NONE))
 
 
 def with_stored_memory(rag: SacRag, found: Sequence[NodeWithScore]) -> list[NodeWithScore]:
@@ -117,15 +108,3 @@ def with_stored_memory(rag: SacRag, found: Sequence[NodeWithScore]) -> list[Node
         tag = stored_tag(rag, scored.node) if is_text(scored.node) else None
         out.append(scored if tag is None else NodeWithScore(node=with_tag(rag, scored.node, tag), score=scored.score))
     return out
-
-
-def _covers(passages: Sequence[Passage], text: str) -> bool:
-    """Whether the passages are the text, but for white space between them."""
-    base = passages[0].start - text.find(passages[0].text)
-    done = 0
-    for p in passages:
-        start = p.start - base
-        if start < 0 or text[start : start + len(p.text)] != p.text or text[done:start].strip():
-            return False
-        done = max(done, start + len(p.text))
-    return not text[done:].strip()
