@@ -233,11 +233,20 @@ def _answer(rag: SacRag, task: Task, found: Sequence[Sequence[Hit]], how: _Readi
 
 def _asked(ask: AskConfig, reader: str, placing: Placing) -> dict[str, Any]:
     """The settings of `ask` that decide a reader's answers; how passages are read is the reader's own."""
-    left_out = {"fidelity", "abstain", "placing", "order", "prior", *(() if reader == "mixed" else MIXING)}
+    left_out = {
+        "fidelity",
+        "abstain",
+        "closed_book",
+        "placing",
+        "order",
+        "prior",
+        *(() if reader == "mixed" else MIXING),
+    }
     asked = {name: value for name, value in dataclasses.asdict(ask).items() if name not in left_out}
     memories = reader in STORED and ask.k > 1
     # Order and prior are named only where they say something: runs from before there were any are still found.
     unusual = {"order": placing.order, "prior": placing.prior} if memories and placing != BEFORE else {}
+    asked["seed"] = ask.seed or 0  # a greedy answer has none, and runs were stored under 0
     return {**asked, "placing": placing.positions if reader in STORED else "source", **unusual}
 
 
