@@ -135,18 +135,19 @@ class AskConfig:
     None goes by rank alone."""
     abstain: bool = False
     """Say that the passages do not say, instead of a doubtful answer (needs `sac calibrate`)."""
+    closed_book: bool = False
+    """Let the model answer alone where no passage was found or fits; otherwise the passages are said not to say."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     temperature: float = 0.0
     """0 is greedy; above, sampling."""
     top_p: float = 1.0
     """Nucleus sampling mass, used when temperature > 0."""
-    seed: int = 0
-    """Seed of sampling."""
+    seed: int | None = None
+    """Seed of sampling; None draws afresh each time."""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"k is {self.k}; at least one passage is needed")
+        check_k(self.k)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         check_sampling(self.temperature, self.top_p, self.seed)
@@ -164,11 +165,19 @@ class AskConfig:
             )
 
 
-def check_sampling(temperature: float, top_p: float, seed: int) -> None:
+def check_k(k: int) -> None:
+    """Raises ConfigError for what is no number of passages."""
+    if isinstance(k, bool) or not hasattr(k, "__index__"):
+        raise ConfigError(f"k is {k!r}, a {type(k).__name__}; give a whole number of passages, 1 or more")
+    if k < 1:
+        raise ConfigError(f"k is {k}; at least one passage must be asked for")
+
+
+def check_sampling(temperature: float, top_p: float, seed: int | None) -> None:
     """Raises ConfigError for what no token can be drawn by."""
     if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ConfigError(f"temperature {temperature} must be at least 0 and finite, and top_p {top_p} in (0, 1]")
-    if not 0 <= seed < 2**63:
+    if seed is not None and not 0 <= seed < 2**63:
         raise ConfigError(f"seed is {seed}; it must be at least 0 and below 2**63")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 class SacError(Exception):
     """Base of all errors raised on purpose. `exit_code` is what the command line returns for it."""
@@ -16,6 +18,16 @@ def known(name: str, message: str) -> SacError | None:
         return None
     error: SacError = kind.__new__(kind, message)  # whatever its constructor takes
     return error
+
+
+def check_process(pid: int, what: str) -> None:
+    """ProcessForked unless this is still the process of that number."""
+    if os.getpid() != pid:
+        raise ProcessForked(
+            f"{what} in process {pid}, and this is process {os.getpid()}, forked from it: threads, locks and files do "
+            "not survive a fork. Open it in this process alone, or start workers in another way (multiprocessing's "
+            '"spawn", gunicorn without --preload)'
+        )
 
 
 class ConfigError(SacError):
@@ -46,6 +58,10 @@ class AdapterError(SacError):
 
 class MemoryInvalid(SacError):
     """A KV tensor has the wrong shape or type, or holds NaN or Inf."""
+
+
+class ProcessForked(SacError):
+    """What one process has opened or loaded is used in another that was forked from it."""
 
 
 class GateError(SacError):
@@ -79,7 +95,7 @@ class LibraryUnsafe(LibraryError):
 
 
 class LibraryLocked(LibraryError):
-    """Another process is writing to this library."""
+    """Somebody is writing to this library: another process, or this one."""
 
 
 class PassageGone(LibraryError):

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 
 from sac_rag.answer import gate
 from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_of
-from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine, adapter_folder
-from sac_rag.answer.passing import Passing
-from sac_rag.answer.prompt import Prompt
-from sac_rag.answer.reader import Sampling
-from sac_rag.answer.service import Generation
+from sac_rag.answer.serving import Serving
 from sac_rag.answer.stream import Stream, Way
-from sac_rag.answer.tags import Tagger
-from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import AskConfig, IndexConfig, ReadConfig, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
 from sac_rag.library.catalog import Head
+from sac_rag.library.filters import plain
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import compare, head_of
 from sac_rag.library.repair import Remade, RepairReport
@@ -45,21 +41,40 @@ SAME_EMBEDDER = 0.99
 """Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
 
 
-class SacRag:
+class SacRag(Serving):
     """A library and the engine that reads it.
 
     `SacRag.index(paths, library)` makes or updates a library, `SacRag.open(library)` uses one; a context manager.
-    Questions may come from several threads.
+    Questions may come from several threads. One opened for reading goes to the newest generation at each question. A
+    pickled one is opened again, for reading, where it is unpickled; a copy is the same object.
     """
 
-    def __init__(self, library: Library, engine: Engine, embedder: Embedder, config: IndexConfig) -> None:
-        self.library, self.engine, self.embedder, self.config = library, engine, embedder, config
+    def __init__(
+        self,
+        library: Library,
+        engine: Engine,
+        embedder: Embedder,
+        config: IndexConfig,
+        *,
+        to_write: Callable[[], Library] | None = None,
+    ) -> None:
+        """to_write: opens the library for writing, at the first change."""
+        super().__init__(library, engine, config)
+        self.embedder = embedder
         self.report = IndexReport()
         """What the last `add` or `put` did, or is doing."""
-        self._gated = False
-        self._tagger = Tagger(library.secret)
-        self._passing = Passing()
         self._made = KnownVectors()
+        self._to_write, self._opening = to_write, threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        dtype = str(self.engine.dtype).removeprefix("torch.")
+        return _reopened, (str(self.library.path), self.engine.device.type, dtype)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     # -- making and opening ------------------------------------------------------------------------------
 
@@ -75,6 +90,7 @@ class SacRag:
         workers: int | None = None,
         listen: Listen | None = None,
         reading: ReadConfig | None = None,
+        wait: float = 0.0,
         device: str = "auto",
         dtype: str = "auto",
     ) -> SacRag:
@@ -82,11 +98,11 @@ class SacRag:
 
         paths: files, folders, globs. config: None takes the library's own settings, or the defaults for a new one.
         sync: also remove documents under the given folders that are gone. strict: raise DocumentError at the first
-        unreadable file instead of reporting it. workers: see `add`. reading: limits and encoding of files. The report
-        is `.report`. Raises LibraryMismatch when `config` is not what the library was made with, LibraryLocked when
-        another process writes to it.
+        unreadable file instead of reporting it. workers: see `add`. reading: limits and encoding of files. wait:
+        seconds to wait for another writer. The report is `.report`. Raises LibraryMismatch when `config` is not what
+        the library was made with, LibraryLocked when another process writes to it.
         """
-        rag = cls.open(library, config=config, write=True, create=True, device=device, dtype=dtype)
+        rag = cls.open(library, config=config, write=True, create=True, wait=wait, device=device, dtype=dtype)
         try:
             rag.add(paths, sync=sync, strict=strict, workers=workers, listen=listen, reading=reading)
         except BaseException:
@@ -103,14 +119,18 @@ class SacRag:
         write: bool = False,
         create: bool = False,
         fetch: Collection[str] | None = None,
+        later: bool = False,
+        wait: float = 0.0,
         device: str = "auto",
         dtype: str = "auto",
     ) -> SacRag:
         """Open a library with the model it was made with. `config`, when given, must agree with it.
 
-        write: as the one writer. create: likewise, and made if it is missing. fetch: which of "model" and "embedder"
-        may be fetched from the hub; None is those of `config`, and none where the library alone names them. Raises
-        LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked, ModelError.
+        write: as the one writer, which the SacRags of a process are together. create: likewise, and made if it is
+        missing. later: with these, open for reading, and for writing at the first change. fetch: which of "model" and
+        "embedder" may be fetched from the hub; None is those of `config`, and none where the library alone names them.
+        wait: seconds to wait for another writer. Raises LibraryNotFound, LibraryMismatch (naming field and both
+        values), LibraryCorrupt, LibraryLocked, ModelError.
         """
         if fetch is None:
             fetch = ("model", "embedder") if config else ()
@@ -131,14 +151,25 @@ class SacRag:
         engine = Engine.shared(config.model, config.method, config.adapter, **where, fetch="model" in fetch)
         embedder = Embedder.shared(config.embedder, device=str(engine.device), fetch="embedder" in fetch)
         wanted = engine.fingerprint(config, embedder)
+        to_write = functools.partial(Library.open, library, fingerprint=wanted, write=True, share=True, wait=wait)
         if create and not exists:
-            state = codec_state(engine.adapter_path)
             opened = Library.create(
-                library, wanted, codec=config.codec, codec_state=state, dim=embedder.dim, exist_ok=True
+                library,
+                wanted,
+                codec=config.codec,
+                codec_state=codec_state(engine.adapter_path),
+                dim=embedder.dim,
+                exist_ok=True,
+                share=True,
+                wait=wait,
             )
-        else:
-            opened = Library.open(library, fingerprint=wanted, write=write)
-        return cls(opened, engine, embedder, config)
+            if later:
+                opened.close()
+        elif write and not later:
+            opened = to_write()
+        if later or not write:
+            opened = Library.open(library, fingerprint=wanted)
+        return cls(opened, engine, embedder, config, to_write=to_write if write and later else None)
 
     def close(self) -> None:
         self.library.close()
@@ -186,12 +217,14 @@ class SacRag:
         embedder: str | None = None,
     ) -> IndexReport:
         """Index documents that are already text (no files); one commit. Of several with one uri the last one counts.
+        Metadata are stored as `sac_rag.library.filters.plain` gives them.
 
         vectors: uri -> a vector that is ready, of shape (dim,), for any of the documents; taken where a document is one
         passage, while longer ones are embedded passage by passage. embedder: the fingerprint of the Embedder that made
         them. Raises LibraryMismatch when that is not the library's, LibraryError for a vector of another shape,
         ConfigError for one of no document; nothing is stored then.
         """
+        documents = [dataclasses.replace(d, meta=_plain_meta(d)) for d in documents]
         return self._indexer().put(documents, vectors=vectors, embedder=embedder)
 
     def embed(self, texts: Sequence[str], *, kind: str = "passage") -> np.ndarray:
@@ -224,17 +257,17 @@ class SacRag:
         Waits for a group of documents that another thread is storing. Raises LibraryError naming a uri that is not
         stored; nothing is removed then.
         """
-        with self.library.writing:
-            stored = {d.uri for d in self.library.documents(uris)}
+        with self.changing() as library:
+            stored = {d.uri for d in library.documents(uris)}
             if unknown := [u for u in uris if u not in stored]:
-                raise LibraryError(f"no document {unknown[0]!r} in {self.library.path}; `sac ls` prints what is there")
-            with self.library.transaction() as tx:
+                raise LibraryError(f"no document {unknown[0]!r} in {library.path}; `sac ls` prints what is there")
+            with library.transaction() as tx:
                 return sum(tx.remove_document(uri) for uri in dict.fromkeys(uris))
 
     def gc(self, *, min_dead: float = 0.0) -> GcReport:
         """Give the bytes of removed passages back and erase their text."""
-        with self.library.writing:
-            return self.library.gc(min_dead=min_dead)
+        with self.changing() as library:
+            return library.gc(min_dead=min_dead)
 
     def mismatches(self, sample: int | None = None) -> list[str]:
         """Compare stored memories with what the model makes of their text, of all passages, or of `sample` drawn by
@@ -249,8 +282,21 @@ class SacRag:
     def stats(self) -> Stats:
         return self.library.stats()
 
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Library]:
+        """The library, for who reads what is stored and then changes it; other threads wait for their turn."""
+        library = self._writer()
+        with library.writing:
+            yield library
+
+    def _writer(self) -> Library:
+        with self._opening:
+            if self._to_write is not None and not self.library.writable:
+                self.library = self._to_write()
+            return self.library
+
     def _indexer(self) -> Indexer:
-        indexer = Indexer(self.library, self.engine, self.embedder, self.config)
+        indexer = Indexer(self._writer(), self.engine, self.embedder, self.config)
         self.report = indexer.report
         return indexer
 
@@ -259,14 +305,16 @@ class SacRag:
     def retrieve(
         self, question: str, ask: AskConfig | None = None, *, where: Mapping[str, Any] | None = None
     ) -> list[Hit]:
-        """The passages that a question would be answered from, best first."""
-        return self._retrieve(self.library, question, ask or AskConfig(), where)
+        """The passages that a question would be answered from, best first, of those with the same words one."""
+        return self._retrieve(self.newest(), question, ask or AskConfig(), where)
 
     def _retrieve(self, library: Library, question: str, ask: AskConfig, where: Mapping[str, Any] | None) -> list[Hit]:
         vector = None
         if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
-        return library.search(vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score)
+        return library.search(
+            vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score, distinct=True
+        )
 
     def ask(
         self,
@@ -316,11 +364,9 @@ class SacRag:
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
-        if not self._gated and own.fidelity != "text":
-            gate.check(self.engine, self.library)
-            self._gated = True
-
-        library = self.library.pinned()
+        library = self.newest()
+        if own.fidelity != "text":
+            self._check_gate()
 
         def find() -> list[Hit]:
             return list(hits) if hits is not None else self._retrieve(library, question, own, where)
@@ -336,67 +382,6 @@ class SacRag:
         return Thresholds.of(
             engine.adapter_path, self.config.ratio, model=engine.model_name, adapter=engine.adapter_name
         )
-
-    # -- conversations -----------------------------------------------------------------------------------
-
-    def tag(self, passage_id: str) -> str:
-        """A tag that stands for a passage's memory in any text: see `sac_rag.answer.tags`."""
-        return self._tagger.tag(passage_id)
-
-    def cite(self, text: str, *, where: Mapping[str, Any] | None = None) -> Content:
-        """Text cut at the tags of this library, for a `Message`. where: only passages that fit this metadata filter."""
-        return tuple(self._tagger.split(text, lambda i: self._passing.fits(i, where) or self.library.holds(i, where)))
-
-    def remember(self, texts: Sequence[str], *, meta: Mapping[str, Any] | None = None) -> list[str]:
-        """Compress passages that are in no library and return their ids, for `tag`; held in memory, not stored.
-
-        meta: flat metadata for the filter of `cite`; without it they fit none. Texts of more than 510 tokens are
-        compressed as consecutive sub-contexts under one id. The longest unused are forgotten beyond `PASSING_BYTES`;
-        their tags then stay text.
-        """
-        return self._passing.compress(texts, self.engine, self.config.ratio, meta)
-
-    def converse(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Generation:
-        """The assistant's next message, token by token. A conversation's next turn goes on from what was read.
-
-        Raises ConfigError for messages that the chat template does not take or that do not fit the context.
-        """
-        return self.engine.service.submit(self.conversation(messages, sampling), sampling or Sampling(), keep=True)
-
-    def conversation(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Prompt:
-        """The prompt of `converse`."""
-        if not self._gated:
-            gate.check(self.engine, self.library)
-            self._gated = True
-        with self.engine.busy(), torch.inference_mode():
-            prompt = chat_prompt(self.engine.method, messages, self._shelf(self.library.pinned()))
-        room = self.engine.method.backbone.context_length - (sampling or Sampling()).max_new_tokens
-        position = prompt.extent(len(prompt.units()))[1]
-        if position > room:
-            raise ConfigError(
-                f"the conversation takes {position} positions, the model has {room} beside the answer: leave out old "
-                "messages or passages"
-            )
-        return prompt
-
-    def extents(self, ids: Sequence[str]) -> list[tuple[int, int]]:
-        """(anchors, source tokens) of passages, stored or remembered; the latter are the positions they take up."""
-        return self._extents(self.library, ids)
-
-    def _extents(self, library: Library, ids: Sequence[str]) -> list[tuple[int, int]]:
-        return [self._passing.extent(i) or library.extents([i])[0] for i in ids]
-
-    def _shelf(self, library: Library) -> Shelf:
-        def load(ids: Sequence[str]) -> list[list[AnchorKV]]:
-            held = {i: found for i in ids if (found := self._passing.get(i)) is not None}
-            stored = [i for i in ids if i not in held]
-            held |= {i: [m] for i, m in zip(stored, library.load(stored), strict=True)}
-            return [held[i] for i in ids]
-
-        def holds(passage_id: str) -> bool:
-            return self._passing.extent(passage_id) is not None or library.holds(passage_id)
-
-        return Shelf(library.secret.hex(), functools.partial(self._extents, library), load, holds)
 
     def assemble(
         self,
@@ -464,6 +449,11 @@ def recode(library: str | Path, codec: str, done: Callable[[int, int], None] = l
             return tx.recode(codec, state, lambda count: done(count, passages))
 
 
+def _reopened(library: str, device: str, dtype: str) -> SacRag:
+    """What was pickled, in the process that unpickles it."""
+    return SacRag.open(library, device=device, dtype=dtype)
+
+
 def config_of(library: str | Path) -> IndexConfig:
     """The settings that the library at a path was made with. Raises as `SacRag.open` does."""
     return _settings(head_of(library), library)
@@ -501,6 +491,16 @@ def repair(
         return remade(folder, head, _settings(head, library), compress, embed, device=device, dtype=dtype)
 
     return mend(folder, remake, Path(copy) if copy is not None else None)
+
+
+def _plain_meta(document: Document) -> dict[str, Any]:
+    out = {}
+    for key, value in document.meta.items():
+        try:
+            out[key] = plain(value)
+        except ConfigError as error:
+            raise ConfigError(f"metadata {key!r} of document {document.uri!r} is no JSON: {error}") from error
+    return out
 
 
 def _absolute(config: IndexConfig) -> IndexConfig:

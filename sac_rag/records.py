@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 NO_ANSWER = "The passages do not say."
 """What stands in place of an answer that is withheld; also what an adapter learns to say of passages without one."""
@@ -50,14 +50,29 @@ class Passage:
 
 @dataclass(frozen=True)
 class Hit:
-    """A retrieved passage; `score` is comparable within one search only."""
+    """A retrieved passage. Hits are in rank order, which is that of `fused` where two rankings were fused."""
 
     passage: Passage
     score: float
+    """Similarity to the question, 0..1: the cosine, negative ones as 0; of a search without vectors, BM25 as a share of
+    the most that the question's words could give."""
     dense: float | None = None
     """Cosine similarity, if the dense search found it."""
     lexical: float | None = None
     """BM25 score, if the lexical search found it."""
+    fused: float | None = None
+    """Score of reciprocal rank fusion, of a hybrid search; comparable within one search only."""
+
+
+class Read(Protocol):
+    """What is known of a prompt's size: `sac_rag.answer.prompt.Prompt`."""
+
+    @property
+    def slots(self) -> int: ...
+    @property
+    def source_tokens(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -71,11 +86,28 @@ class Usage:
     prompt_tokens: int
     """Tokens of the prompt, memory not counted; of a conversation, those of earlier turns are in the cache already."""
     completion_tokens: int
+    reused: int = 0
+    """Cache slots, of those attended, that an earlier turn had read already."""
+
+    @classmethod
+    def of(cls, prompt: Read, completion_tokens: int, reused: int = 0) -> Usage:
+        """The usage of a prompt whose document tokens are those of its memories."""
+        return cls(prompt.slots, prompt.source_tokens, prompt.tokens, completion_tokens, reused)
 
     @property
     def attended(self) -> int:
         """Cache slots that the first answer token attends: memory and prompt."""
         return self.anchors + self.prompt_tokens
+
+    def account(self) -> dict[str, int]:
+        """The same names in every shell: what was attended, how much of it is cached memory, what that stands for."""
+        return {
+            "attended_tokens": self.attended,
+            "memory_tokens": self.anchors,
+            "source_tokens": self.source_tokens,
+            "completion_tokens": self.completion_tokens,
+            "reused_tokens": self.reused,
+        }
 
 
 @dataclass(frozen=True)
@@ -108,9 +140,9 @@ class Answer:
     fell_back: bool = False
     """Whether the answer from memory was doubtful and this one is from text (fidelity "auto")."""
     abstained: bool = False
-    """Whether `text` is NO_ANSWER in place of the model's answer."""
+    """Whether `text` is NO_ANSWER: the model's answer was doubtful, or there was no passage and it was not asked."""
     withheld: str | None = None
-    """The model's answer when it abstained."""
+    """The model's answer when that was doubtful."""
 
 
 def unicode_of(text: str) -> str:

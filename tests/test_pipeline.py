@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sac_rag import AskConfig, SacRag
+from sac_rag import AskConfig, Conversation, SacRag
 from sac_rag.errors import (
     ConfigError,
     DocumentError,
@@ -31,7 +31,7 @@ from sac_rag.errors import (
 )
 from sac_rag.library.library import Library
 from sac_rag.models.embedder import Embedder
-from sac_rag.records import Document
+from sac_rag.records import NO_ANSWER, Document
 
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath"]
 
@@ -317,7 +317,7 @@ def test_create_gives_the_writer_of_a_new_library_and_of_an_old_one(tiny_config,
 def test_metadata_that_cannot_be_kept_is_named_before_anything_is_stored(docs, tiny_config, tmp_path):
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
         good, generation = Document("good", "A heron."), rag.library.stats().generation
-        for value in (float("nan"), {1, 2}):
+        for value in (float("nan"), b"1"):
             with pytest.raises(ConfigError, match="metadata 'price' of document 'bad' is no JSON"):
                 rag.put([good, Document("bad", "Two herons.", meta={"price": value})])
         assert rag.library.stats().generation == generation
@@ -451,9 +451,10 @@ def test_opening_needs_no_settings_and_refuses_other_ones(docs, tiny_config, tmp
 def test_answers_carry_sources_usage_and_times(docs, tiny_config, tmp_path):
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
         answer = rag.ask("Whom did the amber of house 3 meet?", k=3, max_new_tokens=8)
-        assert len(answer.sources) == 3 and [h.score for h in answer.sources] == sorted(
-            (h.score for h in answer.sources), reverse=True
+        assert len(answer.sources) == 3 and [h.fused for h in answer.sources] == sorted(
+            (h.fused for h in answer.sources), reverse=True
         )
+        assert all(0 <= h.score <= 1 and h.score == max(0.0, h.dense) for h in answer.sources)
         prefix = rag.engine.method.prefix.anchors
         memories = rag.library.load([h.passage.id for h in answer.sources])
         assert answer.usage.anchors == prefix + sum(m.anchors for m in memories)
@@ -498,9 +499,11 @@ def test_what_does_not_fit_the_context_is_dropped_with_a_notice(docs, tiny_confi
         room = rag.engine.method.backbone.context_length - 8
         tight = "why " * (room // len(rag.engine.method.backbone.tokens("why ")) - 30)
         nothing = rag.ask(tight, max_new_tokens=4, search="dense")
-        assert nothing.sources == () and nothing.notices[1:] == (
-            "no passage was read; the answer comes from the model alone",
-        )
+        assert (nothing.text, nothing.abstained, nothing.sources) == (NO_ANSWER, True, ())
+        assert nothing.notices[1:] == ("no passage was read",) and nothing.usage.attended == 0
+        alone = rag.ask(tight, max_new_tokens=4, search="dense", closed_book=True)
+        assert alone.notices[1:] == ("no passage was read; the answer comes from the model alone",)
+        assert not alone.abstained and alone.usage.attended > 0
         with pytest.raises(ConfigError, match="ask a shorter question"):
             rag.ask("why " * 2000)
         with pytest.raises(ConfigError, match="empty"):
@@ -587,3 +590,31 @@ def test_a_placing_that_is_none_is_refused_before_anything_is_searched(docs, tin
         for asked, words in (({"placing": "packd"}, "Did you mean 'packed'"), ({"order": "up"}, "order is 'up'")):
             with pytest.raises(ConfigError, match=words):
                 rag.ask("Who?", **asked)
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"where": {"document": "typo.md"}}, {"where": {"year": {"$gt": 3000}}}, {"min_score": 1.0}, {"hits": []}]
+)
+def test_where_nothing_is_found_the_model_is_not_asked(docs, tiny_config, tmp_path, monkeypatch, wanted):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        submit = rag.engine.service.submit
+        asked = []
+        monkeypatch.setattr(rag.engine.service, "submit", lambda *a, **k: asked.append(a) or submit(*a, **k))
+        for more in ({}, {"fidelity": "mixed"}, {"text": True}, {"conversation": Conversation()}):
+            stream = rag.stream("Who met the miller?", max_new_tokens=4, **wanted, **more)
+            assert list(stream) == [NO_ANSWER] and asked == []
+            assert stream.answer.abstained and stream.answer.withheld is None and stream.answer.sources == ()
+            assert stream.answer.notices == ("no passage matched",)
+        alone = rag.ask("Who met the miller?", max_new_tokens=4, closed_book=True, **wanted)
+        assert len(asked) == 1 and not alone.abstained and "the model alone" in alone.notices[0]
+
+
+def test_a_conversation_goes_on_from_earlier_passages(docs, tiny_config, tmp_path):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        talk, none = Conversation(), {"document": "typo.md"}
+        rag.ask("Who met the miller?", max_new_tokens=4, conversation=talk)
+        answer = rag.ask("And when?", max_new_tokens=4, conversation=talk, where=none)
+        assert answer.usage.anchors > 0 and not answer.abstained
+        assert answer.notices == ("no passage matched; the answer comes from earlier passages",)
+        talk.clear()
+        assert rag.ask("And when?", max_new_tokens=4, conversation=talk, where=none).text == NO_ANSWER

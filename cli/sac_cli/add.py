@@ -6,7 +6,7 @@ from typing import Any
 
 from sac_cli import indexing
 from sac_cli.index import READING, Paths, Strict, Workers, reading_of
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, Wait, opened
 from sac_cli.shell import command
 
 
@@ -23,6 +23,7 @@ def add(
     library: LibraryFolder = DEFAULT_LIBRARY,
     strict: Strict = False,
     workers: Workers = None,
+    wait: Wait = 0.0,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -30,6 +31,6 @@ def add(
 ) -> None:
     """Add documents to a library, with the settings it was made with."""
     indexing.check_paths(paths)
-    with opened(library, write=True, device=device, dtype=dtype) as rag:
+    with opened(library, write=True, wait=wait, device=device, dtype=dtype) as rag:
         report = indexing.compress(rag, paths, strict=strict, workers=workers, reading=reading_of(values))
         indexing.show(rag, report, as_json=as_json)

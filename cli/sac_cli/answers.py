@@ -32,11 +32,12 @@ def answer_dict(answer: Answer) -> dict[str, Any]:
                 "start": hit.passage.start,
                 "end": hit.passage.end,
                 "score": hit.score,
+                "fused": hit.fused,
                 "text": hit.passage.text,
             }
             for hit in answer.sources
         ],
-        "usage": dataclasses.asdict(answer.usage),
+        "usage": answer.usage.account(),
         "timings": dataclasses.asdict(answer.timings),
     }
     if answer.abstained:

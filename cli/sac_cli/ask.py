@@ -23,7 +23,8 @@ SETTINGS = fields.settings_of("sac_rag.config:AskConfig", panel="Answering")
 Where = Annotated[
     list[str] | None,
     typer.Option(
-        help="Only passages with this metadata; a further key narrows, the same key again means either value.",
+        help="Only passages with this metadata: key=value, !=, <, <=, >, >=, or a filter in JSON. A further "
+        "key narrows, the same key again with = means either value.",
         metavar="KEY=VALUE",
         show_default=False,
     ),

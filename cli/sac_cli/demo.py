@@ -105,11 +105,10 @@ def _finish(
 ) -> None:
     from sac_rag.evaluate.metrics import contains
 
-    layers, heads, width = rag.engine.method.backbone.kv_shape
-    slot_bytes = 2 * layers * heads * width * rag.engine.dtype.itemsize
     right = [[contains(answer.text, s.answers) for answer in pair] for s, pair in zip(asked, results, strict=True)]
     compressed, text = (
-        answers.summary([pair[side] for pair in results], sum(r[side] for r in right), slot_bytes) for side in (0, 1)
+        answers.summary([pair[side] for pair in results], sum(r[side] for r in right), rag.slot_bytes)
+        for side in (0, 1)
     )
     if as_json:
         questions = [

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sac_cli import console
-from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder
+from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, Wait
 from sac_cli.shell import command
 
 
@@ -24,12 +24,13 @@ def gc(
     min_dead: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="Leave segments with a smaller share of dead bytes; 0 erases all.")
     ] = 0.0,
+    wait: Wait = 0.0,
     as_json: Json = False,
 ) -> None:
     """Give the bytes of removed passages back to the disk and erase their text. Safe to interrupt."""
     from sac_rag.library.library import Library
 
-    with Library.open(library, write=True) as opened, console.working("rewriting segments"):
+    with Library.open(library, write=True, wait=wait) as opened, console.working("rewriting segments"):
         report = opened.gc(min_dead=min_dead)
     if as_json:
         console.emit(dataclasses.asdict(report))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sac_cli import fields, indexing
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, Wait, opened
 from sac_cli.shell import command
 from sac_rag.errors import LibraryNotFound
 
@@ -48,6 +48,7 @@ def index(
     sync: Annotated[bool, typer.Option(help="Also remove documents under the given folders that are gone.")] = False,
     strict: Strict = False,
     workers: Workers = None,
+    wait: Wait = 0.0,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -63,7 +64,8 @@ def index(
     config, is_new = _config(library, named)
     # What only the library names is not fetched: it may be somebody else's.
     fetch = None if is_new else {"model", "embedder"} & named.keys()
-    with opened(library, config=config, write=True, create=True, fetch=fetch, device=device, dtype=dtype) as rag:
+    where = {"device": device, "dtype": dtype}
+    with opened(library, config=config, write=True, create=True, fetch=fetch, wait=wait, **where) as rag:
         report = indexing.compress(
             rag, paths, sync=sync, strict=strict, workers=workers, reading=reading_of(values)
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +15,8 @@ import typer
 
 from sac_cli import console
 from sac_rag.errors import ConfigError, LibraryError
+from sac_rag.foreign import parse_json
+from sac_rag.library.filters import all_of, fitting
 
 if TYPE_CHECKING:
     from sac_rag.config import IndexConfig
@@ -24,6 +26,9 @@ DEFAULT_LIBRARY = "sac.lib"
 
 LibraryFolder = Annotated[str, typer.Option("--library", "-l", help="Folder of the library.", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wait = Annotated[
+    float, typer.Option("--wait", min=0.0, help="Seconds to wait while another process writes.", metavar="SECONDS")
+]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, …", rich_help_panel="Computing")]
 Dtype = Annotated[
     str, typer.Option(help="Number type of the model: auto, float32, bfloat16, float16.", rich_help_panel="Computing")
@@ -48,6 +53,7 @@ def opened(
     write: bool = False,
     create: bool = False,
     fetch: Collection[str] | None = None,
+    wait: float = 0.0,
 ) -> Iterator[SacRag]:
     """A library with its model, a spinner meanwhile. Arguments as of `SacRag.open`."""
     if not create:
@@ -55,22 +61,27 @@ def opened(
     with console.working("loading the model"):
         from sac_rag.pipeline import SacRag
 
-        rag = SacRag.open(library, config=config, write=write, create=create, fetch=fetch, device=device, dtype=dtype)
+        rag = SacRag.open(
+            library, config=config, write=write, create=create, fetch=fetch, wait=wait, device=device, dtype=dtype
+        )
     with rag:
         yield rag
 
 
-def matching(wanted: str, stored: Sequence[str], library: str) -> list[str]:
+def matching(wanted: str, stored: Sequence[str], library: str, *, missing_ok: bool = False) -> list[str]:
     """The stored uris that a name, as `sac ls` prints it, or a pattern stands for; a name goes before a pattern.
 
-    Letters with accents may be one character there and two here: that is not seen, and programs change it.
+    Letters with accents may be one character there and two here: that is not seen, and programs change it. Nor are
+    runs of blanks seen.
     """
-    exact = [uri for uri in (wanted, console.named(wanted)) if uri in stored]
-    alike = [uri for uri in stored if _composed(uri) == _composed(console.named(wanted))]
-    hits = exact[:1] or alike or [uri for uri in stored if fnmatchcase(uri, wanted)]
+    name = console.named(wanted)
+    exact = [uri for uri in (wanted, name) if uri in stored]
+    alike = [uri for uri in stored if _composed(uri) == _composed(name)]
+    alike = alike or [uri for uri in stored if console.one_line(uri) == wanted]
+    hits = exact[:1] or alike or [uri for uri in stored if fnmatchcase(_composed(uri), _composed(wanted))]
     if len(alike) > 1 and not exact:
         raise ConfigError(f"{wanted!r} may be {' or '.join(map(ascii, alike))}: give one of these as a JSON string")
-    if not hits:
+    if not hits and not missing_ok:
         near = difflib.get_close_matches(wanted, stored, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else " `sac ls` prints what is there."
         raise LibraryError(f"no document {wanted!r} in {library}.{hint}")
@@ -84,21 +95,53 @@ def _composed(name: str) -> str:
 def where_of(conditions: Sequence[str]) -> Mapping[str, Any] | None:
     """`key=value` conditions as a metadata filter: one key twice means either value.
 
-    `year=2024` finds the number as well as the text, and a value in quotes is what `sac ls` prints such a name as.
+    `year=2024` finds the number as well as the text; so do !=, <, <=, > and >=. A value in quotes is what `sac ls`
+    prints such a name as. A condition that begins with a brace is a filter in JSON, as `SacRag.ask(where=…)` takes it.
+    All must hold.
     """
     found: dict[str, list[Any]] = {}
+    others: list[Mapping[str, Any]] = []
     for condition in conditions:
-        key, equals, value = condition.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--where is {condition!r}; write key=value, such as document=guide.md")
-        found.setdefault(key, []).append(value)
-        try:
-            plain = json.loads(value)
-        except ValueError:
+        if condition.lstrip().startswith("{"):
+            others.append(_json(condition))
             continue
-        if plain is None or isinstance(plain, bool | int | float | str):
-            found[key].append(plain)
-    return found or None
+        match = _CONDITION.fullmatch(condition)
+        if match is None:
+            raise ConfigError(
+                f"--where is {condition!r}; write key=value, such as document=guide.md, key>=value, or a filter in JSON"
+            )
+        key, sign, value = match.groups()
+        values = _values(value)
+        if sign == "=":
+            found.setdefault(key, []).extend(values)
+        elif sign == "!=":
+            others.append({key: {"$nin": values}})
+        else:
+            ordered = [{key: {_SIGNS[sign]: v}} for v in values if v is not None and not isinstance(v, bool)]
+            others.append({"$or": ordered} if len(ordered) > 1 else ordered[0])
+    return all_of(found, *others)
+
+
+_CONDITION = re.compile(r"([^=<>!]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
+_SIGNS = {"<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte"}
+
+
+def _values(text: str) -> list[Any]:
+    """A text, and the number, truth, null or quoted text that it may stand for."""
+    try:
+        plain = parse_json(text)
+    except ValueError:
+        return [text]
+    return [text, plain] if plain is None or isinstance(plain, bool | int | float | str) else [text]
+
+
+def _json(condition: str) -> Mapping[str, Any]:
+    try:
+        where: Mapping[str, Any] = parse_json(condition)
+        fitting(where)
+    except ValueError as error:
+        raise ConfigError(f"--where is {condition!r}, which is no JSON: {error}") from None
+    return where
 
 
 def split_commas(values: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sac_cli import console
-from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, matching
+from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, Wait, matching
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError
 
@@ -19,6 +19,7 @@ from sac_rag.errors import ConfigError
     example="""
     sac rm handbook/old.md
     sac rm 'drafts/*' --yes --library my.lib
+    sac rm handbook/old.md --missing-ok --wait 60   in a script that may run twice
     """,
 )
 def rm(
@@ -27,14 +28,18 @@ def rm(
     ],
     library: LibraryFolder = DEFAULT_LIBRARY,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask when a pattern matches several.")] = False,
+    missing_ok: Annotated[
+        bool, typer.Option("--missing-ok", help="Pass over documents that are not there.", show_default=False)
+    ] = False,
+    wait: Wait = 0.0,
     as_json: Json = False,
 ) -> None:
     """Remove documents: gone from search and text at once; `sac gc` then gives their bytes back."""
     from sac_rag.library.library import Library
 
-    with Library.open(library, write=True) as opened:
+    with Library.open(library, write=True, wait=wait) as opened:
         stored = [d.uri for d in opened.documents()]
-        found = [matching(name, stored, library) for name in documents]
+        found = [matching(name, stored, library, missing_ok=missing_ok) for name in documents]
         uris = list(dict.fromkeys(uri for uris in found for uri in uris))
         if not yes and any(len(uris) > 1 for uris in found):
             _confirm(uris)

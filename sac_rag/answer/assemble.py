@@ -23,6 +23,8 @@ class Assembled:
     fidelity: str
     """"memory", "mixed" or "text"."""
     notices: tuple[str, ...] = ()
+    earlier: bool = False
+    """Whether passages of earlier turns stand in the prompt."""
 
     @property
     def anchors(self) -> int:

@@ -83,7 +83,11 @@ class Conversation:
         self._asked = turns, user
         source = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:read])
         fidelity = "memory" if not read else "text" if read == kept else "mixed"
-        return Assembled(prompt, tuple(hits[:kept]), source, fidelity, _notices(forgotten, len(hits) - kept, gone))
+        notices, earlier = (
+            _notices(forgotten, len(hits) - kept, gone),
+            any(len(asked.content) > 1 for asked, _ in turns),
+        )
+        return Assembled(prompt, tuple(hits[:kept]), source, fidelity, notices, earlier)
 
 
 def _passages(hits: Sequence[Hit], texts: int, separator: str) -> Content:

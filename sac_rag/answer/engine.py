@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
 from sac_rag.config import DEFAULT_MODEL, IndexConfig
-from sac_rag.errors import ConfigError, SacError
+from sac_rag.errors import ConfigError, SacError, check_process
 from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.loading import choose_device, choose_dtype, eos_ids, load_base
@@ -77,11 +78,13 @@ class Encoder:
         else:
             self.method, self.card = adapters.untrained(method, base, tokenizer, base=model, base_fingerprint=weights)
         self._ends = eos_ids(base)
-        self._busy = threading.RLock()
+        self._busy, self._pid = threading.RLock(), os.getpid()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Held while tensors of this engine are computed with; tokenizers and caches are not thread-safe."""
+        """Held while tensors of this engine are computed with; tokenizers and caches are not thread-safe. ProcessForked
+        in the child of a fork, where computing would wait for threads that are not there."""
+        check_process(self._pid, "the model was loaded")
         with self._busy:
             yield
 
@@ -170,6 +173,8 @@ class Engine(Encoder):
         key = cls._key(model, method, adapter, device, dtype)
         with cls._lock:
             engine = cls._shared.get(key)
+            if engine is not None:
+                check_process(engine._pid, "the model was loaded")
             if engine is None or not engine.is_current():
                 engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype, fetch=fetch)
             return engine

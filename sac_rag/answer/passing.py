@@ -38,10 +38,12 @@ class Passing:
         self._lock = threading.Lock()
 
     def fits(self, passage_id: str, where: Mapping[str, Any] | None) -> bool:
-        """Whether a passage is held and its metadata fits a filter, which is as in `Library.search`."""
+        """Whether a passage is held and its metadata fits a filter, which is as in `Library.search`; none fits none."""
         with self._lock:
             held = self._held.get(passage_id)
-        return held is not None and fitting(where or {})(held.meta)
+        if held is None or not where:
+            return held is not None
+        return bool(held.meta) and fitting(where)(held.meta)
 
     def compress(
         self, texts: Sequence[str], engine: Engine, ratio: float, meta: Mapping[str, Any] | None = None

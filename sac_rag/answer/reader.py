@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,8 +25,8 @@ class Sampling:
     """0 is greedy."""
     top_p: float = 1.0
     """Nucleus mass, used when temperature > 0."""
-    seed: int = 0
-    """Seed of sampling; a row's draws do not depend on its batch."""
+    seed: int | None = None
+    """Seed of sampling, None for a fresh one; a row's draws do not depend on its batch."""
     min_new_tokens: int = 0
     """Tokens before which an answer cannot end."""
 
@@ -52,7 +53,7 @@ class Row:
         self.completion = Completion([], 0.0, False)
         self.sampling = sampling
         self.last = 0
-        self._generator = torch.Generator().manual_seed(sampling.seed) if sampling.temperature else None
+        self._generator = _generator(sampling.seed) if sampling.temperature else None
 
     def choose(self, logprobs: torch.Tensor, best: int, stop_ids: frozenset[int]) -> int:
         """The next token from (vocabulary,) log-probabilities, whose largest is at `best`; noted in `completion`."""
@@ -166,6 +167,10 @@ class Reader:
         while not decoding.done:
             decoding.advance()
         return [r.completion for r in rows]
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    return torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
 
 
 def _nucleus(logprobs: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Completion, Reader, Row, Sampling
 from sac_rag.compress.session import Session
+from sac_rag.errors import check_process
 
 Item = int | None | BaseException
 """A token, the end, or what went wrong."""
@@ -68,9 +70,16 @@ class Generation(_Answering, Iterator[int]):
         self._items = items
 
     def __next__(self) -> int:
+        return self.take()
+
+    def take(self, timeout: float | None = None) -> int:
+        """The next token; StopIteration at the end, TimeoutError when none comes within so many seconds."""
         if self._over:
             raise StopIteration
-        item = self._items.get()
+        try:
+            item = self._items.get(timeout=timeout)
+        except Empty:
+            raise TimeoutError from None
         if isinstance(item, int):
             return item
         self._over = True
@@ -87,10 +96,14 @@ class AsyncGeneration(_Answering, AsyncIterator[int]):
         self._items = items
 
     async def __anext__(self) -> int:
+        return await self.take()
+
+    async def take(self, timeout: float | None = None) -> int:
+        """As `Generation.take`, with StopAsyncIteration at the end."""
         if self._over:
             raise StopAsyncIteration
         try:
-            item = await self._items.get()
+            item = await asyncio.wait_for(self._items.get(), timeout)
         except BaseException:  # the task that waits was cancelled
             self.cancel()
             raise
@@ -134,6 +147,8 @@ class Service:
     ) -> None:
         self.max_rows, self.kept_slots = max_rows, kept_slots
         self._busy, self._decoding = busy, reader.start()
+        self.backbone = reader.backbone
+        self._pid = os.getpid()
         self._lock = threading.Condition()
         self._waiting: list[_Job] = []
         self._under_way: list[_Job] = []
@@ -145,6 +160,8 @@ class Service:
 
     def close(self) -> None:
         """Cancel what is under way and wait for the computing thread; called at the end of the process."""
+        if self._pid != os.getpid():
+            return  # a forked child has neither
         with self._lock:
             self._closed = True
             self._lock.notify()
@@ -171,6 +188,7 @@ class Service:
         return AsyncGeneration(self._enqueue(_Job(prompt, sampling, keep, sink)), items)
 
     def _enqueue(self, job: _Job) -> _Job:
+        check_process(self._pid, "the model was loaded")
         with self._lock:
             if self._closed:
                 raise RuntimeError("this service is closed: the process is ending")
@@ -182,43 +200,66 @@ class Service:
         return job
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._under_way:
-                    self._lock.wait_for(lambda: self._waiting or self._closed, timeout=IDLE_S)
-                if self._closed:
-                    for job in (*self._under_way, *self._waiting):
-                        self._end(job, None)
-                    return
-                for job in self._waiting:
-                    if job.cancelled:
-                        self._end(job, None)
-                self._waiting = [j for j in self._waiting if not j.over]
-                new = self._waiting[: self.max_rows - len(self._under_way)]
-                del self._waiting[: len(new)]
-                if not new and not self._under_way:
-                    self._thread = None
-                    return
-            try:
-                with self._busy():
-                    stopped = [j for j in self._under_way if j.cancelled]
-                    for job in stopped:  # a stop sequence, say: the conversation may go on
-                        if job.keep:
-                            self._keep(job)
-                    self._drop(stopped)
-                    self._admit(new)
-                    self._decoding.advance()
-                    self._report()
-            except BaseException as error:
-                # Nothing that befalls the batch may leave a caller waiting for ever.
-                for job in (*self._under_way, *new):
-                    self._end(job, error)
-                self._decoding.leave(self._decoding.rows)
-                self._under_way = []
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """Take in what waits and make one token for each row; False when there is nothing more to do.
+
+        Nothing of a request stays behind in the frame that waits for the next: it may hold a library open.
+        """
+        new = self._next()
+        if new is None:
+            return False
+        try:
+            with self._busy():
+                self._leave()
+                self._admit(new)
+                self._leave()
+                self._decoding.advance()
+                self._report()
+        except BaseException as error:
+            # Nothing that befalls the batch may leave a caller waiting for ever.
+            for job in (*self._under_way, *new):
+                self._end(job, error)
+            self._decoding.leave(self._decoding.rows)
+            self._under_way = []
+        return True
+
+    def _next(self) -> list[_Job] | None:
+        """Requests that come in now, at their turn; None when the thread is to end."""
+        with self._lock:
+            if not self._under_way:
+                self._lock.wait_for(lambda: self._waiting or self._closed, timeout=IDLE_S)
+            if self._closed:
+                for job in (*self._under_way, *self._waiting):
+                    self._end(job, None)
+                return None
+            for job in self._waiting:
+                if job.cancelled:
+                    self._end(job, None)
+            self._waiting = [j for j in self._waiting if not j.over]
+            new = self._waiting[: self.max_rows - len(self._under_way)]
+            del self._waiting[: len(new)]
+            if not new and not self._under_way:
+                self._thread = None
+                return None
+            return new
+
+    def _leave(self) -> None:
+        """Take out what was cancelled."""
+        stopped = [j for j in self._under_way if j.cancelled]
+        for job in stopped:  # a stop sequence, say: the conversation may go on
+            if job.keep:
+                self._keep(job)
+        self._drop(stopped)
 
     def _admit(self, jobs: Sequence[_Job]) -> None:
         fresh: list[_Job] = []
         for job in jobs:
+            if job.cancelled:  # while others before it were read
+                self._end(job, None)
+                continue
             try:
                 session = self._resumed(job) if job.keep else None
                 if session is None:

@@ -12,13 +12,14 @@ from sac_rag.answer.assemble import Assembled
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
-from sac_rag.answer.reader import Sampling, TextStream
+from sac_rag.answer.reader import Sampling
+from sac_rag.answer.reply import Reply
 from sac_rag.config import AskConfig
 from sac_rag.errors import MemoryDamaged, PassageGone
 from sac_rag.records import NO_ANSWER, Answer, Hit, Timings, Usage
 
-SEARCHES = 4
-"""How often passages are looked for where those that were found cannot be loaded."""
+RETRIES = 8
+"""How often passages are looked for anew because one that was found has been removed meanwhile, or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,12 @@ class _Attempt:
 
     assembled: Assembled
     text: str
-    tokens: int
+    usage: Usage
     confidence: float
     loaded_s: float
     first: float
-
-    @property
-    def usage(self) -> Usage:
-        a = self.assembled
-        return Usage(a.anchors, a.source_tokens, a.prompt.tokens, self.tokens)
+    asked: bool = True
+    """Whether the model was: without passages it is not, unless `closed_book` says so."""
 
 
 class Stream(Iterator[str]):
@@ -83,13 +81,13 @@ class Stream(Iterator[str]):
         retrieved = time.perf_counter()
         doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
         held = ask.abstain or doubtful is not None
-        for again in range(SEARCHES):
+        for again in range(RETRIES, -1, -1):
             try:
                 attempt = yield from _attempt(engine, way, found, text=False, held=held)
                 break
             # Removed by another thread since it was found, or damaged: a search leaves it out from now on.
             except (PassageGone, MemoryDamaged):
-                if again == SEARCHES - 1:
+                if not again:
                     raise
                 found = way.find()
         usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
@@ -102,10 +100,15 @@ class Stream(Iterator[str]):
             notices = [f"the answer from memory was doubtful ({doubt}); this one is from text"]
             notices += attempt.assembled.notices
         fidelity, text, withheld = attempt.assembled.fidelity, attempt.text, None
-        hits = attempt.assembled.hits
-        if ask.abstain and (not hits or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text))):
-            text, withheld = NO_ANSWER, text
-        alone = "" if withheld is not None else "; the answer comes from the model alone"
+        hits, earlier = attempt.assembled.hits, attempt.assembled.earlier
+        unasked = not attempt.asked
+        if not unasked and ask.abstain:
+            bare = not hits and not earlier
+            if bare or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text)):
+                text, withheld = NO_ANSWER, text
+        alone = ""
+        if not unasked and withheld is None:
+            alone = f"; the answer comes from {'earlier passages' if earlier else 'the model alone'}"
         if not found:
             notices.insert(0, f"no passage matched{alone}")
         elif not hits:
@@ -122,7 +125,7 @@ class Stream(Iterator[str]):
             fidelity=fidelity,
             confidence=attempt.confidence,
             fell_back=fell_back,
-            abstained=withheld is not None,
+            abstained=unasked or withheld is not None,
             withheld=withheld,
         )
         if way.conversation is not None:
@@ -137,23 +140,18 @@ def _attempt(
     with engine.busy(), torch.inference_mode():
         assembled = way.lay(found, text)
     loaded_s = time.perf_counter() - began
+    if not (assembled.hits or assembled.earlier or ask.closed_book):
+        if not held:
+            yield NO_ANSWER
+        return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
     sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-    stream, pieces, first = TextStream(engine.method.backbone), [], None
-    generation = engine.service.submit(assembled.prompt, sampling, keep=way.conversation is not None)
-    for token in generation:
-        first = first or time.perf_counter()
-        if piece := stream.push(token):
-            pieces.append(piece)
-            if not held:
-                yield piece
-    first = first or time.perf_counter()
-    if piece := stream.flush():
-        pieces.append(piece)
+    reply = Reply.begin(engine.service, assembled.prompt, sampling, keep=way.conversation is not None)
+    for piece in reply:
         if not held:
             yield piece
-    completion = generation.completion
-    whole = "".join(pieces).strip()
-    return _Attempt(assembled, whole, len(completion.token_ids), completion.logprob, loaded_s, first)
+    first = reply.first or time.perf_counter()
+    usage = replace(reply.usage, source_tokens=assembled.source_tokens)
+    return _Attempt(assembled, reply.text.strip(), usage, reply.completion.logprob, loaded_s, first)
 
 
 def _both(a: Usage, b: Usage) -> Usage:
@@ -163,4 +161,5 @@ def _both(a: Usage, b: Usage) -> Usage:
         anchors=a.anchors + b.anchors,
         prompt_tokens=a.prompt_tokens + b.prompt_tokens,
         completion_tokens=a.completion_tokens + b.completion_tokens,
+        reused=a.reused + b.reused,
     )

@@ -22,6 +22,7 @@ from sac_rag.foreign import parse_object
 from sac_rag.library import folder as files
 from sac_rag.library import schema
 from sac_rag.library.connection import bound, connect, needs_recovery, reading, refuse_wal
+from sac_rag.library.filters import DOCUMENT
 from sac_rag.library.journal import check_beside
 from sac_rag.library.segments import SegmentInfo, Slot
 from sac_rag.records import Passage
@@ -99,7 +100,8 @@ class Catalog:
         self._lock = threading.RLock()
 
     def __del__(self) -> None:
-        self.connection.close()
+        if connection := self.__dict__.get("connection"):  # not of one that was never made whole
+            connection.close()
 
     @classmethod
     def create(
@@ -416,13 +418,26 @@ class Catalog:
                 )
         return [found[passage_id] for passage_id in ids]
 
-    def metas(self) -> dict[int, dict[str, Any]]:
-        """Metadata of each passage by row key: those of its document, its own, and "document", the uri."""
-        rows = self.rows("SELECT p.key, d.uri, d.meta, p.meta FROM passages p JOIN documents d ON d.key = p.document")
-        return {
-            key: {**self._object(ours, "metadata"), **self._object(own, "metadata"), "document": uri}
-            for key, uri, ours, own in rows
-        }
+    def metas(self, key: int | None = None) -> list[tuple[dict[str, Any], list[int]]]:
+        """What passages, or one, are filtered by, each with the row keys of those that have just this: a passage's own
+        metadata go before its document's, and both before "document", the uri."""
+        query = "SELECT p.key, d.uri, d.meta, p.meta FROM passages p JOIN documents d ON d.key = p.document"
+        rows = self.rows(query) if key is None else self.rows(f"{query} WHERE p.key = ?", (key,))
+        alike: dict[tuple[str, str, str], list[int]] = {}
+        for row, *about in rows:
+            alike.setdefault(tuple(about), []).append(row)
+        return [
+            (
+                {
+                    "document": uri,
+                    **self._object(document, "metadata"),
+                    **self._object(passage, "metadata"),
+                    DOCUMENT: uri,
+                },
+                keys,
+            )
+            for (uri, document, passage), keys in alike.items()
+        ]
 
     def _passage(self, row: tuple[Any, ...]) -> Passage:
         _, passage_id, uri, ordinal, text, start, stop, heading, tokens, meta = row

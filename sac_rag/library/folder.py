@@ -13,6 +13,8 @@ import os
 import re
 import sqlite3
 import stat
+import time
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -225,43 +227,56 @@ def _free_bytes(folder: Path) -> int:
     return room.f_bavail * room.f_frsize
 
 
-class WriterLock:
-    """Held by the one process that may write; the kernel drops it when that process ends, however it ends."""
+_RETRY_SECONDS = 0.1
+_LOCKS: weakref.WeakSet[WriterLock] = weakref.WeakSet()
 
-    def __init__(self, folder: Path) -> None:
-        """Raises LibraryLocked, naming the process that holds it, LibraryError where nothing can be locked."""
+
+class WriterLock:
+    """Held by the one process that may write, until `release`, until nobody has this object any more, or until the
+    process ends, however it ends.
+    """
+
+    def __init__(self, folder: Path, wait: float = 0.0) -> None:
+        """wait: seconds to try for. Raises LibraryLocked, naming the process that holds it, LibraryError where nothing
+        can be locked.
+        """
+        self._fd, deadline = -1, time.monotonic() + wait
+        while not self._take(folder):
+            left = deadline - time.monotonic()
+            if not left > 0:
+                raise LibraryLocked(f"{folder} is being written by {_holder(folder)}")
+            time.sleep(min(_RETRY_SECONDS, left))
+        found = os.fstat(self._fd)
+        self.identity = found.st_dev, found.st_ino
+        _LOCKS.add(self)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only the courtesy is lost
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+
+    def _take(self, folder: Path) -> bool:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            self._fd = os.open(folder / LOCK, flags, 0o600)
+            fd = os.open(folder / LOCK, flags, 0o600)
         except OSError as e:
             raise LibraryError(f"cannot open {folder / LOCK} for writing: {e.strerror}") from e
         try:
-            info = os.fstat(self._fd)
+            info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
                 raise LibraryUnsafe(f"{folder / LOCK} is not a regular file: remove it if the library is your own")
             _refuse_second_name(folder / LOCK, info)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except LibraryUnsafe:
-            os.close(self._fd)
+            os.close(fd)
             raise
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            held = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(self._fd)
-            who = f"process {held}" if held.isdigit() else "another process"
-            raise LibraryLocked(
-                f"{folder} is being written by {who}: wait until it ends, or open the library for reading only"
-            ) from e
         except OSError as e:
-            os.close(self._fd)
+            os.close(fd)
+            if isinstance(e, BlockingIOError):
+                return False
             raise LibraryError(
                 f"cannot lock {folder / LOCK}: {e.strerror}; write the library on a file system that has locks"
             ) from e
-        try:
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
-        except OSError:
-            pass  # a full disk: the lock holds, only the courtesy is lost
+        self._fd = fd
+        return True
 
     @property
     def held(self) -> bool:
@@ -271,3 +286,33 @@ class WriterLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def _holder(folder: Path) -> str:
+    """Who holds the lock, and what to do about it."""
+    held = b""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            held = os.pread(fd, 32, 0).strip()
+        finally:
+            os.close(fd)
+    if held == str(os.getpid()).encode():
+        return (
+            f"process {os.getpid()}, which is this one: it has the library open for writing already; use that object, "
+            "or close it first"
+        )
+    who = f"process {held.decode()}" if held.isdigit() else "another process"
+    return f"{who}: wait until it ends (--wait SECONDS), or open the library for reading only"
+
+
+def _forget_locks() -> None:
+    """In a forked child: the lock is its parent's, and must not outlive it there."""
+    for lock in list(_LOCKS):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_forget_locks)

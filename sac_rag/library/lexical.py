@@ -6,6 +6,7 @@ is a word. Built with sorted vocabulary, so scores do not depend on hash seeds.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -93,6 +94,17 @@ class LexicalIndex:
         arrays = {k: v for k, v in self._bm25.scores.items() if k != "num_docs"} if self._vocabulary else {}
         data: bytes = save({**arrays, "keys": self._keys, "vocabulary": np.frombuffer(text, np.uint8)})
         return data
+
+    def most(self, text: str) -> float:
+        """An upper bound of the score of any passage, above 0: each word of the text as often as can be."""
+        count = len(self._keys)
+        indptr = self._bm25.scores["indptr"] if self._vocabulary else None
+        total = 0.0
+        for word in words([text])[0]:
+            at = self._vocabulary.get(word)
+            frequency = 0 if at is None or indptr is None else int(indptr[at + 1] - indptr[at])
+            total += math.log(1 + (count - frequency + 0.5) / (frequency + 0.5))
+        return total or 1.0
 
     def search(self, text: str, k: int | None, allowed: Collection[int] | None = None) -> list[tuple[int, float]]:
         """(key, BM25 score > 0) of the best k (None: all) and of whatever ties with the k-th, unordered."""

@@ -13,13 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sac_rag.errors import LibraryError, LibraryMismatch
+from sac_rag.errors import LibraryError, LibraryMismatch, check_process
 from sac_rag.library import folder as files
 from sac_rag.library import lexical_file
 from sac_rag.library.catalog import Catalog, Head, StoredDocument
 from sac_rag.library.compact import GcReport, compact
-from sac_rag.library.opening import compare, load, make, migrate
+from sac_rag.library.filters import DOCUMENT, fitting
+from sac_rag.library.opening import compare, load, make, migrate, plain
+from sac_rag.library.search import search
 from sac_rag.library.segments import SEGMENT_BYTES
+from sac_rag.library.sharing import Writer, turn, writer_of
 from sac_rag.library.sizes import SegmentUse, Stats, measure
 from sac_rag.library.transaction import Transaction
 from sac_rag.library.view import View
@@ -38,17 +41,39 @@ class Library:
     """Made by `Library.create` or `Library.open`; a context manager.
 
     A reader keeps the generation it opened, also while a writer commits or gc unlinks files, until `refresh`.
-    A writer always sees its last commit. Methods may be called from several threads; transactions one at a time.
+    A writer always sees its last commit; one that nobody refers to any more is closed. Methods may be called from
+    several threads; transactions one at a time. What was opened before a fork is not for the child: ProcessForked.
     """
 
-    def __init__(self, path: Path, view: View, lock: files.WriterLock | None, segment_bytes: int) -> None:
+    def __init__(self, path: Path, view: View, writer: Writer | None, segment_bytes: int) -> None:
         self.path, self.segment_bytes = path, segment_bytes
-        self._view, self._lock = view, lock
-        self._unsure = False
-        self.writing = threading.RLock()
+        self._own, self._writer = view, writer
+        self._alone = threading.RLock()
+        self._closed, self._pid = False, os.getpid()
+        if writer:
+            writer.join(self)
+
+    @property
+    def writable(self) -> bool:
+        """Whether this was opened for writing."""
+        return self._writer is not None
+
+    @property
+    def writing(self) -> threading.RLock:  # type: ignore[valid-type]
         """For threads that share a writer: held by who reads what is stored and then changes it, so that each waits for
         the one before. A transaction alone does not wait, it is refused while another is open."""
-        self._busy, self._commits = threading.Lock(), threading.RLock()
+        return self._writer.writing if self._writer else self._alone
+
+    @property
+    def _view(self) -> View:
+        return self._writer.view if self._writer else self._own
+
+    @_view.setter
+    def _view(self, view: View) -> None:
+        if self._writer:
+            self._writer.view = view
+        else:
+            self._own = view
 
     @classmethod
     def create(
@@ -60,26 +85,31 @@ class Library:
         codec_state: bytes | None = None,
         dim: int,
         exist_ok: bool = False,
+        share: bool = False,
+        wait: float = 0.0,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> Library:
         """Make an empty library (folder mode 0700) and open it for writing.
 
         fingerprint: JSON values that say what memories here are made with. codec: how they are stored; codec_state:
         what it was fitted to, if it needs that. dim: length of the retrieval vectors. exist_ok: open the one that is
-        there, if it was made with the same. segment_bytes: data bytes after which a segment file ends. Raises
-        LibraryError when something is there already, LibraryMismatch, LibraryLocked, ConfigError for an unknown codec.
+        there, if it was made with the same. share, wait: as in `open`. segment_bytes: data bytes after which a segment
+        file ends. Raises LibraryError when something is there already, LibraryMismatch, LibraryLocked, ConfigError for
+        an unknown codec.
         """
         folder = Path(path).absolute()
         if exist_ok and os.path.lexists(folder / files.CATALOG):
-            library = cls.open(folder, fingerprint=fingerprint, write=True, segment_bytes=segment_bytes)
+            library = cls.open(
+                folder, fingerprint=fingerprint, write=True, share=share, wait=wait, segment_bytes=segment_bytes
+            )
             try:
                 compare(folder, {"codec": library.head.codec, "dim": library.head.dim}, {"codec": codec, "dim": dim})
             except LibraryMismatch:
                 library.close()
                 raise
             return library
-        make(folder, fingerprint, codec, dim, codec_state)
-        return cls.open(folder, write=True, segment_bytes=segment_bytes)
+        make(folder, fingerprint, codec, dim, codec_state, wait)
+        return cls.open(folder, write=True, share=share, wait=wait, segment_bytes=segment_bytes)
 
     @classmethod
     def open(
@@ -88,19 +118,34 @@ class Library:
         *,
         fingerprint: Mapping[str, Any] | None = None,
         write: bool = False,
+        share: bool = False,
+        wait: float = 0.0,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> Library:
         """Open for reading, or as the one writer.
 
-        fingerprint: what the caller would use; every field must be as stored. Raises LibraryNotFound, LibraryMismatch
-        (naming field and both values; also for a newer format), LibraryLocked (naming the writer), LibraryCorrupt.
+        fingerprint: what the caller would use; every field must be as stored. share: where this process is the writer
+        already, take part in it; it ends when all handles are closed. wait: seconds to wait for another writer. Raises
+        LibraryNotFound, LibraryMismatch (naming field and both values; also for a newer format), LibraryLocked (naming
+        the writer), LibraryCorrupt.
         """
         folder = Path(path).absolute()
         if not write:
             return cls(folder, load(folder, fingerprint, None), None, segment_bytes)
         with Catalog.read(folder):  # LibraryNotFound and foreign formats before a lock file is made
             files.identity(folder / files.CATALOG, write=True)
-        lock = files.WriterLock(folder)
+        with turn(folder) if share else contextlib.nullcontext():
+            if share and (writer := writer_of(folder)) is not None:
+                if fingerprint is not None:
+                    compare(folder, writer.view.head.fingerprint, plain(fingerprint))
+                return cls(folder, writer.view, writer, segment_bytes)
+            return cls._as_writer(folder, fingerprint, wait, segment_bytes)
+
+    @classmethod
+    def _as_writer(
+        cls, folder: Path, fingerprint: Mapping[str, Any] | None, wait: float, segment_bytes: int
+    ) -> Library:
+        lock = files.WriterLock(folder, wait)
         live: Catalog | None = None
         try:
             migrate(folder)
@@ -112,22 +157,35 @@ class Library:
                 live.close()
             lock.release()
             raise
-        return cls(folder, view, lock, segment_bytes)
+        return cls(folder, view, Writer(lock, view), segment_bytes)
 
     def close(self) -> None:
         """Release the writer's lock and the catalog. Tensors that were loaded stay valid.
 
         A writer keeps the lexical index of a large library first, unless an exception is under way. A commit of another
-        thread is waited for; a transaction that has not come so far fails at its end.
+        thread is waited for; a transaction that has not come so far fails at its end. A writer that others share stays.
         """
-        with self._commits:
+        writer = self._writer
+        if self._pid != os.getpid():
+            self._closed = True
+        if self._closed:
+            return
+        if writer is None:
+            self._closed = True
+            self._own.catalog.close()
+            return
+        with writer.commits:
+            if not writer.leave(self):
+                # Not kept: the writer is to end with the last of the others, also where nobody closes that.
+                self._closed, self._own, self._writer = True, writer.view, None
+                return
             try:
                 if self._may_write() and sys.exc_info()[0] is None:
                     self._keep_lexical()
             finally:
-                self._view.catalog.close()
-                if self._lock:
-                    self._lock.release()
+                self._closed = True
+                writer.view.catalog.close()
+                writer.lock.release()
 
     def _keep_lexical(self) -> None:
         """Without it the next process builds it, so that a full disk or a damaged row is no reason to fail."""
@@ -154,7 +212,8 @@ class Library:
 
     def refresh(self) -> bool:
         """Go to the newest generation; whether there was a newer one. Raises as `open` does."""
-        if self._lock:
+        self._check_open()
+        if self._writer:
             return False
         with Catalog.read(self.path) as disk:
             head = disk.head()
@@ -167,12 +226,16 @@ class Library:
     def pinned(self) -> Library:
         """This object at the generation it sees now, whatever `refresh` brings: what one request finds, loads and
         counts belongs together. Not to be closed. A writer is its own, as it sees its commits alone."""
-        return self if self._lock else copy.copy(self)
+        return self if self._writer else copy.copy(self)
 
-    def documents(self, uris: Sequence[str] | None = None) -> list[StoredDocument]:
-        """All documents, or those of `uris` that are stored, by uri."""
+    def documents(
+        self, uris: Sequence[str] | None = None, *, where: Mapping[str, Any] | None = None
+    ) -> list[StoredDocument]:
+        """All documents, or those of `uris` that are stored, by uri; with `where`, those whose own metadata fit."""
+        fits = fitting(where)
         with self._still() as view:
-            return view.catalog.documents(uris)
+            found = view.catalog.documents(uris)
+        return [d for d in found if fits({"document": d.uri, **d.meta, DOCUMENT: d.uri})] if where else found
 
     def content_hash(self, uri: str) -> str | None:
         """What was passed to `put` for this document; None when it is not stored."""
@@ -212,7 +275,7 @@ class Library:
         """Whether a passage is stored and fits a metadata filter, which is as in `search`."""
         with self._still() as view:
             key = view.catalog.keys([passage_id]).get(passage_id)
-            return key is not None and (not where or key in view.matching(where))
+            return key is not None and view.fits(key, where)
 
     @property
     def secret(self) -> bytes:
@@ -241,17 +304,19 @@ class Library:
         mode: str = "hybrid",
         where: Mapping[str, Any] | None = None,
         min_score: float | None = None,
+        distinct: bool = False,
     ) -> list[Hit]:
         """The best k passages, best first; equal scores by passage id.
 
         vector: the question's embedding, shape (dim,), any length; text: its words. mode "dense" ranks by cosine,
-        "lexical" by BM25, "hybrid" by reciprocal rank fusion of both (constant 60). where: {key: value or list of
-        values}, all must hold; a key is "document" (the uri) or a metadata key of passage or, failing that, document;
-        None also stands for a missing key. min_score: drop passages whose cosine is lower, in every mode.
-        Raises LibraryError when an argument does not fit.
+        "lexical" by BM25, "hybrid" by reciprocal rank fusion of both (constant 60). where: a filter as in
+        `sac_rag.library.filters`, over the metadata of passage and, failing that, document; "document" is the uri
+        unless there is metadata of that name, "$document" always. min_score: drop passages whose cosine is lower, in
+        every mode. distinct: of passages with the same words, the best alone. Raises LibraryError when an argument does
+        not fit.
         """
         with self._still() as view:
-            return view.search(vector, text, k, mode=mode, where=where, min_score=min_score)
+            return search(view, vector, text, k, mode=mode, where=where, min_score=min_score, distinct=distinct)
 
     def stats(self) -> Stats:
         """Counts and bytes of the generation seen here."""
@@ -294,27 +359,28 @@ class Library:
         Raises LibraryError on a library opened for reading or closed by the end of the block, LibraryFull when the disk
         is full: the generation before stays as it was.
         """
-        if not self._lock:
+        writer = self._writer
+        if not writer:
             raise LibraryError(f"{self.path} is open for reading: open it with write=True to change it")
-        if not self._busy.acquire(blocking=False):
+        if not writer.busy.acquire(blocking=False):
             raise LibraryError(f"a transaction on {self.path} is open already: end it first")
         try:
             with self._still() as view:
-                self._check_open()
+                self._check_writing()
                 tx = Transaction(self.path, view, self.segment_bytes)
             try:
                 yield tx
                 tx.prepare()
-                with self._commits:
-                    self._check_open()
+                with writer.commits:
+                    self._check_writing()
                     self._adopt(tx.commit())
             except BaseException:
                 tx.close()
-                with self._commits:
-                    self._recover()
+                with writer.commits:
+                    self._recover(writer)
                 raise
         finally:
-            self._busy.release()
+            writer.busy.release()
 
     def gc(self, *, min_dead: float = 0.0) -> GcReport:
         """Give deleted bytes back to the disk, erase deleted text, join small segments. Safe to kill at any time.
@@ -330,18 +396,25 @@ class Library:
             view.forget_lexical()
 
     def _may_write(self) -> bool:
-        return self._lock is not None and self._lock.held
+        return self._writer is not None and self._writer.lock.held and not self._closed
+
+    def _check_writing(self) -> None:
+        if not self._may_write():
+            raise LibraryError(f"{self.path} is closed; open the library again")
 
     def _check_open(self) -> None:
-        if not self._may_write():
+        check_process(self._pid, f"{self.path} was opened")
+        if self._closed:
             raise LibraryError(f"{self.path} is closed; open the library again")
 
     @contextlib.contextmanager
     def _still(self) -> Iterator[View]:
         """The current view; on a writer's live catalog no commit comes between two of its queries."""
-        with self._commits if self._lock else contextlib.nullcontext():
-            if self._unsure:
-                self._recover()
+        self._check_open()
+        writer = self._writer
+        with writer.commits if writer else contextlib.nullcontext():
+            if writer and writer.unsure:
+                self._recover(writer)
             yield self._view
 
     def _adopt(self, view: View | None) -> None:
@@ -350,16 +423,16 @@ class Library:
             with contextlib.suppress(OSError):  # it is committed: a leftover goes with the next sweep
                 files.sweep(self.path, _names(view))
 
-    def _recover(self) -> None:
+    def _recover(self, writer: Writer) -> None:
         """After a failed commit: what the disk says now decides what is current, and so what may be removed."""
-        self._unsure = True
+        writer.unsure = True
         if not self._may_write():  # closed meanwhile: what lies in the folder may be the next writer's
             return
         with contextlib.suppress(LibraryError, OSError):  # if it cannot say, it is asked again at the next use
             with Catalog.read(self.path) as disk:
                 if disk.head() != self._view.head:
                     self._view = View.load(disk, self.path, self._view, self._view.catalog)
-            self._unsure = False
+            writer.unsure = False
             files.sweep(self.path, _names(self._view))
 
 

@@ -17,7 +17,12 @@ from sac_rag.library.view import View
 
 
 def make(
-    folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int, codec_state: bytes | None = None
+    folder: Path,
+    fingerprint: Mapping[str, Any],
+    codec: str,
+    dim: int,
+    codec_state: bytes | None = None,
+    wait: float = 0.0,
 ) -> None:
     """Write an empty library; see `Library.create`."""
     from sac_rag.library.codecs import get_codec, is_fitted
@@ -33,7 +38,7 @@ def make(
         folder.mkdir(mode=0o700, exist_ok=True)
         if foreign := sorted(name for name in os.listdir(folder) if not files.is_beginning(name)):
             raise LibraryError(f"{folder} holds other files ({foreign[0]}): choose an empty or a new folder")
-        lock = files.WriterLock(folder)
+        lock = files.WriterLock(folder, wait)
     try:
         with files.writing(folder):
             if os.path.lexists(folder / files.CATALOG):

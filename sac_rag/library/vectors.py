@@ -114,6 +114,11 @@ class VectorIndex:
             keys = keys[~np.isin(keys, np.fromiter(self._gone, np.int64, len(self._gone)))]
         return np.concatenate([keys, self._recent_keys()])
 
+    def held(self, keys: Iterable[int]) -> list[int]:
+        """Those of the keys that have a vector here."""
+        base = self._base.key_set()
+        return [key for key in keys if key in self._recent or (key in base and key not in self._gone)]
+
     def rows(self, keys: Collection[int]) -> np.ndarray:
         """Stored unit vectors, float32 (n, dim), in the order of `keys`."""
         out = np.empty((len(keys), self.dim), np.float32)

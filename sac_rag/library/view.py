@@ -12,30 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sac_rag.errors import LibraryCorrupt, LibraryError, MemoryDamaged, MemoryInvalid
+from sac_rag.errors import LibraryCorrupt, MemoryDamaged, MemoryInvalid
 from sac_rag.foreign import parse_json
 from sac_rag.library import folder as files
 from sac_rag.library import lexical_file, schema
 from sac_rag.library.catalog import Catalog, Head, chunks, marks
 from sac_rag.library.filters import fitting
 from sac_rag.library.segments import Segment
-from sac_rag.records import Hit
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from sac_rag.compress.anchor_kv import AnchorKV
     from sac_rag.library.codecs import Codec
     from sac_rag.library.lexical import LexicalIndex
     from sac_rag.library.vectors import VectorIndex
 
-RRF = 60
-"""Constant of reciprocal rank fusion: a list adds 1 / (RRF + rank), ranks from 1."""
 _FAISS_HEAD = 4096
 """More than a FAISS file has beside vectors and keys."""
-POOL = 100
-"""How deep each list is read for fusion, at least."""
-MODES = ("hybrid", "dense", "lexical")
 
 
 class View:
@@ -67,7 +59,8 @@ class View:
         self._faiss, self._late, self._vectors = faiss, dict(late or {}), vectors
         self._lexical: LexicalIndex | None = None
         self._codec: Codec | None = None
-        self._metas: dict[int, dict[str, Any]] | None = None
+        self._metas: list[tuple[dict[str, Any], list[int]]] | None = None
+        """Metadata, and the row keys of the passages that have just these."""
         self._lock = threading.RLock()
 
     @classmethod
@@ -209,85 +202,26 @@ class View:
         return out
 
     def matching(self, where: Mapping[str, Any]) -> set[int]:
-        """Row keys of passages that fit every entry of `where`."""
+        """Row keys of passages that fit a filter, which is as in `Library.search`."""
+        fits = fitting(where)
         with self._lock:
             if self._metas is None:
                 self._metas = self.catalog.metas()
             metas = self._metas
+        return {key for meta, keys in metas if fits(meta) for key in keys}
+
+    def fits(self, key: int, where: Mapping[str, Any] | None) -> bool:
+        """Whether one passage fits a filter."""
+        if not where:
+            return True
         fits = fitting(where)
-        return {key for key, meta in metas.items() if fits(meta)}
+        return any(fits(meta) for meta, _ in self.catalog.metas(key))
 
-    def search(
-        self,
-        vector: np.ndarray | None,
-        text: str | None,
-        k: int,
-        *,
-        mode: str = "hybrid",
-        where: Mapping[str, Any] | None = None,
-        min_score: float | None = None,
-    ) -> list[Hit]:
-        """See `Library.search`."""
-        if mode not in MODES:
-            raise LibraryError(f"search mode is {mode!r}; use one of {', '.join(MODES)}")
-        if k < 1:
-            raise LibraryError(f"k is {k}; at least one passage must be asked for")
-        if vector is None and (mode != "lexical" or min_score is not None):
-            raise LibraryError(
-                f"{mode} search{' with min_score' * (min_score is not None)} needs the question's vector"
-            )
-        if text is None and mode != "dense":
-            raise LibraryError(f"{mode} search needs the question's text")
-        if not self.head.passages:
-            return []
-        if vector is not None:
-            from sac_rag.library.vectors import normalise
-
-            vector = normalise(vector, self.head.dim, "the question")
-        allowed = self.matching(where) if where else None
-        if self.mute or self.problems:
-            allowed = self._audible() if allowed is None else allowed & self._audible()
-        if allowed is not None and not allowed:
-            return []
-        depth = max(POOL, 4 * k) if mode == "hybrid" else k
-        dense: list[tuple[int, float]] = []
-        lexical: list[tuple[int, float]] = []
-        if mode != "lexical" and vector is not None:
-            dense = self._ranked(self.vectors().search(vector, depth, allowed))[:depth]
-        if mode != "dense" and text is not None:
-            all_of_them = mode == "lexical" and min_score is not None
-            lexical = self._ranked(self.lexical().search(text, None if all_of_them else depth, allowed))
-            lexical = lexical if all_of_them else lexical[:depth]
-        best = self._ranked(_fused(dense, lexical)) if mode == "hybrid" else dense or lexical
-        if min_score is not None and best and vector is not None:
-            from sac_rag.library.vectors import cosines
-
-            keys = [key for key, _ in best]
-            scores = cosines(self.vectors().rows(keys), vector)
-            best = [hit for hit, cosine in zip(best, scores.tolist(), strict=True) if cosine >= min_score]
-        best = best[:k]
-        by_dense, by_lexical = dict(dense), dict(lexical)
-        passages = self.catalog.passages_at([key for key, _ in best])
-        return [Hit(passages[key], score, dense=by_dense.get(key), lexical=by_lexical.get(key)) for key, score in best]
-
-    def _audible(self) -> set[int]:
-        """Row keys of passages that can be read."""
+    def audible(self) -> set[int] | None:
+        """Row keys of passages that can be read; None where no damage is known, for all."""
+        if not (self.mute or self.problems):
+            return None
         return {key for (key,) in self.catalog.rows("SELECT key FROM passages")} - self.mute
-
-    def _ranked(self, pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
-        """Best first; equal scores by passage id, which does not depend on how the library came about."""
-        ids = self.catalog.ids([key for key, _ in pairs])
-        if len(ids) != len(pairs):
-            raise LibraryCorrupt(f"{self.folder}: the index names passages that the catalog does not have")
-        return sorted(pairs, key=lambda pair: (-pair[1], ids[pair[0]]))
-
-
-def _fused(*rankings: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, (key, _) in enumerate(ranking, start=1):
-            scores[key] = scores.get(key, 0.0) + 1.0 / (RRF + rank)
-    return list(scores.items())
 
 
 def read_faiss(folder: Path, head: Head) -> bytes | None:

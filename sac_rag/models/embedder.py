@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sac_rag.config import DEFAULT_EMBEDDER, fingerprint
-from sac_rag.errors import ConfigError, ModelError
+from sac_rag.errors import ConfigError, ModelError, check_process
 from sac_rag.foreign import read_json, without_control
 from sac_rag.models.fingerprints import fingerprint_of, tokenizer_fingerprint_of
 from sac_rag.models.sources import resolve_embedder
@@ -81,6 +82,7 @@ class Embedder:
         self._control: frozenset[int] = frozenset()
         """Ids that no text becomes: "</s>" in a passage is four characters, although a word of some vocabularies."""
         self._busy = threading.Lock()
+        self._pid = os.getpid()
 
     @property
     def dim(self) -> int:
@@ -113,6 +115,7 @@ class Embedder:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         if not texts:
             return np.zeros((0, self.dim), np.float32)
+        check_process(self._pid, "the embedder was made")
         prompt = next((p for n in PROMPTS[kind] if (p := self._plan.prompts.get(n))), "")
         with self._busy:
             return self._encode(texts, batch_size, prompt)

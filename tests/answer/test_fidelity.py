@@ -195,7 +195,9 @@ def test_auto_falls_back_below_the_threshold(calibrated):
             assert getattr(answer.usage, name) == getattr(memory.usage, name) + getattr(text.usage, name)
         assert answer.usage.source_tokens == text.usage.source_tokens
         nothing = rag.ask(QUESTION, **SHORT, fidelity="auto", where={"n": 9})
-        assert not nothing.fell_back and "the model alone" in nothing.notices[0]
+        assert not nothing.fell_back and nothing.text == NO_ANSWER
+        alone = rag.ask(QUESTION, **SHORT, fidelity="auto", where={"n": 9}, closed_book=True)
+        assert not alone.fell_back and "the model alone" in alone.notices[0]
 
 
 @pytest.mark.parametrize("fallback", [-1e6, None])

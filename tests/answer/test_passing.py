@@ -75,6 +75,11 @@ def test_a_filter_goes_by_the_metadata_of_each(rag: SacRag) -> None:
     assert read({"tenant": ["a", "b"]}) == [mine, theirs, stored]
     assert read({"tenant": "a", "kind": "note"}) == [mine]
     assert read({"tenant": "c"}) == []
+    assert read({"tenant": {"$in": ["a"]}, "$or": [{"kind": "note"}, {"kind": None}]}) == [mine, stored]
+    assert read({"tenant": {"$ne": "b"}}) == [mine, stored], (
+        "what has no metadata fits no filter, a negated one neither"
+    )
+    assert read({"kind": None}) == [theirs, stored]
 
 
 def test_a_long_text_is_read_as_consecutive_sub_contexts(rag: SacRag) -> None:

@@ -10,10 +10,11 @@ import pytest
 from cli_toys import Sac, Toys
 
 from sac_cli import console
+from sac_rag.errors import ConfigError
 
 ANSWER = {"answer", "fidelity", "confidence", "fell_back", "abstained", "sources", "usage", "timings"}
-SOURCE = {"document", "start", "end", "score", "text"}
-USAGE = {"anchors", "source_tokens", "prompt_tokens", "completion_tokens"}
+SOURCE = {"document", "start", "end", "score", "fused", "text"}
+USAGE = {"attended_tokens", "memory_tokens", "source_tokens", "completion_tokens", "reused_tokens"}
 TIMINGS = {"retrieve_s", "load_s", "first_token_s", "total_s"}
 SHORT = {"SAC_MAX_NEW_TOKENS": "8", "SAC_DTYPE": "float32"}
 
@@ -46,11 +47,12 @@ def test_text_and_streamed_answers(sac: Sac, library: str) -> None:
         == body.strip()
     )
     plain = sac("ask", "Who approves trips?", "--text", "--json", **SHORT).json
-    assert plain["usage"]["anchors"] == 0 and plain["usage"]["prompt_tokens"] > answer["usage"]["prompt_tokens"]
+    assert plain["usage"]["memory_tokens"] == 0
+    assert plain["usage"]["attended_tokens"] > answer["usage"]["attended_tokens"]
     same = sac("ask", "Who approves trips?", "--fidelity", "text", "--json", **SHORT).json
     assert (same["answer"], same["fidelity"]) == (plain["answer"], "text") and answer["fidelity"] == "memory"
     mixed = sac("ask", "Who approves trips?", "--fidelity", "mixed", "-k", "2", "--json", **SHORT).json
-    assert mixed["fidelity"] == "mixed" and len(mixed["sources"]) == 2 and mixed["usage"]["anchors"] > 0
+    assert mixed["fidelity"] == "mixed" and len(mixed["sources"]) == 2 and mixed["usage"]["memory_tokens"] > 0
 
 
 def test_questions_from_standard_input(sac: Sac, library: str) -> None:
@@ -91,7 +93,10 @@ def test_conditions(sac: Sac, library: str) -> None:
     result = sac("ask", "Where?", "--json", "--where", "document=docs/travel.md", **SHORT).json
     assert {s["document"] for s in result["sources"]} == {"docs/travel.md"}
     nothing = sac("ask", "Where?", "--where", "document=none", **SHORT)
-    assert nothing.code == 0 and "no passage matched" in nothing.err
+    assert nothing.code == 0 and "no passage matched" in nothing.err and nothing.out == "The passages do not say.\n"
+    alone = sac("ask", "Where?", "--where", "document=none", "--closed-book", **SHORT)
+    assert "the model alone" in alone.err and alone.out != nothing.out
+    assert sac("ask", "Where?", "--where", '{"document": {"$near": 1}}', **SHORT).code == 2
     assert sac("ask", "Where?", "--where", "document", **SHORT).code == 2
 
 
@@ -100,6 +105,14 @@ def test_conditions_find_numbers_and_either_value() -> None:
 
     assert where_of([]) is None
     assert where_of(["year=2024", "kind=a=b", "year=soon"]) == {"year": ["2024", 2024, "soon"], "kind": ["a=b"]}
+    assert where_of(["year>=2024"]) == {"$or": [{"year": {"$gte": "2024"}}, {"year": {"$gte": 2024}}]}
+    assert where_of(["day<2024-05-01", "kind!=true"]) == {
+        "$and": [{"day": {"$lt": "2024-05-01"}}, {"kind": {"$nin": ["true", True]}}]
+    }
+    assert where_of(['{"$not": {"a": 1}}', "b=x"]) == {"$and": [{"b": ["x"]}, {"$not": {"a": 1}}]}
+    for wrong in ("year", "=x", "{", '{"a": {"$gt": null}}', "[1]"):
+        with pytest.raises(ConfigError):
+            where_of([wrong])
 
 
 def test_both_ways(sac: Sac, library: str) -> None:

@@ -297,3 +297,35 @@ def test_workers_make_the_same_library(sac: Sac, library: str, toys: Toys) -> No
     segments = [{f.name: f.read_bytes() for f in Path(name).glob("seg-*")} for name in (library, "two.lib")]
     assert segments[0] == segments[1]
     assert sac("index", "docs", "--workers", "0").code == 2
+
+
+def test_what_is_gone_already_may_be_missing(sac: Sac, library: str) -> None:
+    assert sac("rm", "docs/travel.md", "--missing-ok").code == 0
+    assert sac("rm", "docs/travel.md").code == 1
+    again = sac("rm", "docs/travel.md", "docs/none*", "--missing-ok", "--json")
+    assert again.code == 0 and again.json == {"removed": [], "passages": 0}
+    both = sac("rm", "docs/travel.md", "docs/keys.txt", "--missing-ok", "--json")
+    assert both.json["removed"] == ["docs/keys.txt"]
+
+
+def test_names_are_found_in_either_form_of_their_letters() -> None:
+    from sac_cli.options import matching
+
+    nfc, nfd = "docs/men\u00fc.md", "docs/menu\u0308.md"
+    assert matching(nfc, [nfd, "a"], "l") == [nfd] and matching(nfd, [nfc, "a"], "l") == [nfc]
+    assert matching(nfd, [nfc, nfd], "l") == [nfd], "a name as it is goes first"
+    assert matching("*\u00fc.md", [nfd, "docs/b.md"], "l") == [nfd]
+    assert matching("a b.txt", ["a  b.txt", "c"], "l") == ["a  b.txt"], "as `sac ls` prints it"
+    assert matching("d", ["a"], "l", missing_ok=True) == []
+
+
+def test_writers_wait_for_each_other(sac: Sac, library: str) -> None:
+    import threading
+
+    from sac_rag.library.library import Library
+
+    held = Library.open(library, write=True)
+    assert sac("rm", "docs/travel.md").code == 1
+    threading.Timer(0.4, held.close).start()
+    assert sac("rm", "docs/travel.md", "--wait", "60").code == 0
+    assert sac("gc", "--wait", "1").code == 0

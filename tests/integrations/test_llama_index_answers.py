@@ -202,6 +202,7 @@ def test_a_stock_engine_reads_memory_with_no_more_than_its_llm_changed(
 
 
 def test_stored_memory_is_found_for_plain_nodes(rag: SacRag) -> None:
-    plain = SacRetriever(rag, k=3).retrieve(QUESTION)
+    plain = SacRetriever(rag, k=3, tags=False).retrieve(QUESTION)
+    assert all(type(n.node) is TextNode for n in plain)
     for n in with_stored_memory(rag, plain):
-        assert rag.cite(n.node.get_content(MetadataMode.LLM)) == (PassageRef(n.node.node_id),)
+        assert rag.recall(n.node.get_content(MetadataMode.LLM)) == (PassageRef(n.node.node_id),)

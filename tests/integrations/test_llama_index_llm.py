@@ -67,13 +67,18 @@ def test_an_answer_is_the_models_behind_the_memory(rag: SacRag) -> None:
     assert response.message.content == decode(tokenizer, want)
     usage = response.additional_kwargs
     extents = rag.extents([i for n in ("canal.md", "tides.md") for i in rag.library.passage_ids(n)])
-    assert usage["anchors"] == rag.engine.method.prefix.anchors + sum(a for a, _ in extents)
+    assert (
+        usage["memory_tokens"]
+        == usage["prompt_tokens_details"]["cached_tokens"]
+        == rag.engine.method.prefix.anchors + sum(a for a, _ in extents)
+    )
     assert usage["source_tokens"] == sum(n for _, n in extents)
     assert (usage["completion_tokens"], usage["total_tokens"]) == (len(want), usage["prompt_tokens"] + len(want))
     # Every other character is a token of this model: no byte of a passage was read as text.
     frame = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
     around = len(rag.engine.method.backbone.template(frame))
-    assert usage["prompt_tokens"] == around + len(f"\nQuestion: {QUESTION}")
+    assert usage["prompt_tokens"] == usage["attended_tokens"]
+    assert usage["prompt_tokens"] - usage["memory_tokens"] == around + len(f"\nQuestion: {QUESTION}")
     assert response.raw == {"usage": usage}
 
 

@@ -121,6 +121,44 @@ def test_shells_do_not_import_each_other() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def inside(path: Path) -> Iterator[str]:
+    """Ways in which a shell reaches past what an open library offers."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and (node.attr == "engine" or node.attr in PRIVATE):
+            yield f"{place(path, node)}: .{node.attr}"
+    for node, name in imported(path):
+        if name.startswith(("sac_rag.answer.engine", "sac_rag.answer.service", "sac_rag.compress")):
+            yield f"{place(path, node)}: imports {name}"
+
+
+PRIVATE = {"_passing", "_tagger", "_shelf", "_offered", "_view", "_writer"}
+
+
+def test_shells_have_one_door() -> None:
+    """They ask a SacRag (`answer/serving.py`): how it is answered is none of their business."""
+    wrong = []
+    for shell, folder in SHELLS.items():
+        training = {"eval.py", "train.py", "calibrate.py", "models.py"} if shell == "sac_cli" else set()
+        wrong += [w for path in sources(folder) if path.name not in training for w in inside(path)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "rag.engine.method.backbone.tokens(text)",
+        "with self._sac.rag.engine.busy(): pass",
+        "from sac_rag.answer.service import Service",
+        "import sac_rag.compress.backbone",
+        "rag._passing.get(i)",
+    ],
+)
+def test_the_door_is_seen_to_be_passed_by(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    (tmp_path / "bad.py").write_text(code)
+    assert list(inside(tmp_path / "bad.py"))
+
+
 def test_namespace_folders_hold_no_init() -> None:
     folder = SHELLS["llama_index"]
     assert not [p for p in (folder, *folder.iterdir()) if (p / "__init__.py").exists()]

@@ -234,3 +234,18 @@ def test_the_damaged_catalog_is_kept_until_gc(path: Path) -> None:
         library.gc()
         assert not list(path.glob("damaged-*")) and not [f for f in os.listdir(path) if f.endswith(".new")]
     assert not any(b"CANARY" in f.read_bytes() for f in path.iterdir())
+
+
+def test_a_passage_that_lost_its_vector_is_found_by_its_words(path: Path) -> None:
+    change(path, "UPDATE vectors SET vector = zeroblob(32) WHERE passage = 2")
+    change(path, "UPDATE passages SET text = 'other' WHERE key = (SELECT max(key) FROM passages)")
+    for file in path.glob("faiss-*.idx"):
+        file.unlink()
+    with sqlite3.connect(path / "catalog.sqlite") as catalog:
+        ((lost, words),) = catalog.execute("SELECT id, text FROM passages WHERE key = 2")
+    catalog.close()
+    with Library.open(path) as reader:
+        assert reader.notice
+        hits = {h.passage.id: h for h in reader.search(vector_of(lost), words, 50)}
+        assert 0.0 < hits[lost].score <= 1.0 and hits[lost].dense is None and hits[lost].lexical
+        assert lost not in {h.passage.id for h in reader.search(vector_of(lost), words, 50, min_score=-0.99)}

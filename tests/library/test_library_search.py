@@ -77,8 +77,15 @@ def bm25(passages: list[Passage], text: str) -> dict[str, float]:
     return scores
 
 
-def pairs(hits: list[Hit]) -> list[tuple[str, float]]:
-    return [(h.passage.id, h.score) for h in hits]
+def greatest(passages: list[Passage], text: str) -> float:
+    """The sum of what each word of a text gives at most."""
+    split = [set(s) for s in words(p.text for p in passages)]
+    counts = [sum(w in s for s in split) for w in words([text])[0]]
+    return sum(math.log(1 + (len(split) - n + 0.5) / (n + 0.5)) for n in counts) or 1.0
+
+
+def pairs(hits: list[Hit], by: str = "dense") -> list[tuple[str, float]]:
+    return [(h.passage.id, getattr(h, by)) for h in hits]
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 50, 240, 1000])
@@ -88,7 +95,7 @@ def test_dense_equals_brute_force_in_scores_and_order(world: Any, k: int) -> Non
     for query in [*rng.normal(size=(10, D)), *units[:10], -units[3], units[7] * 1e-20, units[8] * 1e20]:
         hits = library.search(query, None, k, mode="dense")
         assert pairs(hits) == brute(passages, units, query.astype(np.float64))[:k]
-        assert all(h.dense == h.score and h.lexical is None for h in hits)
+        assert all(h.score == min(1.0, max(0.0, h.dense)) and h.lexical is h.fused is None for h in hits)
 
 
 def test_reopened_and_rebuilt_indexes_answer_alike(world: Any) -> None:
@@ -171,11 +178,13 @@ def test_lexical_equals_bm25_word_by_word(world: Any) -> None:
         for k in (5, 500):
             hits = library.search(None, text, k, mode="lexical")
             assert len(hits) == min(k, len(expected))
-            assert np.allclose([h.score for h in hits], [expected[h.passage.id] for h in hits], rtol=1e-5)
-            assert np.allclose([h.score for h in hits], sorted(expected.values(), reverse=True)[:k], rtol=1e-5)
-            order = [(-h.score, h.passage.id) for h in hits]
+            assert np.allclose([h.lexical for h in hits], [expected[h.passage.id] for h in hits], rtol=1e-5)
+            assert np.allclose([h.lexical for h in hits], sorted(expected.values(), reverse=True)[:k], rtol=1e-5)
+            order = [(-h.lexical, h.passage.id) for h in hits]
             assert order == sorted(order)
-            assert all(h.lexical == h.score and h.dense is None for h in hits)
+            assert all(h.dense is h.fused is None for h in hits)
+            most = greatest(passages, text)
+            assert all(0 < h.score <= 1 and h.score == pytest.approx(h.lexical / most, rel=1e-5) for h in hits)
 
 
 def test_hybrid_is_reciprocal_rank_fusion(world: Any) -> None:
@@ -190,10 +199,12 @@ def test_hybrid_is_reciprocal_rank_fusion(world: Any) -> None:
                 scores[i] = scores.get(i, 0.0) + 1 / (60 + rank)
         expected = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:12]
         hits = library.search(query, text, 12)
-        assert pairs(hits) == expected
+        assert pairs(hits, "fused") == expected
+        cosine = dict(brute(passages, units, query))
+        assert all(h.score == pytest.approx(max(0.0, cosine[h.passage.id]), abs=1e-6) for h in hits)
         assert all((h.dense is not None) == (h.passage.id in dense) for h in hits)
         assert all((h.lexical is not None) == (h.passage.id in lexical) for h in hits)
-        assert pairs(library.search(query, text, 12)) == expected
+        assert pairs(library.search(query, text, 12), "fused") == expected
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
@@ -245,3 +256,38 @@ def test_words_fold_case_stem_and_split_ideographs() -> None:
     assert words(["東京タワー and 塔"])[0][:2] == ["東", "京"]
     assert words(["Straße"]) == words(["STRASSE"])
     assert words(["", "the of"]) == [[], []]
+
+
+def copies(library: Library, texts: dict[str, str], near: float = 0.0) -> None:
+    with library.transaction() as tx:
+        for n, (uri, text) in enumerate(texts.items()):
+            (p,) = passages_of(uri, [text])
+            vector = np.eye(8)[0] + near * n * np.eye(8)[1]
+            tx.put(Document(uri, ""), [p], {p.id: memory_of(p.id)}, {p.id: vector})
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_copies_of_one_text_take_one_place(library: Library, mode: str) -> None:
+    same = {
+        f"copy{n:03}": ("The Gate closes  at nine.", "the gate closes at nine.\n", "The gate\tCLOSES at nine.")[n % 3]
+        for n in range(300)
+    }
+    others = {
+        "ferry": "The gate of the ferry.",
+        "lab": "A gate in the lab closes.",
+        "tower": "Closes the tower its gate?",
+    }
+    copies(library, {**same, **others}, near=1e-3)
+    query = np.eye(8)[0]
+    found = library.search(query, "gate closes nine", 4, mode=mode, distinct=True)
+    assert found[0].passage.document.startswith("copy")
+    assert sorted(h.passage.document for h in found[1:]) == sorted(others)
+    every = library.search(query, "gate closes nine", 4, mode=mode)
+    assert all(h.passage.document.startswith("copy") for h in every)
+    assert len(library.search(query, "gate closes nine", 400, mode=mode, distinct=True)) == 4
+
+
+def test_a_filter_goes_before_copies(library: Library) -> None:
+    copies(library, {"a": "One text.", "b": "One text.", "c": "Another text."})
+    (only,) = library.search(None, "text one", 3, mode="lexical", where={"document": ["b"]}, distinct=True)
+    assert only.passage.document == "b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from langchain_core.messages import SystemMessage
@@ -9,14 +10,17 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, HumanMessagePromptTemplate, MessagesPlaceholder
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from langchain_core.runnables.base import RunnableBindingBase
+from pydantic import Field
 
 from langchain_sac.chat_models import ChatSac
 from langchain_sac.compressors import SacDocumentCompressor
 from langchain_sac.formatting import chat_of, format_docs_sac
 from langchain_sac.opening import rag_of, user_of
-from langchain_sac.retrievers import SacRetriever, narrowed
+from langchain_sac.retrievers import SacRetriever
 from sac_rag.errors import ConfigError
-from sac_rag.library.filters import values_of
+from sac_rag.library.filters import all_of, example
+from sac_rag.records import NO_ANSWER
 
 
 def sac_prompt(source: Any) -> ChatPromptTemplate:
@@ -25,14 +29,8 @@ def sac_prompt(source: Any) -> ChatPromptTemplate:
     source: a SacRag, a library's folder or a component over one; it is opened. With documents rendered as tags, the
     model reads the same tokens and memories as `SacRag.ask` on the same passages.
     """
-    from sac_rag.answer.chat import layout_messages
-
-    rag = rag_of(source)
-    method = rag.engine.method
-    with rag.engine.busy():
-        # Braces are a template's own: the layout's are doubled, the two variables put in afterwards.
-        messages = layout_messages(method, "\ue000", "\ue001")
-    *front, (_, question) = messages
+    # Braces are a template's own: the layout's are doubled, the two variables put in afterwards.
+    *front, (_, question) = rag_of(source).layout("\ue000", "\ue001")
     escaped = question.replace("{", "{{").replace("}", "}}").replace("\ue000", "{context}").replace("\ue001", "{input}")
     return ChatPromptTemplate.from_messages(
         [
@@ -52,6 +50,7 @@ def create_sac_chain(
     search_type: str | None = None,
     where: dict[str, Any] | None = None,
     remember: bool = True,
+    closed_book: bool = False,
     **settings: Any,
 ) -> Runnable[Any, dict[str, Any]]:
     """A runnable from a question to {"input", "context": documents, "answer": text}; it opens the library when it runs.
@@ -60,8 +59,13 @@ def create_sac_chain(
     "question" and, if there is one, "chat_history". k (1), search_type ("hybrid"), where: of the SacRetriever, where
     also of the ChatSac. settings: fields of the ChatSac, with max_tokens=64. llm: in place of the ChatSac, with what is
     bound to it. retriever: in place of the SacRetriever; its documents are compressed as they pass by, or with
-    `remember=False` read as text. Raises ConfigError for settings of what is replaced.
+    `remember=False` read as text. Where nothing was found the answer is NO_ANSWER, "The passages do not say.", and the
+    model is not asked; closed_book: it is. Raises ConfigError for settings of what is replaced.
     """
+    given = {
+        **{"source": source, "retriever": retriever, "llm": llm, "k": k, "search_type": search_type, "where": where},
+        **{"remember": remember, "closed_book": closed_book, **settings},
+    }
     user = user_of(source)
     if llm is not None and (settings or where):
         unused = settings | ({"where": where} if where else {})
@@ -70,27 +74,53 @@ def create_sac_chain(
     if retriever is not None and search:
         raise ConfigError(f"retriever is given, and settings for another: {search}; set them there")
     chat = llm or ChatSac(**user, where=where, **{"max_tokens": 64, **settings})
+    asked = chat if remember else chat.bind(recall=False)
     model, bound = chat_of(chat)
     if model is None:
         raise ConfigError(f"llm is a {type(llm).__name__}: give a ChatSac, or make a chain with format_docs_sac")
     found: Runnable[str, Any] = retriever or SacRetriever(**user, where=where, **{"k": 1, **search})
     if retriever is not None and remember:
-        fitting = _fitting(narrowed(model.where, bound.get("where")))
-        found = found | _remembering(SacDocumentCompressor(**user_of(model), meta=fitting))
+        meta = example(all_of(model.where, bound.get("where")))
+        found = found | _remembering(SacDocumentCompressor(**user_of(model), meta=meta))
     # A lambda that returns a runnable runs it: the prompt is looked up when there is something to ask.
-    prompt = RunnableLambda(lambda _: sac_prompt(chat), name="sac_prompt")
-    answer = (
-        RunnablePassthrough.assign(context=lambda x: format_docs_sac(x["context"], chat))
+    prompt = RunnableLambda(lambda _: sac_prompt(model), name="sac_prompt")
+    said = (
+        RunnablePassthrough.assign(context=lambda x: format_docs_sac(x["context"], chat, quiet=not remember))
         | prompt
-        | chat
+        | asked
         | StrOutputParser()
     )
+
+    def answered(x: dict[str, Any]) -> Any:
+        return said if closed_book or x["context"] else NO_ANSWER
+
+    answer = RunnableLambda(answered, name="sac_answer")
     chain = (
         RunnableLambda(_question)
         | RunnablePassthrough.assign(context=RunnableLambda(lambda x: x["input"]) | found)
         | RunnablePassthrough.assign(answer=answer)
     )
-    return chain.with_config(run_name="sac_chain")
+    return SacChain(bound=chain, config={"run_name": "sac_chain"}, given=given)
+
+
+class SacChain(RunnableBindingBase[Any, dict[str, Any]]):
+    """What `create_sac_chain` makes. It is pickled and copied as what it was made of."""
+
+    given: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        source = user_of(self.given["source"])
+        path = source["library"] if source.get("library") else str(source["rag"].library.path)
+        return _made, ({**self.given, "source": path},)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SacChain:
+        given = dict(self.given)
+        source = given.pop("source")
+        return _made({**copy.deepcopy(given, memo), "source": source})
+
+
+def _made(given: dict[str, Any]) -> Any:
+    return create_sac_chain(**given)
 
 
 def _question(given: Any) -> dict[str, Any]:
@@ -99,12 +129,6 @@ def _question(given: Any) -> dict[str, Any]:
     if not isinstance(question, str) or not question.strip():
         raise ConfigError(f'no question in {sorted(values)}: give a str, or a dict with "input" or "question"')
     return {**values, "input": question.strip()}
-
-
-def _fitting(where: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Metadata that fits a filter; None when there is none, or nothing fits."""
-    values = {key: values_of(wanted) for key, wanted in (where or {}).items()}
-    return {key: value[0] for key, value in values.items()} if values and all(values.values()) else None
 
 
 def _remembering(compressor: SacDocumentCompressor) -> Runnable[Any, Any]:

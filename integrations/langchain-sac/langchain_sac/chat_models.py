@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any, NoReturn
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict
 
 from langchain_sac.messages import Scope, to_sac
 from langchain_sac.opening import LibraryUser
-from langchain_sac.writing import Call, Writing, model_name
-
-if TYPE_CHECKING:
-    from sac_rag import SacRag
-    from sac_rag.answer.prompt import Prompt
-    from sac_rag.answer.service import AsyncGeneration, Generation
+from langchain_sac.writing import Asked, Call, chunk_of, last_of, model_name, result_of
 
 _TURN = 8
 """Tokens that a chat template puts around a message, at most, when messages are counted one by one."""
@@ -44,8 +40,8 @@ class ChatSac(LibraryUser, BaseChatModel):
     """Nucleus sampling mass, used when temperature > 0."""
     stop: list[str] | None = None
     """Strings that end an answer; they are not part of it."""
-    seed: int = 0
-    """Seed of sampling."""
+    seed: int | None = None
+    """Seed of sampling; None draws afresh each time."""
     timeout: float | None = None
     """Seconds for a whole answer, looked at after every token; TimeoutError beyond."""
     max_retries: int = 0
@@ -55,6 +51,9 @@ class ChatSac(LibraryUser, BaseChatModel):
     where: dict[str, Any] | None = None
     """Metadata filter: only passages that fit may be read, whatever a call says. One per tenant keeps tenants apart.
     What a SacDocumentCompressor remembers fits by the compressor's `meta`."""
+    recall: bool = True
+    """Read passages as memory where their text stands in a prompt, if a SacRetriever, SacVectorStore or
+    SacDocumentCompressor over the same library handed them out."""
     allowed_ids: list[str] | None = None
     """Only these passages may be read; None leaves it to `where`."""
 
@@ -72,7 +71,7 @@ class ChatSac(LibraryUser, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("library", "max_tokens", "temperature", "top_p", "stop", "seed", "where", "allowed_ids")
+        names = ("library", "max_tokens", "temperature", "top_p", "stop", "seed", "where", "allowed_ids", "recall")
         return {name: getattr(self, name) for name in names}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -81,19 +80,16 @@ class ChatSac(LibraryUser, BaseChatModel):
         return params
 
     def reads(self, tag: str, **settings: Any) -> bool:
-        """Whether a tag would be read as a memory, with these settings of a call; opens the library."""
-        call = self._call(None, settings)
-        return self._scope(call.wheres, call.allowed).reads(tag)
+        """Whether a tag, or several, would be read as memory, with these settings of a call; opens the library."""
+        return self._scope(self._call(None, settings)).reads(tag)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of the base model's tokenizer."""
-        rag = self.opened()
-        with rag.engine.busy():
-            return rag.engine.method.backbone.tokens(text)
+        return self.opened().token_ids(text)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Positions in the model's context: a passage counts with its source tokens, though fewer are read."""
-        scope = self._scope((self.where,), (self.allowed_ids,))
+        scope = self._scope(self._call(None, {}))
         parts = [p for m in to_sac(messages, scope) for p in m.content]
         texts = sum(len(self.get_token_ids(p)) for p in parts if isinstance(p, str))
         ids = list(dict.fromkeys(p.id for p in parts if not isinstance(p, str)))
@@ -106,8 +102,11 @@ class ChatSac(LibraryUser, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        generation, writing = self._begun(messages, stop, kwargs)
-        return _result([*_pieces(generation, writing)], writing.end(generation.reused))
+        asked = self._asked(messages, stop, kwargs)
+        reply = asked.rag.reply(asked.prompt, **asked.settings)
+        for _ in reply:
+            pass
+        return result_of(asked.rag, reply)
 
     def _stream(
         self,
@@ -116,15 +115,20 @@ class ChatSac(LibraryUser, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        generation, writing = self._begun(messages, stop, kwargs)
-        for piece in _pieces(generation, writing):
+        asked = self._asked(messages, stop, kwargs)
+        reply = asked.rag.reply(asked.prompt, **asked.settings)
+        try:
+            for piece in reply:
+                chunk = chunk_of(piece)
+                if run_manager:
+                    run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+            last = last_of(asked.rag, reply)
             if run_manager:
-                run_manager.on_llm_new_token(piece, chunk=_chunk(piece))
-            yield _chunk(piece)
-        last = _last(writing.end(generation.reused))
-        if run_manager:
-            run_manager.on_llm_new_token(last.text, chunk=last)
-        yield last
+                run_manager.on_llm_new_token(last.text, chunk=last)
+            yield last
+        finally:
+            reply.cancel()
 
     async def _agenerate(
         self,
@@ -133,8 +137,12 @@ class ChatSac(LibraryUser, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        generation, writing = await self._abegun(messages, stop, kwargs)
-        return _result([p async for p in _apieces(generation, writing)], writing.end(generation.reused))
+        # The first call imports torch, and any waits for the model between two tokens of others: not on the loop.
+        asked = await asyncio.to_thread(self._asked, messages, stop, kwargs)
+        async with aclosing(await asked.rag.areply(asked.prompt, **asked.settings)) as reply:
+            async for _ in reply:
+                pass
+            return result_of(asked.rag, reply)
 
     async def _astream(
         self,
@@ -143,39 +151,33 @@ class ChatSac(LibraryUser, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        generation, writing = await self._abegun(messages, stop, kwargs)
-        async for piece in _apieces(generation, writing):
+        asked = await asyncio.to_thread(self._asked, messages, stop, kwargs)
+        async with aclosing(await asked.rag.areply(asked.prompt, **asked.settings)) as reply:
+            async for piece in reply:
+                chunk = chunk_of(piece)
+                if run_manager:
+                    await run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+            last = last_of(asked.rag, reply)
             if run_manager:
-                await run_manager.on_llm_new_token(piece, chunk=_chunk(piece))
-            yield _chunk(piece)
-        last = _last(writing.end(generation.reused))
-        if run_manager:
-            await run_manager.on_llm_new_token(last.text, chunk=last)
-        yield last
+                await run_manager.on_llm_new_token(last.text, chunk=last)
+            yield last
 
-    def _begun(
-        self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]
-    ) -> tuple[Generation, Writing]:
-        rag, prompt, call = self._prompt(messages, stop, settings)
-        return rag.engine.service.submit(prompt, call.sampling, keep=True), Writing(rag, prompt, call)
+    def bind_tools(self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any) -> NoReturn:
+        """Raises NotImplementedError, which says what to do instead; so does `with_structured_output`."""
+        raise NotImplementedError(
+            "ChatSac calls no tools and keeps to no schema: let another model or code of yours call them, and give "
+            "ChatSac the results (results of tools keep their tags: see SacDocumentPrompt)"
+        )
 
-    async def _abegun(
-        self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]
-    ) -> tuple[AsyncGeneration, Writing]:
-        # The first call imports torch, and any waits for the model between two tokens of others: not on the loop.
-        rag, prompt, call = await asyncio.to_thread(self._prompt, messages, stop, settings)
-        return rag.engine.service.stream(prompt, call.sampling, keep=True), Writing(rag, prompt, call)
-
-    def _prompt(
-        self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]
-    ) -> tuple[SacRag, Prompt, Call]:
+    def _asked(self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]) -> Asked:
         call = self._call(stop, settings)
-        scope = self._scope(call.wheres, call.allowed)
-        return scope.rag, scope.rag.conversation(to_sac(messages, scope), call.sampling), call
+        scope = self._scope(call)
+        return Asked(scope.rag, scope.rag.conversation(to_sac(messages, scope), call.sampling), call)
 
-    def _scope(self, wheres: Iterable[dict[str, Any] | None], allowed: Iterable[Sequence[str] | None]) -> Scope:
+    def _scope(self, call: Call) -> Scope:
         # Not at the newest generation at once: what the tags of a prompt stand for may be gone there.
-        return Scope(self.opened(), wheres, allowed, follows=self._follows)
+        return Scope(self.opened(), call.wheres, call.allowed, follows=self._follows, recall=call.recall)
 
     def _call(self, stop: Sequence[str] | None, settings: dict[str, Any]) -> Call:
         """Settings of one call. Filters add to the model's own: a call cannot read what the model may not."""
@@ -186,54 +188,13 @@ class ChatSac(LibraryUser, BaseChatModel):
         wheres = (self.where, given.pop("where", None))
         allowed = (self.allowed_ids, given.pop("allowed_ids", None))
         stop = given.pop("stop", None) if stop is None else stop
-        own = {n: given.pop(n, None) for n in ("max_tokens", "temperature", "top_p", "seed", "timeout")}
+        own = {n: given.pop(n, None) for n in ("max_tokens", "temperature", "top_p", "seed", "timeout", "recall")}
         if given:
             known = ", ".join((*own, "stop", "where", "allowed_ids"))
             raise TypeError(f"ChatSac was called with {', '.join(map(repr, given))}; a call takes {known}")
-        tokens, temperature, top_p, seed, timeout = (getattr(self, n) if v is None else v for n, v in own.items())
+        chosen = (getattr(self, n) if v is None else v for n, v in own.items())
+        tokens, temperature, top_p, seed, timeout, recall = chosen
         sampling = Sampling(tokens, temperature or 0.0, top_p, seed, min_new_tokens=1)
         stop = self.stop if stop is None else stop
         stop = [stop] if isinstance(stop, str) else stop
-        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed)
-
-
-def _pieces(generation: Generation, writing: Writing) -> Iterator[str]:
-    try:
-        for token in generation:
-            if piece := writing.push(token):
-                yield piece
-            if writing.stopped:
-                return
-    finally:
-        generation.cancel()
-
-
-async def _apieces(generation: AsyncGeneration, writing: Writing) -> AsyncIterator[str]:
-    try:
-        async for token in generation:
-            if piece := writing.push(token):
-                yield piece
-            if writing.stopped:
-                return
-    finally:
-        generation.cancel()
-
-
-def _chunk(piece: str) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=AIMessageChunk(content=piece))
-
-
-def _last(end: tuple[str, Any, dict[str, Any]]) -> ChatGenerationChunk:
-    text, usage, metadata = end
-    message = AIMessageChunk(content=text, usage_metadata=usage, response_metadata=metadata, chunk_position="last")
-    return ChatGenerationChunk(message=message, generation_info={"finish_reason": metadata["finish_reason"]})
-
-
-def _result(pieces: list[str], end: tuple[str, Any, dict[str, Any]]) -> ChatResult:
-    text, usage, metadata = end
-    message = AIMessage(content="".join(pieces) + text, usage_metadata=usage, response_metadata=metadata)
-    info = {"finish_reason": metadata["finish_reason"]}
-    return ChatResult(
-        generations=[ChatGeneration(message=message, generation_info=info)],
-        llm_output={"model_name": metadata["model_name"]},
-    )
+        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed, recall)

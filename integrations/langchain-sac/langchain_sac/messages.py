@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, Functio
 
 from sac_rag.answer.tags import Tagger
 from sac_rag.errors import ConfigError
+from sac_rag.library.filters import all_of
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -41,22 +42,27 @@ class Scope:
         allowed: Iterable[Sequence[str] | None] = (),
         *,
         follows: bool = False,
+        recall: bool = False,
     ) -> None:
-        self.rag, self.follows, self.moved = rag, follows, False
-        self.wheres = [w for w in wheres if w]
+        self.rag, self.follows, self.moved, self.recall = rag, follows, False, recall
+        self.where = all_of(*wheres)
         self.allowed = [frozenset(a) for a in allowed if a is not None]
 
     def cite(self, text: str) -> Content:
-        """Text cut at the tags of passages that may be read; other tags stay text."""
+        """Text cut at the tags of passages that may be read; other tags stay text. With `recall`, also at the texts of
+        passages that were handed out."""
         if self.follows and self._names_unheld(text):
             self.follows, self.moved = False, self.rag.library.refresh()
-        found = self.rag.cite(text, where=self.wheres[0] if self.wheres else None)
+        if self.recall:
+            found = self.rag.recall(text, where=self.where, among=self._permits)
+        else:
+            found = self.rag.cite(text, where=self.where)
         return tuple(p if isinstance(p, str) or self._permits(p.id) else self.rag.tag(p.id) for p in found)
 
-    def reads(self, tag: str) -> bool:
-        """Whether a text is one tag of a passage that may be read."""
-        parts = self.cite(tag)
-        return len(parts) == 1 and not isinstance(parts[0], str)
+    def reads(self, tags: str) -> bool:
+        """Whether a text is tags and nothing else, and all of passages that may be read."""
+        parts = self.cite(tags)
+        return bool(parts) and not any(isinstance(p, str) and p.strip() for p in parts)
 
     def passage(self, passage_id: Any) -> Content:
         """A passage named by its id; ConfigError when it may not be read."""
@@ -65,7 +71,7 @@ class Scope:
         except ValueError as error:
             raise ConfigError(f"a sac_kv block names {passage_id!r}: {error}") from error
         if any(isinstance(p, str) for p in content):
-            limits = [*(f"where={w}" for w in self.wheres), *("allowed_ids" for _ in self.allowed)]
+            limits = [*([f"where={self.where}"] if self.where else ()), *("allowed_ids" for _ in self.allowed)]
             within = f" within {' and '.join(limits)}" if limits else ""
             raise ConfigError(
                 f"a sac_kv block names passage {passage_id!r}, which {self.rag.library.path} does not hold{within}: "
@@ -78,10 +84,7 @@ class Scope:
         return self.rag.cite(text) != tuple(genuine)
 
     def _permits(self, passage_id: str) -> bool:
-        tag = self.rag.tag(passage_id)
-        return all(passage_id in ids for ids in self.allowed) and all(
-            not isinstance(self.rag.cite(tag, where=where)[0], str) for where in self.wheres[1:]
-        )
+        return all(passage_id in ids for ids in self.allowed)
 
 
 def to_sac(messages: Sequence[BaseMessage], scope: Scope) -> list[Message]:

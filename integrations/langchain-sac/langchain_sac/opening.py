@@ -10,6 +10,8 @@ from weakref import WeakValueDictionary
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
+from sac_rag.library.filters import fitting
+
 if TYPE_CHECKING:
     from sac_rag import SacRag
 
@@ -49,9 +51,28 @@ class LibraryUser(BaseModel):
             raise ValueError(f"rag is the library {path!r}, library says {os.fspath(library)!r}: give one of them")
         return {**values, "library": path}
 
+    @model_validator(mode="after")
+    def _filters_known(self) -> Self:
+        """Refuse a filter that is none here, not at the first tag that comes along."""
+        fitting(getattr(self, "where", None))
+        return self
+
     @classmethod
     def _needs_library(cls) -> bool:
         return True
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """What another process needs is the folder; it opens the library again when it is first used there."""
+        state = super().__getstate__()
+        private = {**(state["__pydantic_private__"] or {}), "_follows": False}
+        return {**state, "__dict__": {**state["__dict__"], "rag": None}, "__pydantic_private__": private}
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy in this process shares what is open."""
+        memo = {} if memo is None else memo
+        if self.rag is not None:
+            memo[id(self.rag)] = self.rag
+        return super().__deepcopy__(memo)
 
     @classmethod
     def from_library(cls, path: str | os.PathLike[str], **settings: Any) -> Self:

@@ -12,14 +12,15 @@ from pydantic import ConfigDict
 
 from langchain_sac.opening import LibraryUser
 from langchain_sac.searching import search, to_documents
-from sac_rag.library.filters import values_of
+from sac_rag.library.filters import all_of
 
 
 class SacRetriever(LibraryUser, BaseRetriever):
     """Retrieves passages. `page_content` is the passage's own text, for any model and any reranker.
 
-    `metadata` holds plain values alone: sac_id, sac_tag and sac_text_sha (for `format_docs_sac`), document (uri), start
-    and end (characters in the document's text), score, heading, and the document's own flat metadata.
+    `metadata` holds JSON alone: sac_id, sac_tag and sac_text_sha (for `format_docs_sac`), document (uri), start and end
+    (characters in the document's text), score, heading, and the document's own metadata. Where that has one of these
+    names it stays, and the other is called sac_document, sac_start and so on.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,20 +54,5 @@ class SacRetriever(LibraryUser, BaseRetriever):
 
     def _found(self, query: str, k: int | None, where: dict[str, Any] | None) -> list[Document]:
         rag = self.newest()
-        both = narrowed(self.where, where)
-        if both is None:
-            return []
+        both = all_of(self.where, where)
         return to_documents(rag, search(rag, query, self.k if k is None else k, self.search_type, both))
-
-
-def narrowed(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A filter for what fits both; None when nothing can."""
-    out = dict(first or {})
-    for key, value in (second or {}).items():
-        wanted = list(values_of(value))
-        if key in out:
-            wanted = [v for v in values_of(out[key]) if v in wanted]
-            if not wanted:
-                return None
-        out[key] = wanted
-    return out

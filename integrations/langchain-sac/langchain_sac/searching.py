@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.documents import Document
 
 from langchain_sac.formatting import sac_metadata
+from langchain_sac.storing import visible
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -43,20 +44,19 @@ def diverse(rag: SacRag, vector: Any, hits: Sequence[Hit], k: int, lambda_mult: 
 
 
 def to_documents(rag: SacRag, hits: Sequence[Hit]) -> list[Document]:
-    """Passages with their place, score and memory, and with the flat metadata of the documents they are from."""
+    """Passages with their place, score and memory, and with the metadata of the documents they are from."""
     metas = {d.uri: d.meta for d in rag.library.documents([h.passage.document for h in hits])}
-    out = []
-    for hit in hits:
-        p = hit.passage
-        about = {**metas.get(p.document, {}), **p.meta}
-        metadata = {
-            **{k: v for k, v in about.items() if isinstance(v, str | int | float)},
-            **sac_metadata(rag, p.id, p.text),
-            "document": p.document,
-            "start": p.start,
-            "end": p.end,
-            "score": hit.score,
-            "heading": p.heading,
-        }
-        out.append(Document(page_content=p.text, metadata=metadata, id=p.id))
-    return out
+    return [
+        Document(
+            page_content=h.passage.text, metadata=_about(rag, h, metas.get(h.passage.document, {})), id=h.passage.id
+        )
+        for h in hits
+    ]
+
+
+def _about(rag: SacRag, hit: Hit, document: Mapping[str, Any]) -> dict[str, Any]:
+    p = hit.passage
+    theirs = {**visible(document), **visible(p.meta)}
+    ours = {"document": p.document, "start": p.start, "end": p.end, "score": hit.score, "heading": p.heading}
+    placed = {f"sac_{k}" if k in theirs else k: v for k, v in ours.items()}
+    return {**theirs, **placed, **sac_metadata(rag, p.id, p.text)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import threading
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 class SacVectorStore(VectorStore):
     """Documents by id, searched by cosine similarity. A long document is stored as several passages under one id.
 
-    rag: a SacRag open for writing, the caller's to close. library: in its place a folder, opened for writing (made if
-    missing, with `config`) at first use; `close` it or use the store as a context manager. Searches give documents as
+    rag: a SacRag open for writing, the caller's to close. library: in its place a folder, opened at first use (made if
+    missing, with `config`): for reading, and from the first change on for writing, until the store is closed or nobody
+    refers to it any more. wait: seconds that a change waits for another writer. Searches give documents as
     they were added; `as_retriever` and `sac_metadata=True` add the keys that lead to their memories.
     """
 
@@ -38,12 +40,13 @@ class SacVectorStore(VectorStore):
         *,
         library: str | os.PathLike[str] | None = None,
         config: IndexConfig | None = None,
+        wait: float = 0.0,
     ) -> None:
         if (rag is None) == (library is None):
             raise ConfigError('SacVectorStore needs either SacRag.open("my.lib", write=True) or library="my.lib"')
         if rag is not None and config is not None:
             raise ConfigError(f"config is given for {rag.library.path}, which is open with its own: leave it out")
-        self._rag, self._library, self._config = rag, library, config
+        self._rag, self._library, self._config, self._wait = rag, library, config, wait
         self._own, self._opening = rag is None, threading.Lock()
 
     @property
@@ -54,8 +57,20 @@ class SacVectorStore(VectorStore):
                 from sac_rag import SacRag
 
                 assert self._library is not None
-                self._rag = SacRag.open(Path(self._library), config=self._config, write=True, create=True)
+                self._rag = SacRag.open(
+                    Path(self._library), config=self._config, create=True, later=True, wait=self._wait
+                )
             return self._rag
+
+    def __getstate__(self) -> dict[str, Any]:
+        path = self._library if self._rag is None else self._rag.library.path
+        return {"_library": str(path), "_config": self._config, "_wait": self._wait}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _rag=None, _own=True, _opening=threading.Lock())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def close(self) -> None:
         """Release the library if it was opened here; the next use opens it again."""
@@ -130,8 +145,8 @@ class SacVectorStore(VectorStore):
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """Remove documents by id, all when `ids` is None; unknown ids are passed over."""
         rag = self.rag
-        with rag.library.writing:
-            if there := [d.uri for d in rag.library.documents(ids)]:
+        with rag.changing() as library:
+            if there := [d.uri for d in library.documents(ids)]:
                 rag.remove(there)
         return True
 
@@ -139,7 +154,7 @@ class SacVectorStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Whole documents in the order of `ids`; unknown ids are passed over."""
-        library = self.rag.library
+        library = self.rag.newest()
         found = {d.uri: d for d in library.documents(ids)}
         return [whole(found[i], library.passages(i)) for i in dict.fromkeys(ids) if i in found]
 
@@ -204,18 +219,43 @@ class SacVectorStore(VectorStore):
 
         if where is not None and not isinstance(where, dict):
             raise ConfigError(f"filter is a {type(where).__name__}; give {{key: value or list of values}}")
-        return self.rag.library.search(np.asarray(vector, np.float32), None, k, mode="dense", where=where)
+        return self.rag.newest().search(np.asarray(vector, np.float32), None, k, mode="dense", where=where)
 
     def _documents(self, hits: Sequence[Hit], sac_metadata: bool = False) -> list[tuple[Document, float]]:
         rag = self.rag
         owners = {d.uri: d for d in rag.library.documents([h.passage.document for h in hits])}
-        return [
-            (stored(owners[p.document], p.text, _memory(rag, p.id, p.text) if sac_metadata else {}), float(h.score))
-            for h in hits
-            if (p := h.passage).document in owners
-        ]
+        found = []
+        for hit in hits:
+            if (p := hit.passage).document in owners:
+                memory = _memory(rag, p.id, p.text)  # a ChatSac knows the text again, with these keys or without
+                document = stored(owners[p.document], p.text, memory if sac_metadata else {})
+                found.append((document, float(hit.dense or 0.0)))
+        return found
 
     # -- making ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_documents(cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any) -> Self:
+        """A store with these documents; see `from_texts`."""
+        store = cls._made(embedding, kwargs)
+        store.add_documents(documents, **kwargs)
+        return store
+
+    @classmethod
+    async def afrom_documents(
+        cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
+    ) -> Self:
+        return await asyncio.to_thread(lambda: cls.from_documents(documents, embedding, **kwargs))
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings | None = None,
+        metadatas: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        return await asyncio.to_thread(lambda: cls.from_texts(texts, embedding, metadatas, **kwargs))
 
     @classmethod
     def from_texts(
@@ -225,24 +265,29 @@ class SacVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: list[str] | None = None,
-        rag: SacRag | None = None,
-        library: str | os.PathLike[str] | None = None,
-        config: IndexConfig | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A store with these texts. embedding: None or a SacEmbeddings: a library searches by its own embedder."""
+        """A store with these texts. embedding: None or a SacEmbeddings: a library searches by its own embedder. rag,
+        library, config, wait: as of SacVectorStore.
+        """
+        store = cls._made(embedding, kwargs)
+        store.add_texts(texts, metadatas, ids=ids, **kwargs)
+        return store
+
+    @classmethod
+    def _made(cls, embedding: Embeddings | None, settings: dict[str, Any]) -> Self:
+        """An empty store; its own settings are taken out of `settings`."""
+        own = {name: settings.pop(name) for name in ("rag", "library", "config", "wait") if name in settings}
         if embedding is not None and not isinstance(embedding, SacEmbeddings):
             raise ConfigError(
                 f"embedding is a {type(embedding).__name__}, but a library searches by its own embedder: give None, or "
                 "config=IndexConfig(embedder=…) to choose it"
             )
-        if embedding is not None and embedding.model is not None and rag is None:
+        if embedding is not None and embedding.model is not None and own.get("rag") is None:
             from sac_rag.config import IndexConfig
 
-            config = dataclasses.replace(config or IndexConfig(), embedder=embedding.model)
-        store = cls(rag, library=library, config=config)
-        store.add_texts(texts, metadatas, ids=ids, **kwargs)
-        return store
+            own["config"] = dataclasses.replace(own.get("config") or IndexConfig(), embedder=embedding.model)
+        return cls(**own)
 
 
 _memory = sac_metadata  # `sac_metadata` is also the name of a search's switch

@@ -1,19 +1,21 @@
-"""One answer while it is written: tokens to text, its settings and its account."""
+"""One answer of ChatSac: the settings of its call, and a reply as messages of LangChain."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
     from sac_rag.answer.prompt import Prompt
     from sac_rag.answer.reader import Sampling
+    from sac_rag.answer.reply import AsyncReply, Reply
 
 
 @dataclass(frozen=True)
@@ -25,52 +27,67 @@ class Call:
     timeout: float | None
     wheres: tuple[dict[str, Any] | None, ...]
     allowed: tuple[Sequence[str] | None, ...]
+    recall: bool
 
 
-class Writing:
-    """Turns tokens into pieces of text until the answer is over."""
+@dataclass(frozen=True)
+class Asked:
+    """A prompt that is ready to be answered."""
 
-    def __init__(self, rag: SacRag, prompt: Prompt, call: Call) -> None:
-        from sac_rag.answer.reader import TextStream
-
-        self._stream = TextStream(rag.engine.method.backbone, call.stop)
-        self._rag, self._prompt, self._call = rag, prompt, call
-        self._tokens, self._began = 0, time.monotonic()
+    rag: SacRag
+    prompt: Prompt
+    call: Call
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop sequence was written: no more tokens are needed."""
-        return self._stream.stopped
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `SacRag.reply` beside the prompt."""
+        return {"sampling": self.call.sampling, "stop": self.call.stop, "timeout": self.call.timeout}
 
-    def push(self, token: int) -> str:
-        """The text that a token completes; TimeoutError when the time is over."""
-        self._tokens += 1
-        piece = self._stream.push(token)
-        limit = self._call.timeout
-        if limit is not None and time.monotonic() - self._began > limit:
-            raise TimeoutError(f"no whole answer within timeout={limit} s: allow more time or lower max_tokens")
-        return piece
 
-    def end(self, reused: int) -> tuple[str, UsageMetadata, dict[str, Any]]:
-        """(the last piece of text, usage, response metadata). reused: cache slots that an earlier turn had read."""
-        rest, p = self._stream.flush(), self._prompt
-        usage = UsageMetadata(
-            input_tokens=p.tokens + p.slots,
-            output_tokens=self._tokens,
-            total_tokens=p.tokens + p.slots + self._tokens,
-            input_token_details=InputTokenDetails(cache_read=p.slots),
-        )
-        cut = not self.stopped and self._tokens >= self._call.sampling.max_new_tokens
-        metadata = {
-            "model_name": model_name(self._rag),
-            "model_provider": "sac",
-            "finish_reason": "length" if cut else "stop",
-            "source_tokens": p.source_tokens,
-            "reused_tokens": reused,
-        }
-        return rest, usage, metadata
+def usage_of(reply: Reply | AsyncReply) -> UsageMetadata:
+    """Input is what was attended; memory, which was computed long before, is its cached part."""
+    usage = reply.usage
+    return UsageMetadata(
+        input_tokens=usage.attended,
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.attended + usage.completion_tokens,
+        input_token_details=InputTokenDetails(cache_read=usage.anchors),
+    )
+
+
+def metadata_of(rag: SacRag, reply: Reply | AsyncReply) -> dict[str, Any]:
+    return {
+        "model_name": model_name(rag),
+        "model_provider": "sac",
+        "finish_reason": reply.finish_reason,
+        **reply.usage.account(),
+    }
+
+
+def chunk_of(piece: str) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=AIMessageChunk(content=piece))
+
+
+def last_of(rag: SacRag, reply: Reply | AsyncReply) -> ChatGenerationChunk:
+    """The chunk that ends a stream: no text, the whole account."""
+    message = AIMessageChunk(
+        content="",
+        usage_metadata=usage_of(reply),
+        response_metadata=metadata_of(rag, reply),
+        chunk_position="last",
+    )
+    return ChatGenerationChunk(message=message, generation_info={"finish_reason": reply.finish_reason})
+
+
+def result_of(rag: SacRag, reply: Reply | AsyncReply) -> ChatResult:
+    """A whole reply."""
+    message = AIMessage(content=reply.text, usage_metadata=usage_of(reply), response_metadata=metadata_of(rag, reply))
+    info = {"finish_reason": reply.finish_reason}
+    return ChatResult(
+        generations=[ChatGeneration(message=message, generation_info=info)], llm_output={"model_name": model_name(rag)}
+    )
 
 
 def model_name(rag: SacRag) -> str:
     """The base model's name; of a folder, its last part."""
-    return Path(rag.engine.model_name).name
+    return Path(rag.model_name).name

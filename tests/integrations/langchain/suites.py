@@ -28,6 +28,10 @@ class ChatModelSuite(ChatModelIntegrationTests):
         return {"rag": self.opened}
 
     @property
+    def has_tool_calling(self) -> bool:
+        return False  # bind_tools is there to say what to do instead
+
+    @property
     def standard_chat_model_params(self) -> dict[str, Any]:
         return {**super().standard_chat_model_params, "max_tokens": 16}
 

@@ -15,7 +15,7 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_sac import ChatSac, SacDocumentPrompt, SacRetriever, create_sac_chain, format_docs_sac, sac_prompt
 from sac_rag import SacRag
 from sac_rag.errors import ConfigError
-from sac_rag.records import Answer
+from sac_rag.records import NO_ANSWER, Answer
 
 from .helpers import QUESTION, found, ids, usage
 
@@ -131,6 +131,17 @@ def test_sac_chain_with_history_filters_and_foreign_retrievers(rag: SacRag) -> N
     assert usage(said[2]) == usage(said[0])
     create_sac_chain(rag, retriever=foreign, llm=chat, remember=False).invoke(QUESTION)
     assert usage(said[3])[1] == 0
+
+
+async def test_without_documents_the_model_is_not_asked(rag: SacRag) -> None:
+    chat, said = chat_of(rag)
+    for where in ({"kind": "nothing"}, {"$and": [{"kind": "c"}, {"kind": "t"}]}, {"kind": {"$gt": "z"}}):
+        chain = create_sac_chain(rag, retriever=SacRetriever(rag=rag, where=where), llm=chat)
+        assert chain.invoke(QUESTION)["answer"] == (await chain.ainvoke(QUESTION))["answer"] == NO_ANSWER
+        assert "".join(p.get("answer", "") for p in chain.stream(QUESTION)) == NO_ANSWER
+    assert said == []
+    alone = create_sac_chain(rag, retriever=SacRetriever(rag=rag, where=where), llm=chat, closed_book=True)
+    assert alone.invoke(QUESTION)["answer"] and len(said) == 1
 
 
 def test_chains_say_what_is_missing(rag: SacRag) -> None:

@@ -28,7 +28,7 @@ from .helpers import QUESTION, found, ids, read, slots, tags, usage
 
 def test_a_tag_is_read_as_a_memory_and_counted_as_such(rag: SacRag, chat: ChatSac) -> None:
     (document,) = found(rag, 1)
-    plain = chat.invoke(f"{document.page_content}\n{QUESTION}")
+    plain = chat.invoke(f"{document.page_content}\n{QUESTION}", recall=False)
     short = chat.invoke(f"{document.metadata['sac_tag']}\n{QUESTION}")
     ((anchors, source),) = rag.extents(ids([document]))
     everything, cached, written = usage(short)
@@ -36,6 +36,8 @@ def test_a_tag_is_read_as_a_memory_and_counted_as_such(rag: SacRag, chat: ChatSa
     assert usage(plain)[:2] == (everything - cached + source, 0)
     assert short.usage_metadata["total_tokens"] == everything + written
     assert short.content != plain.content
+    known = chat.invoke(f"{document.page_content}\n{QUESTION}")  # its text, once it was handed out, is known again
+    assert (known.content, usage(known)) == (short.content, usage(short))
 
 
 def test_blocks_name_memories_like_tags(rag: SacRag, chat: ChatSac) -> None:
@@ -260,8 +262,10 @@ def test_sampling_is_seeded_and_calls_override(chat: ChatSac) -> None:
 
 
 async def test_what_a_model_cannot_do_it_does_not_claim(chat: ChatSac) -> None:
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="calls no tools"):
         chat.bind_tools([])
+    with pytest.raises(NotImplementedError, match="keeps to no schema"):
+        chat.with_structured_output({"title": "x", "type": "object"})
     with pytest.raises(TimeoutError):
         await chat.ainvoke(QUESTION, timeout=0)
     with pytest.raises(ConfigError, match="positions"):

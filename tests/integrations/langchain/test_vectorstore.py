@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.load import dumps, loads
 from langchain_core.messages import HumanMessage
 
-from langchain_sac import ChatSac, SacEmbeddings, SacVectorStore, create_sac_chain, format_docs_sac
+from langchain_sac import ChatSac, SacEmbeddings, SacRetriever, SacVectorStore, create_sac_chain, format_docs_sac
 from sac_rag import AskConfig, SacRag
 from sac_rag.errors import ConfigError
 from tests.integrations.conftest import TEXTS
@@ -148,6 +149,46 @@ def test_the_same_text_and_metadata_are_one_document(store: SacVectorStore) -> N
     assert len(store.rag.library.documents()) == 3
 
 
+def test_metadata_of_other_types_are_stored_and_filtered_by(store: SacVectorStore) -> None:
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    values: dict[str, Any] = {
+        "at": datetime.datetime(2024, 5, 1, 1, 0, tzinfo=zone),
+        "day": datetime.date(2024, 5, 1),
+        "size": np.float32(1.5),
+        "path": Path("a/b"),
+        "tags": {"x", "y"},
+        "_id": 7,
+        "score": 3,
+        "document": "mine",
+    }
+    store.add_documents([Document(page_content="One.", metadata=values, id="1"), Document(page_content="Two.", id="2")])
+    (kept,) = store.get_by_ids(["1"])
+    assert kept.metadata == {
+        **{"at": "2024-04-30T23:00:00+00:00", "day": "2024-05-01", "size": 1.5, "path": "a/b", "tags": ["x", "y"]},
+        **{"_id": 7, "score": 3, "document": "mine"},
+    }
+    for where in (
+        {"at": {"$lt": datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)}},
+        {"day": {"$gte": datetime.date(2024, 4, 30)}},
+        {"tags": "y", "size": np.float64(1.5)},
+        {"document": "mine"},
+        {"$document": "1"},
+        {"$or": [{"_id": {"$in": [7, 8]}}, {"size": {"$gt": 9}}]},
+    ):
+        assert [d.id for d in store.similarity_search("x", filter=where)] == ["1"], where
+    with pytest.raises(ConfigError, match=r"unknown operator '\$regex' for 'path'"):
+        store.similarity_search("x", filter={"path": {"$regex": "a.*"}})
+    found = SacRetriever(rag=store.rag, where={"_id": 7}).invoke("One")[0].metadata
+    assert (found["document"], found["score"], found["tags"], found["sac_document"]) == ("mine", 3, ["x", "y"], "1")
+
+
+def test_keys_that_are_no_texts_come_back(store: SacVectorStore) -> None:
+    store.add_documents([Document(page_content="One.", metadata={1: "a", "b": 2}, id="1")])  # type: ignore[dict-item]
+    assert store.get_by_ids(["1"])[0].metadata == {1: "a", "b": 2}
+    with pytest.raises(ConfigError, match="'1'"):
+        store.add_documents([Document(page_content="One.", metadata={1: "a", "1": 2})])  # type: ignore[dict-item]
+
+
 async def test_writers_of_one_library_take_turns(store: SacVectorStore) -> None:
     import asyncio
 
@@ -160,9 +201,8 @@ def test_what_cannot_be_stored_is_refused_whole(store: SacVectorStore) -> None:
     good = Document(page_content="Good.")
     with pytest.raises(ConfigError, match="'blank-one' is blank"):
         store.add_documents([good, Document(page_content=" \n", id="blank-one")])
-    when = {"when": datetime.datetime(2024, 1, 1)}
-    with pytest.raises(ConfigError, match="'when'"):
-        store.add_documents([good, Document(page_content="Bad.", metadata=when)])
+    with pytest.raises(ConfigError, match="'scan'.*bytes"):
+        store.add_documents([good, Document(page_content="Bad.", metadata={"scan": b"x"})])
     with pytest.raises(ConfigError, match="metadata 'price' of document 'dear'"):
         store.add_documents([good, Document(page_content="Bad.", metadata={"price": float("nan")}, id="dear")])
     with pytest.raises(ConfigError, match="1 ids for 2"):

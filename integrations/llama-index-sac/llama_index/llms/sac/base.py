@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
@@ -24,16 +23,18 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
+from llama_index.llms.sac.packing import SacPromptHelper
 from llama_index.llms.sac.tokens import SacTokenizer
 from llama_index.schema.sac.opening import Source
 
 from sac_rag.errors import ConfigError
+from sac_rag.library.filters import fitting
+from sac_rag.records import Usage
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
     from sac_rag.answer.chat import Message
     from sac_rag.answer.prompt import Prompt
-    from sac_rag.answer.reader import Sampling, TextStream
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -43,32 +44,41 @@ _ROLES = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
 }
-_SAMPLING = ("max_tokens", "temperature", "top_p", "seed", "stop")
+_CALL = ("max_tokens", "temperature", "top_p", "seed", "stop", "timeout")
 """Settings that a single call may change."""
 
 
 class SacLLM(CustomLLM):
     """Answers from an open `sac_rag.SacRag`, or from `library="FOLDER"`, which is opened when it is first used.
 
-    Tags of the library's passages, wherever they stand in a message, are read as memory; unknown and forged ones stay
-    text. A conversation's next turn goes on from what was read. Calls from any number of threads and tasks are answered
-    as one batch; async methods never block the loop. A call may change max_tokens, temperature, top_p, seed and stop.
+    Passages that were handed out by a SacRetriever, SacVectorStore or SacNodePostprocessor over the same library are
+    read as memory where their text stands in a message (unless recall=False), and so are tags; what `where` leaves out,
+    edited text and forged tags stay text. A conversation's next turn goes on from what was read. Calls from any number
+    of threads and tasks are answered as one batch; async methods never block the loop. A call may change max_tokens,
+    temperature, top_p, seed, stop and timeout.
     """
 
     library: str | None = Field(default=None, description="Folder of the library.")
     max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(default=0.0, ge=0, description="0 is greedy.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus mass, used when temperature > 0.")
-    seed: int = Field(default=0, description="Seed of sampling.")
+    seed: int | None = Field(default=None, description="Seed of sampling; None draws afresh each time.")
     stop: list[str] = Field(default_factory=list, description="Texts that end an answer; left out of it.")
+    recall: bool = Field(
+        default=True, description="Whether passages that were handed out are read as memory where their text stands."
+    )
+    timeout: float | None = Field(default=None, description="Seconds for a whole answer; TimeoutError beyond.")
     where: dict[str, Any] | None = Field(
         default=None, description="Metadata filter of the stored passages whose tags may be read."
     )
 
     _source: Source = PrivateAttr()
 
-    def __init__(self, rag: SacRag | None = None, *, library: str | None = None, **settings: Any) -> None:
+    def __init__(self, rag: SacRag | str | None = None, *, library: str | None = None, **settings: Any) -> None:
         source = Source(rag, library)
+        if unknown := sorted(set(settings) - set(type(self).model_fields)):
+            raise ConfigError(f"SacLLM takes no {unknown[0]!r}; it takes {', '.join(_CALL)} and where")
+        fitting(settings.get("where"))
         super().__init__(library=source.name, **settings)
         self._source = source
 
@@ -87,18 +97,17 @@ class SacLLM(CustomLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """Opens the library: the model knows how long its context is, and what the adapter's prefix takes of it."""
-        engine = self._source.rag.engine
-        prefix = engine.method.prefix
+        rag = self._source.rag
         return LLMMetadata(
-            context_window=engine.method.backbone.context_length - (prefix.source_len if prefix else 0),
+            context_window=rag.context_length - rag.prefix_tokens,
             num_output=self.max_tokens,
             is_chat_model=True,
-            model_name=engine.model_name,
+            model_name=rag.model_name,
         )
 
     def to_payload(self) -> dict[str, Any]:
         # What callbacks are told at the start of every call, without opening anything.
-        settings = {name: getattr(self, name) for name in _SAMPLING}
+        settings = {name: getattr(self, name) for name in _CALL}
         return {"class_name": self.class_name(), "library": self.library, **settings}
 
     def reads(self, text: str) -> bool:
@@ -112,8 +121,8 @@ class SacLLM(CustomLLM):
         return SacTokenizer(self._source, self.where)
 
     def prompt_helper(self) -> PromptHelper:
-        """For `Settings.prompt_helper`: packs prompts by what tags take up, and repeats none between two prompts."""
-        return PromptHelper.from_llm_metadata(self.metadata, chunk_overlap_ratio=0.0, tokenizer=self.tokenizer)
+        """For `Settings.prompt_helper`: packs whole passages into prompts, by the positions that they take up."""
+        return SacPromptHelper.from_llm_metadata(self.metadata, chunk_overlap_ratio=0.0, tokenizer=self.tokenizer)
 
     # -- chat --------------------------------------------------------------------------------------------
 
@@ -184,13 +193,13 @@ class SacLLM(CustomLLM):
             prompt = self.completion_to_prompt(prompt)
         return [ChatMessage(role=MessageRole.USER, content=prompt)]
 
-    def _begin(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> _Answering:
-        from sac_rag.answer.reader import Sampling, TextStream
+    def _begin(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> tuple[SacRag, Prompt, dict[str, Any]]:
+        """Who answers which prompt, and how: arguments of `SacRag.reply`."""
+        from sac_rag.answer.reader import Sampling
 
-        if unknown := sorted(set(kwargs) - set(_SAMPLING)):
-            raise ConfigError(f"SacLLM takes no {unknown[0]!r}; a call may set {', '.join(_SAMPLING)}")
-        chosen = {name: kwargs[name] if kwargs.get(name) is not None else getattr(self, name) for name in _SAMPLING}
-        stop = [chosen["stop"]] if isinstance(chosen["stop"], str) else list(chosen["stop"])
+        if unknown := sorted(set(kwargs) - set(_CALL)):
+            raise ConfigError(f"SacLLM takes no {unknown[0]!r}; a call may set {', '.join(_CALL)}")
+        chosen = {name: kwargs[name] if kwargs.get(name) is not None else getattr(self, name) for name in _CALL}
         rag = self.newest()
         sampling = Sampling(
             max_new_tokens=chosen["max_tokens"],
@@ -200,7 +209,7 @@ class SacLLM(CustomLLM):
             min_new_tokens=1,
         )
         prompt = rag.conversation([self._message(rag, m) for m in messages], sampling)
-        return _Answering(rag, prompt, sampling, TextStream(rag.engine.method.backbone, stop))
+        return rag, prompt, {"sampling": sampling, "stop": chosen["stop"], "timeout": chosen["timeout"]}
 
     def _message(self, rag: SacRag, message: ChatMessage) -> Message:
         from sac_rag.answer.chat import Message
@@ -209,62 +218,40 @@ class SacLLM(CustomLLM):
             if not isinstance(block, TextBlock):
                 raise ConfigError(f"SacLLM reads text; a message holds a {type(block).__name__}: leave it out")
         role = _ROLES.get(message.role, message.role.value)
-        return Message(role, rag.cite(message.content or "", where=self.where))
+        read = rag.recall if self.recall else rag.cite
+        return Message(role, read(message.content or "", where=self.where))
 
     def _pieces(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Iterator[_Piece]:
-        a = self._begin(messages, kwargs)
-        generation = a.rag.engine.service.submit(a.prompt, a.sampling, keep=True)
-        for token in generation:
-            if piece := a.push(token):
+        rag, prompt, settings = self._begin(messages, kwargs)
+        reply = rag.reply(prompt, **settings)
+        try:
+            for piece in reply:
                 yield piece, None
-            if a.text.stopped:
-                generation.cancel()
-                break
-        yield a.text.flush(), a.usage(generation.reused)
+        finally:
+            reply.cancel()
+        yield "", _usage(reply.usage)
 
     async def _apieces(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> AsyncGenerator[_Piece, None]:
-        a = await asyncio.to_thread(self._begin, messages, kwargs)
-        generation = a.rag.engine.service.stream(a.prompt, a.sampling, keep=True)
-        try:
-            async for token in generation:
-                if piece := a.push(token):
-                    yield piece, None
-                if a.text.stopped:
-                    break
-        finally:
-            generation.cancel()
-        yield a.text.flush(), a.usage(generation.reused)
+        rag, prompt, settings = await asyncio.to_thread(self._begin, messages, kwargs)
+        async with aclosing(await rag.areply(prompt, **settings)) as reply:
+            async for piece in reply:
+                yield piece, None
+        yield "", _usage(reply.usage)
 
 
 _Piece = tuple[str, dict[str, Any] | None]
 """Text, and at the end what was read and written."""
 
 
-@dataclass
-class _Answering:
-    """An answer under way."""
-
-    rag: SacRag
-    prompt: Prompt
-    sampling: Sampling
-    text: TextStream
-    written: int = 0
-
-    def push(self, token: int) -> str:
-        self.written += 1
-        return self.text.push(token)
-
-    def usage(self, reused: int) -> dict[str, Any]:
-        """Counts, named as other models name them. reused: cache slots that an earlier turn had read already."""
-        p = self.prompt
-        return {
-            "prompt_tokens": p.tokens,
-            "completion_tokens": self.written,
-            "total_tokens": p.tokens + self.written,
-            "anchors": p.slots,
-            "source_tokens": p.source_tokens,
-            "reused": reused,
-        }
+def _usage(usage: Usage) -> dict[str, Any]:
+    """Counts as other models name them, memory being the cached part of a prompt, and as all of sac-rag does."""
+    return {
+        "prompt_tokens": usage.attended,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.attended + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.anchors},
+        **usage.account(),
+    }
 
 
 def _whole(pieces: Any) -> _Piece:

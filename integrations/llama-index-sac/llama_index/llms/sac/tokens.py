@@ -26,11 +26,10 @@ class SacTokenizer:
         rag = self._source.rag
         parts = rag.cite(text, where=self._where) if _OPENING in text else (text,)
         ids: list[int] = []
-        with rag.engine.busy():
-            for part in parts:
-                if isinstance(part, str):
-                    ids += rag.engine.method.backbone.tokens(part)
-                else:
-                    ((_, positions),) = rag.extents([part.id])
-                    ids += [MEMORY] * positions
+        for part in parts:
+            if isinstance(part, str):
+                ids += rag.token_ids(part)
+            else:
+                ((_, positions),) = rag.extents([part.id])
+                ids += [MEMORY] * positions
         return ids

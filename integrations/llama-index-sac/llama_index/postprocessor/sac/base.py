@@ -53,6 +53,6 @@ class SacNodePostprocessor(BaseNodePostprocessor):
             ids = rag.remember([nodes[i].node.get_content(MetadataMode.NONE) for i in left], meta=self.meta)
             tags |= dict(zip(left, map(rag.tag, ids), strict=True))
         return [
-            NodeWithScore(node=with_tag(n.node, tag), score=n.score) if (tag := tags.get(i)) else n
+            NodeWithScore(node=with_tag(rag, n.node, tag), score=n.score) if (tag := tags.get(i)) else n
             for i, n in enumerate(nodes)
         ]

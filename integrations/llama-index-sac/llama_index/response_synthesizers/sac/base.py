@@ -11,10 +11,10 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 from llama_index.llms.sac import SacLLM
-from llama_index.schema.sac.base import with_stored_memory
+from llama_index.schema.sac.base import SacNode, with_stored_memory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -59,7 +59,7 @@ class SacSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> Any:
-        read = with_stored_memory(self._sac.newest(), nodes)
+        read = self._chunks(nodes)
         response = super().synthesize(query, read, **response_kwargs)
         response.source_nodes = [*nodes, *(additional_source_nodes or ())]
         return response
@@ -71,7 +71,7 @@ class SacSynthesizer(BaseSynthesizer):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
         **response_kwargs: Any,
     ) -> Any:
-        read = await asyncio.to_thread(lambda: with_stored_memory(self._sac.newest(), nodes))
+        read = await asyncio.to_thread(self._chunks, nodes)
         response = await super().asynthesize(query, read, **response_kwargs)
         response.source_nodes = [*nodes, *(additional_source_nodes or ())]
         return response
@@ -90,28 +90,25 @@ class SacSynthesizer(BaseSynthesizer):
             return _adeltas(await self._sac.astream_chat(messages, **response_kwargs))
         return str((await self._sac.achat(messages, **response_kwargs)).message.content)
 
-    def _messages(self, query: str, chunks: Sequence[str]) -> list[ChatMessage]:
-        from sac_rag.answer.assemble import question_ids
-        from sac_rag.answer.chat import layout_messages
+    def _chunks(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+        """What is read of each node: its tags where this LLM may read them, else what it shows a model."""
+        out = []
+        for scored in with_stored_memory(self._sac.newest(), nodes):
+            node = scored.node
+            known = isinstance(node, SacNode) and node.remembered and self._sac.reads(node.sac_tag)
+            chunk = node.sac_tag if known and isinstance(node, SacNode) else node.get_content(MetadataMode.LLM)
+            out.append(NodeWithScore(node=TextNode(id_=node.node_id, text=chunk), score=scored.score))
+        return out
 
-        method, query = self._sac.rag.engine.method, query.strip()
-        layout, backbone, count = method.layout, method.backbone, self._sac.tokenizer
-        room = backbone.context_length - self._sac.max_tokens
-        with self._sac.rag.engine.busy():  # the tokenizer is shared, and not for two threads at once
-            room -= len(backbone.template(layout.prefix)) + len(question_ids(method, query))
-            gap = len(backbone.template(layout.separator))
-            if method.prefix and len(layout_messages(method, "", query)) == 1:
-                room -= method.prefix.source_len  # it comes beside what such a template puts in front
-        kept: list[str] = []
+    def _messages(self, query: str, chunks: Sequence[str]) -> list[ChatMessage]:
+        rag, query, count = self._sac.rag, query.strip(), self._sac.tokenizer
         chunks = list(dict.fromkeys(chunks))
-        for chunk in chunks:
-            room -= len(count(chunk)) + (gap if kept else 0)
-            if room < 0:
-                left = len(chunks) - len(kept)
-                logger.warning("%d of %d nodes do not fit the model's context and are left out", left, len(chunks))
-                break
-            kept.append(chunk)
-        asked = layout_messages(method, layout.separator.join(kept), query)
+        kept = rag.fitting([len(count(chunk)) for chunk in chunks], query, self._sac.max_tokens)
+        if kept < len(chunks):
+            logger.warning(
+                "%d of %d nodes do not fit the model's context and are left out", len(chunks) - kept, len(chunks)
+            )
+        asked = rag.layout(rag.separator.join(chunks[:kept]), query)
         return [ChatMessage(role=role, content=text) for role, text in asked]
 
 

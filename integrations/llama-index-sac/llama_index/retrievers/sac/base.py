@@ -16,6 +16,7 @@ from llama_index.schema.sac.filters import where_of
 from llama_index.schema.sac.opening import Source
 
 from sac_rag.config import AskConfig
+from sac_rag.errors import ConfigError
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -24,18 +25,19 @@ if TYPE_CHECKING:
 class SacRetriever(BaseRetriever):
     """Retrieves from an open `sac_rag.SacRag`, which stays the caller's to close.
 
-    k: nodes returned. search: "hybrid", "dense" or "lexical". where: metadata filter, as in `SacRag.retrieve`;
-    filters: the same as LlamaIndex writes it (==, in; and). min_score: drop passages whose cosine is lower.
-    tags: return SacNodes, whose text a language model sees as a tag; set it when that model is a `SacLLM`.
-    Nodes hold the passage's own text; their metadata sac_id, document (uri), start and end (characters in the
-    document's text), score and heading.
+    k, similarity_top_k: nodes returned, 5 by default. search: "hybrid", "dense" or "lexical". where: metadata filter,
+    as in `SacRag.retrieve`; filters: the same as LlamaIndex writes it. min_score: drop passages whose cosine is lower.
+    tags: return SacNodes, which keep their memory's tag. Nodes hold the passage's own text, which any model reads as
+    text and a `SacLLM` of the library as memory; their metadata sac_id, document (uri), start and end (characters in
+    the document's text), score and heading.
     """
 
     def __init__(
         self,
-        rag: SacRag | None = None,
-        k: int = 5,
+        rag: SacRag | str | os.PathLike[str] | None = None,
+        k: int | None = None,
         *,
+        similarity_top_k: int | None = None,
         search: str = "hybrid",
         where: Mapping[str, Any] | None = None,
         filters: MetadataFilters | None = None,
@@ -46,8 +48,11 @@ class SacRetriever(BaseRetriever):
     ) -> None:
         super().__init__(callback_manager=callback_manager)
         self._source = Source(rag, library)
-        self.where = where_of(filters, where) or None
-        self.ask = AskConfig(k=k, search=search, min_score=min_score)
+        self.where = where_of(filters, where)
+        if k is not None and similarity_top_k is not None and k != similarity_top_k:
+            raise ConfigError(f"k is {k} and similarity_top_k {similarity_top_k}: give one of them")
+        number = next((n for n in (k, similarity_top_k) if n is not None), 5)
+        self.ask = AskConfig(k=number, search=search, min_score=min_score)
         self.tags = tags
 
     @classmethod
@@ -62,8 +67,7 @@ class SacRetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         rag = self._source.newest()
         hits = rag.retrieve(query_bundle.query_str, self.ask, where=self.where)
-        tags = [rag.tag(hit.passage.id) if self.tags else None for hit in hits]
-        return [NodeWithScore(node=node_of(hit, tag), score=hit.score) for hit, tag in zip(hits, tags, strict=True)]
+        return [NodeWithScore(node=node_of(rag, hit, tags=self.tags), score=hit.score) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)

@@ -1,11 +1,10 @@
-"""Nodes that show a language model the tag of their memory, and everything else their text."""
+"""Text nodes that know the tag of their memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from llama_index.core.base.llms.types import BaseContentBlock, TextBlock
 from llama_index.core.schema import (
     BaseNode,
     ImageNode,
@@ -16,26 +15,22 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from llama_index.schema.sac.reading import is_read, watch
 
 from sac_rag.answer.tags import text_digest
-from sac_rag.records import Hit, Passage
+from sac_rag.records import Hit
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
 
+N = TypeVar("N", bound=BaseNode)
+
 _KEPT_FROM_MODELS = ["sac_id", "start", "end", "score"]
 """Metadata that a language model or an embedder has no use for."""
 
-watch()
-
 
 class SacNode(TextNode):
-    """A text node with a memory. `MetadataMode.LLM` gives the tag, as long as the text is what was compressed.
-
-    Every other mode, so rerankers, embedders and `source_nodes`, gives the real text. So does LLM mode once the text
-    was edited, in an engine or agent whose LLM does not read this tag (another model, a `SacLLM` of another library or
-    one whose `where` leaves the passage out), and in postprocessors and tools that no LLM is known of.
+    """A text node with a memory. It renders its text, for every model; a `SacLLM` of the same library that meets the
+    text in a prompt reads the memory in its place, and a `SacSynthesizer` does by the tag.
     """
 
     sac_tag: str = ""
@@ -52,26 +47,16 @@ class SacNode(TextNode):
         """Whether the memory is that of the text."""
         return bool(self.sac_tag) and text_digest(self.text) == self.sac_text_sha
 
-    def get_content(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> str:
-        if metadata_mode == MetadataMode.LLM and self.remembered and is_read(self.sac_tag):
-            return self.sac_tag
-        return super().get_content(metadata_mode)
 
-    def get_content_blocks(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> list[BaseContentBlock]:
-        if metadata_mode == MetadataMode.LLM and self.remembered and is_read(self.sac_tag):
-            return [TextBlock(text=self.sac_tag)]
-        return super().get_content_blocks(metadata_mode)
-
-
-def node_of(hit: Hit, tag: str | None = None) -> TextNode:
-    """A found passage; with `tag`, as a SacNode."""
+def node_of(rag: SacRag, hit: Hit, *, tags: bool) -> TextNode:
+    """A found passage; `tags`: as a SacNode, whose text the library's LLM knows again."""
     p = hit.passage
-    fields: dict[str, Any] = {
-        "id_": p.id,
-        "text": p.text,
-        "start_char_idx": p.start,
-        "end_char_idx": p.end,
-        "metadata": {
+    node = TextNode(
+        id_=p.id,
+        text=p.text,
+        start_char_idx=p.start,
+        end_char_idx=p.end,
+        metadata={
             "sac_id": p.id,
             "document": p.document,
             "start": p.start,
@@ -79,22 +64,27 @@ def node_of(hit: Hit, tag: str | None = None) -> TextNode:
             "score": hit.score,
             "heading": p.heading,
         },
-        "excluded_llm_metadata_keys": _KEPT_FROM_MODELS,
-        "excluded_embed_metadata_keys": _KEPT_FROM_MODELS,
-        "relationships": {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=p.document)},
-    }
-    if tag is None:
-        return TextNode(**fields)
-    return SacNode(**fields, sac_tag=tag, sac_text_sha=text_digest(p.text))
+        excluded_llm_metadata_keys=_KEPT_FROM_MODELS,
+        excluded_embed_metadata_keys=_KEPT_FROM_MODELS,
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=p.document)},
+    )
+    return with_tag(rag, node, rag.tag(p.id)) if tags else offered(rag, node, rag.tag(p.id))
 
 
-def with_tag(node: BaseNode, tag: str) -> SacNode:
+def with_tag(rag: SacRag, node: BaseNode, tag: str) -> SacNode:
     """The same node with a memory."""
-    text = node.get_content(MetadataMode.NONE)
+    text = offered(rag, node, tag).get_content(MetadataMode.NONE)
     shared = {name: getattr(node, name) for name in BaseNode.model_fields}
     own = ("start_char_idx", "end_char_idx", "mimetype", "text_template")
     shared |= {name: getattr(node, name) for name in own if hasattr(node, name)}
     return SacNode(**shared, text=text, sac_tag=tag, sac_text_sha=text_digest(text))
+
+
+def offered(rag: SacRag, node: N, tag: str) -> N:
+    """The node itself; a SacLLM over this library knows its text again from now on."""
+    for mode in (MetadataMode.LLM, MetadataMode.NONE):  # with what stands around it there, an adapter reads it without
+        rag.offer(node.get_content(mode), tag)
+    return node
 
 
 def is_text(node: BaseNode) -> bool:
@@ -108,16 +98,7 @@ def is_text(node: BaseNode) -> bool:
 
 def stored_tag(rag: SacRag, node: BaseNode) -> str | None:
     """The tag of a node that a library holds, known by its id; None unless the stored text is the node's own."""
-    id_, library = node.node_id, rag.library
-    passages = library.get([id_]) if library.holds(id_) else library.passages(id_)
-    if not passages or not _covers(passages, node.get_content(MetadataMode.NONE)):
-        return None
-    return tag_of(rag, [p.id for p in passages])
-
-
-def tag_of(rag: SacRag, ids: Sequence[str]) -> str:
-    """One text for several passages; splitters of LlamaIndex cut it between lines only."""
-    return "\n".join(rag.tag(i) for i in ids)
+    return rag.stored_tag(node.node_id, node.get_content(MetadataMode.NONE))
 
 
 def with_stored_memory(rag: SacRag, found: Sequence[NodeWithScore]) -> list[NodeWithScore]:
@@ -125,17 +106,5 @@ def with_stored_memory(rag: SacRag, found: Sequence[NodeWithScore]) -> list[Node
     out = []
     for scored in found:
         tag = stored_tag(rag, scored.node) if is_text(scored.node) else None
-        out.append(scored if tag is None else NodeWithScore(node=with_tag(scored.node, tag), score=scored.score))
+        out.append(scored if tag is None else NodeWithScore(node=with_tag(rag, scored.node, tag), score=scored.score))
     return out
-
-
-def _covers(passages: Sequence[Passage], text: str) -> bool:
-    """Whether the passages are the text, but for white space between them."""
-    base = passages[0].start - text.find(passages[0].text)
-    done = 0
-    for p in passages:
-        start = p.start - base
-        if start < 0 or text[start : start + len(p.text)] != p.text or text[done:start].strip():
-            return False
-        done = max(done, start + len(p.text))
-    return not text[done:].strip()

@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESERVED = ("document", "pages")
-"""Metadata keys with a meaning of their own in a library; nodes keep them, filters of the library do not see them."""
-
 
 def document_of(node: BaseNode) -> Document:
     """A node as a document: its id as uri, its metadata flat, the node itself beside them."""
-    meta = {k: v for k, v in node_to_metadata_dict(node).items() if k not in RESERVED}
+    meta = node_to_metadata_dict(node)
+    if isinstance(meta.get("pages"), list):  # a reader's, to the library; the node keeps them
+        del meta["pages"]
     return Document(node.node_id, node.get_content(MetadataMode.NONE), meta=meta)
 
 

@@ -2,75 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
-from llama_index.core.vector_stores.utils import build_metadata_filter_fn
-from llama_index.schema.sac.documents import RESERVED
 
-Condition: TypeAlias = MetadataFilter | MetadataFilters
-Keep: TypeAlias = Callable[[BaseNode], bool]
+from sac_rag.errors import ConfigError
+from sac_rag.library.filters import all_of
 
-
-def where_of(filters: MetadataFilters | None, where: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Both filters as one for `Library.search`; ValueError for what that cannot express."""
-    found, rest = split(filters, reserved=())
-    if rest:
-        first = rest[0]
-        what = f"{first.operator.value!r} on {first.key!r}" if isinstance(first, MetadataFilter) else "a nested filter"
-        raise ValueError(
-            f"the retriever cannot filter by {what}: use == and in, joined by and, each key once, or a "
-            "SacVectorStore, which takes every filter"
-        )
-    given = dict(where or {})
-    for key, value in found.items():
-        if given.setdefault(key, value) != value:
-            raise ValueError(f"where asks for {key!r} {given[key]!r} and filters for {value!r}: give one of them")
-    return given
+_OPERATORS: dict[FilterOperator, Callable[[Any], Any]] = {
+    FilterOperator.EQ: lambda v: {"$eq": v},
+    FilterOperator.NE: lambda v: {"$ne": v},
+    FilterOperator.GT: lambda v: {"$gt": v},
+    FilterOperator.GTE: lambda v: {"$gte": v},
+    FilterOperator.LT: lambda v: {"$lt": v},
+    FilterOperator.LTE: lambda v: {"$lte": v},
+    FilterOperator.IN: lambda v: {"$in": v},
+    FilterOperator.NIN: lambda v: {"$nin": v},
+    FilterOperator.ANY: lambda v: {"$in": v},
+    FilterOperator.CONTAINS: lambda v: {"$eq": v},
+    FilterOperator.TEXT_MATCH: lambda v: {"$contains": v},
+    FilterOperator.TEXT_MATCH_INSENSITIVE: lambda v: {"$icontains": v},
+    FilterOperator.IS_EMPTY: lambda _: {"$in": [None, "", []]},
+}
 
 
-def split(
-    filters: MetadataFilters | None, *, reserved: Collection[str] = RESERVED
-) -> tuple[dict[str, Any], list[Condition]]:
-    """What a library filters by, and the conditions that are left; all of both must hold."""
-    if filters is None or not filters.filters:
-        return {}, []
-    if filters.condition not in (None, FilterCondition.AND) and len(filters.filters) > 1:
-        return {}, [filters]
+def where_of(filters: MetadataFilters | None, where: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """Both filters as one for `Library.search`; ConfigError for an operator that it does not have."""
+    return all_of(_group(filters) if filters is not None else None, where)
+
+
+def _group(filters: MetadataFilters) -> dict[str, Any] | None:
+    parts = [_group(f) or {} if isinstance(f, MetadataFilters) else _one(f) for f in filters.filters]
+    if not parts:
+        return None
+    if filters.condition == FilterCondition.OR:
+        return {"$or": parts}
     if filters.condition == FilterCondition.NOT:
-        return {}, [filters]
-    where: dict[str, Any] = {}
-    rest: list[Condition] = []
-    for f in filters.filters:
-        if isinstance(f, MetadataFilter) and f.key not in reserved and f.key not in where and _plain(f):
-            where[f.key] = f.value
-        else:
-            rest.append(f)
-    return where, rest
+        return {"$not": {"$or": parts}}
+    return all_of(*parts)
 
 
-def _plain(f: MetadataFilter) -> bool:
-    if f.operator == FilterOperator.IN:
-        return isinstance(f.value, list)
-    return f.operator == FilterOperator.EQ and f.value is not None and not isinstance(f.value, list)
-
-
-def fits_all(conditions: Sequence[Condition]) -> Keep:
-    """Whether a node meets all conditions: every operator of LlamaIndex, nested as they may be."""
-
-    def fits(node: BaseNode) -> bool:
-        metadata = {**node.metadata, **dict.fromkeys(("ref_doc_id", "doc_id", "document_id"), node.ref_doc_id)}
-        return all(_meets(c, metadata) for c in conditions)
-
-    return fits
-
-
-def _meets(condition: Condition, metadata: Mapping[str, Any]) -> bool:
-    if isinstance(condition, MetadataFilter):
-        return build_metadata_filter_fn(lambda _: metadata, MetadataFilters(filters=[condition]))("")
-    met = [_meets(c, metadata) for c in condition.filters]
-    if condition.condition == FilterCondition.OR:
-        return any(met)
-    return not any(met) if condition.condition == FilterCondition.NOT else all(met)
+def _one(f: MetadataFilter) -> dict[str, Any]:
+    if f.operator == FilterOperator.ALL:
+        values = f.value if isinstance(f.value, list) else [f.value]
+        return {"$and": [{f.key: {"$eq": v}} for v in values]} if values else {}
+    if f.operator not in _OPERATORS:
+        raise ConfigError(
+            f"a filter has the operator {f.operator!r}; a library knows {', '.join(o.value for o in _OPERATORS)}"
+        )
+    return {f.key: _OPERATORS[f.operator](f.value)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
@@ -18,15 +18,31 @@ _OPEN: WeakValueDictionary[Path, SacRag] = WeakValueDictionary()
 class Source:
     """`rag`, open and the caller's to close, or `library`, a folder for which the process shares one reader.
 
-    ValueError when neither or both are given.
+    A path in place of `rag` is a folder as well. ValueError when neither or both are given. A copy shares what is open;
+    what was pickled is opened again, by its folder, where it is unpickled.
     """
 
-    def __init__(self, rag: SacRag | None = None, library: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        rag: SacRag | str | os.PathLike[str] | None = None,
+        library: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if isinstance(rag, str | os.PathLike):
+            if library is not None:
+                raise ValueError(f"rag is the folder {os.fspath(rag)!r} and library {os.fspath(library)!r}: give one")
+            rag, library = None, rag
         if (rag is None) == (library is None):
             raise ValueError('give an open SacRag or library="FOLDER" (one of them, not both)')
         self._rag, self._follows = rag, rag is None
         self._folder = Path(library).absolute() if library is not None else None
         self._given = str(rag.library.path if rag is not None else library)
+
+    def __getstate__(self) -> dict[str, Any]:
+        folder = self._folder if self._rag is None else Path(self._rag.library.path)
+        return {"_rag": None, "_follows": True, "_folder": folder, "_given": self._given}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
+        return self
 
     @property
     def name(self) -> str:

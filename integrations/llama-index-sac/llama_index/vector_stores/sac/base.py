@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,17 +13,17 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.storage.storage_context import StorageContext
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
-    FilterOperator,
-    MetadataFilter,
     MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
-from llama_index.schema.sac.base import stored_tag, with_tag
+from llama_index.schema.sac.base import offered, stored_tag, with_tag
 from llama_index.schema.sac.documents import compress, node_from, strange
-from llama_index.schema.sac.filters import Keep, fits_all, split
+from llama_index.schema.sac.filters import where_of
 from llama_index.schema.sac.opening import Source
+
+from sac_rag.library.filters import DOCUMENT, all_of
 
 if TYPE_CHECKING:
     from llama_index.embeddings.sac import SacEmbedding
@@ -44,7 +44,8 @@ class SacVectorStore(BasePydanticVectorStore):
     """Over a `sac_rag.SacRag` open for writing; `from_library` opens one.
 
     `add` compresses nodes: a node is a document of the library, its id the uri. Nodes longer than a passage of the
-    library become several passages and are found whole. tags: return SacNodes; set it when a `SacLLM` reads them.
+    library become several passages and are found whole. Any model reads found nodes as text, a `SacLLM` of the library
+    as memory. tags: return SacNodes, which keep their memory's tag.
     The library searches by its own embedder, so give `VectorStoreIndex` a `SacEmbedding` of the same library, whose
     vectors are taken over, or set is_embedding_query=False: then passages and questions are embedded here, and any
     embed_model will do.
@@ -64,10 +65,11 @@ class SacVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def from_library(cls, library: str | os.PathLike[str], config: IndexConfig | None = None, **settings: Any) -> Self:
-        """Open a library for writing, made if missing (`config`: with these settings). `rag.close()` closes it."""
+        """Open a library, made if missing (`config`: with these settings): for reading, and from the first change on
+        for writing, until `rag.close()` or until nobody refers to it any more."""
         from sac_rag import SacRag
 
-        return cls(SacRag.open(Path(library), config=config, write=True, create=True), **settings)
+        return cls(SacRag.open(Path(library), config=config, create=True, later=True), **settings)
 
     @classmethod
     def class_name(cls) -> str:
@@ -114,7 +116,7 @@ class SacVectorStore(BasePydanticVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove the nodes of a document; none is no error."""
-        self._remove(lambda node: node.ref_doc_id == ref_doc_id)
+        self._remove({"ref_doc_id": ref_doc_id})
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         await asyncio.to_thread(self.delete, ref_doc_id)
@@ -125,7 +127,7 @@ class SacVectorStore(BasePydanticVectorStore):
         """Remove nodes that are among the ids and fit the filters; ValueError when neither is given."""
         if node_ids is None and filters is None:
             raise ValueError("delete_nodes needs node_ids or filters; clear() removes all nodes")
-        self._remove(fits_all([filters] if filters else []), node_ids)
+        self._remove(where_of(filters), node_ids)
 
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
@@ -134,22 +136,21 @@ class SacVectorStore(BasePydanticVectorStore):
 
     def clear(self) -> None:
         """Remove all nodes; documents that were indexed in another way stay."""
-        self._remove(lambda node: True)
+        self._remove(None)
 
     async def aclear(self) -> None:
         await asyncio.to_thread(self.clear)
 
-    def _remove(self, fits: Keep, node_ids: Sequence[str] | None = None) -> None:
-        with self.rag.library.writing:
-            if uris := [node.node_id for node in self._nodes(node_ids) if fits(node)]:
+    def _remove(self, where: Mapping[str, Any] | None, node_ids: Sequence[str] | None = None) -> None:
+        with self.rag.changing():
+            if uris := [node.node_id for node in self._nodes(node_ids, where)]:
                 self.rag.remove(uris)
 
     # -- reading -----------------------------------------------------------------------------------------
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Stored nodes, by id; with `node_ids`, in their order, unknown ones left out."""
-        fits = fits_all([filters] if filters else [])
-        found = {node.node_id: self._tagged(node) for node in self._nodes(node_ids) if fits(node)}
+        found = {node.node_id: self._tagged(node) for node in self._nodes(node_ids, where_of(filters))}
         return [found[i] for i in (node_ids if node_ids is not None else found) if i in found]
 
     async def aget_nodes(
@@ -160,8 +161,7 @@ class SacVectorStore(BasePydanticVectorStore):
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """The best nodes, each by its best passage. Modes: default (dense), sparse, text_search, hybrid.
 
-        Filters of ==, in and and are searched by; all others are looked at in what was found, widely enough. The
-        library fuses by reciprocal rank and has no weights: ValueError for `alpha`.
+        The library fuses by reciprocal rank and has no weights: ValueError for `alpha`.
         """
         if query.mode not in _SEARCH:
             raise ValueError(f"query mode is {query.mode.value!r}; use {', '.join(m.value for m in _SEARCH)}")
@@ -169,25 +169,24 @@ class SacVectorStore(BasePydanticVectorStore):
             raise ValueError(f"alpha is {query.alpha}, but hybrid search here has no weights: leave it out")
         mode, hybrid = _SEARCH[query.mode], _SEARCH[query.mode] == "hybrid"
         wanted = (query.hybrid_top_k if hybrid else None) or query.similarity_top_k
-        where, rest = split(query.filters)
+        own: list[dict[str, Any]] = [{"_node_content": {"$ne": None}}]  # documents that are no nodes are left out
         if query.node_ids:
-            where["document"] = list(query.node_ids)
-        if query.doc_ids and "ref_doc_id" in where:
-            rest.append(MetadataFilter(key="ref_doc_id", operator=FilterOperator.IN, value=list(query.doc_ids)))
-        elif query.doc_ids:
-            where["ref_doc_id"] = list(query.doc_ids)
+            own.append({DOCUMENT: list(query.node_ids)})
+        if query.doc_ids:
+            own.append({"ref_doc_id": list(query.doc_ids)})
+        where = all_of(where_of(query.filters), *own)
         vector = None if mode == "lexical" else self._vector(query)
-        library, fits, limit = self._source.newest().library, fits_all(rest), wanted
+        library, limit = self._source.newest().newest(), wanted
         while True:
-            hits = library.search(vector, query.query_str, limit, mode=mode, where=where or None)
+            hits = library.search(vector, query.query_str, limit, mode=mode, where=where)
             scores: dict[str, float] = {}
             for hit in hits:
                 scores.setdefault(hit.passage.document, hit.score)
-            known = {d.uri: node_from(d) for d in library.documents(list(scores))}
-            found = [(n, s) for uri, s in scores.items() if (n := known.get(uri)) is not None and fits(n)]
-            if len(found) >= wanted or len(hits) < limit:
+            if len(scores) >= wanted or len(hits) < limit:
                 break
             limit *= 4
+        known = {d.uri: node_from(d) for d in library.documents(list(scores))}
+        found = [(n, s) for uri, s in scores.items() if (n := known.get(uri)) is not None]
         best = found[:wanted]
         return VectorStoreQueryResult(
             nodes=[self._tagged(node) for node, _ in best],
@@ -198,14 +197,15 @@ class SacVectorStore(BasePydanticVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         return await asyncio.to_thread(self.query, query, **kwargs)
 
-    def _nodes(self, node_ids: Sequence[str] | None) -> Iterator[BaseNode]:
-        for document in self._source.newest().library.documents(node_ids):
+    def _nodes(self, node_ids: Sequence[str] | None, where: Mapping[str, Any] | None = None) -> Iterator[BaseNode]:
+        for document in self._source.newest().newest().documents(node_ids, where=where):
             if (node := node_from(document)) is not None:
                 yield node
 
     def _tagged(self, node: BaseNode) -> BaseNode:
-        tag = stored_tag(self.rag, node) if self.tags else None
-        return node if tag is None else with_tag(node, tag)
+        if (tag := stored_tag(self.rag, node)) is None:
+            return node
+        return with_tag(self.rag, node, tag) if self.tags else offered(self.rag, node, tag)
 
     def _vector(self, query: VectorStoreQuery) -> Any:
         import numpy as np

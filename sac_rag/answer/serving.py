@@ -1,0 +1,261 @@
+"""What chat models, frameworks and servers ask of an open library: tags, prompts, replies, sizes.
+
+The one door to the engine for all that stands outside of this package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sac_rag.answer import gate
+from sac_rag.answer.assemble import question_ids
+from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt, layout_messages
+from sac_rag.answer.engine import Engine
+from sac_rag.answer.offered import Offered
+from sac_rag.answer.passing import Passing
+from sac_rag.answer.prompt import Prompt
+from sac_rag.answer.reader import Sampling
+from sac_rag.answer.reply import AsyncReply, Reply
+from sac_rag.answer.service import Generation
+from sac_rag.answer.tags import Tagger
+from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.config import IndexConfig
+from sac_rag.errors import ConfigError, LibraryLocked
+from sac_rag.library.filters import plain
+from sac_rag.library.library import Library
+from sac_rag.records import Document, Passage
+from sac_rag.text.passages import offsets_of, split
+
+
+class Serving:
+    """A library, its engine, and memories of passages that are in no library."""
+
+    def __init__(self, library: Library, engine: Engine, config: IndexConfig) -> None:
+        self.library, self.engine, self.config = library, engine, config
+        self._gated = False
+        self._tagger = Tagger(library.secret)
+        self._passing, self._offered = Passing(), Offered.of(library.secret)
+
+    def newest(self) -> Library:
+        """The library at its newest generation, for one request: what was removed meanwhile answers nothing more."""
+        with contextlib.suppress(LibraryLocked):  # a writer has kept the catalog for a minute
+            self.library.refresh()
+        return self.library.pinned()
+
+    # -- passages in messages ------------------------------------------------------------------------------
+
+    def tag(self, passage_id: str) -> str:
+        """A tag that stands for a passage's memory in any text: see `sac_rag.answer.tags`."""
+        return self._tagger.tag(passage_id)
+
+    def cite(self, text: str, *, where: Mapping[str, Any] | None = None) -> Content:
+        """Text cut at the tags of this library, for a `Message`. where: only passages that fit this metadata filter."""
+        return tuple(self._tagger.split(text, lambda i: self._passing.fits(i, where) or self.library.holds(i, where)))
+
+    def stored_tag(self, name: str, text: str) -> str | None:
+        """The tag of a text that the library holds under the id of a passage or the uri of a document; a line for each
+        passage where it is several. None unless what is stored is this very text, but for white space between passages.
+        """
+        library = self.library
+        passages = library.get([name]) if library.holds(name) else library.passages(name)
+        for some in (passages, *([p] for p in passages if p.text == text)):
+            if some and _covers(some, text):
+                return "\n".join(self.tag(p.id) for p in some)
+        return None
+
+    def offer(self, text: str, tag: str) -> None:
+        """A passage, or several, was handed out as text: `recall` knows it again by that text."""
+        self._offered.note(text, tag)
+
+    def recall(
+        self,
+        text: str,
+        *,
+        where: Mapping[str, Any] | None = None,
+        among: Callable[[str], bool] = lambda passage_id: True,
+    ) -> Content:
+        """As `cite`, also cut where the text of a passage stands that was handed out with `offer`, if it is `among`
+        those that may be read."""
+
+        def readable(tag: str) -> bool:
+            parts = self.cite(tag, where=where)
+            return all(not p.strip() if isinstance(p, str) else among(p.id) for p in parts)
+
+        return self.cite(self._offered.put_in(text, readable), where=where)
+
+    def remember(self, texts: Sequence[str], *, meta: Mapping[str, Any] | None = None) -> list[str]:
+        """Compress passages that are in no library and return their ids, for `tag`; held in memory, not stored.
+
+        meta: metadata for the filter of `cite`; without it they fit none. Texts of more than 510 tokens are compressed
+        as consecutive sub-contexts under one id. The longest unused are forgotten beyond `PASSING_BYTES`; their tags
+        then stay text.
+        """
+        return self._passing.compress(texts, self.engine, self.config.ratio, plain(meta) if meta else None)
+
+    # -- replies -------------------------------------------------------------------------------------------
+
+    def reply(
+        self,
+        messages: Sequence[Message] | Prompt,
+        sampling: Sampling | None = None,
+        *,
+        stop: Sequence[str] = (),
+        timeout: float | None = None,
+    ) -> Reply:
+        """The assistant's next message, piece by piece. A conversation's next turn goes on from what was read.
+
+        messages: or the prompt that `conversation` made of them. stop: strings that end it and are no part of it.
+        timeout: seconds for all of it, TimeoutError beyond. Raises as `conversation` does.
+        """
+        prompt, sampling = self._prompt(messages, sampling), sampling or Sampling()
+        return Reply.begin(self.engine.service, prompt, sampling, stop=stop, timeout=timeout)
+
+    async def areply(
+        self,
+        messages: Sequence[Message] | Prompt,
+        sampling: Sampling | None = None,
+        *,
+        stop: Sequence[str] = (),
+        timeout: float | None = None,
+    ) -> AsyncReply:
+        """As `reply`, without ever blocking the running event loop."""
+        prompt = await asyncio.to_thread(self._prompt, messages, sampling)
+        return AsyncReply.begin(self.engine.service, prompt, sampling or Sampling(), stop=stop, timeout=timeout)
+
+    def converse(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Generation:
+        """As `reply`, token by token."""
+        return self.engine.service.submit(self.conversation(messages, sampling), sampling or Sampling(), keep=True)
+
+    def conversation(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Prompt:
+        """The prompt of messages. Raises ConfigError for messages that the chat template does not take or that do not
+        fit the context.
+        """
+        self._check_gate()
+        with self.engine.busy(), torch.inference_mode():
+            prompt = chat_prompt(self.engine.method, messages, self._shelf(self.library.pinned()))
+        room = self.context_length - (sampling or Sampling()).max_new_tokens
+        position = prompt.extent(len(prompt.units()))[1]
+        if position > room:
+            raise ConfigError(
+                f"the conversation takes {position} positions, the model has {room} beside the answer: leave out old "
+                "messages or passages"
+            )
+        return prompt
+
+    def _prompt(self, messages: Sequence[Message] | Prompt, sampling: Sampling | None) -> Prompt:
+        return messages if isinstance(messages, Prompt) else self.conversation(messages, sampling)
+
+    def _check_gate(self) -> None:
+        if not self._gated:
+            gate.check(self.engine, self.library)
+            self._gated = True
+
+    # -- sizes and layout ----------------------------------------------------------------------------------
+
+    @property
+    def model_name(self) -> str:
+        """The base model, as the library names it."""
+        return self.engine.model_name
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the model reads."""
+        return self.engine.method.backbone.context_length
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Positions that the adapter's own prefix takes up in front of a prompt's first memory."""
+        prefix = self.engine.method.prefix
+        return prefix.source_len if prefix is not None else 0
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of keys and values of one cache slot in all heads, as the model computes."""
+        layers, heads, width = self.engine.method.backbone.kv_shape
+        return 2 * layers * heads * width * self.engine.dtype.itemsize
+
+    @property
+    def max_rows(self) -> int:
+        """Answers made at the same time; more wait. All libraries of one model share it."""
+        return self.engine.service.max_rows
+
+    @max_rows.setter
+    def max_rows(self, rows: int) -> None:
+        if rows < 1:
+            raise ConfigError(f"max_rows is {rows}; at least one answer must be made at a time")
+        self.engine.service.max_rows = rows
+
+    def token_ids(self, text: str) -> list[int]:
+        """Ids of the base model's tokenizer; special tokens that are spelled out in the text stay text."""
+        with self.engine.busy():  # the tokenizer is shared, and not for two threads at once
+            return self.engine.method.backbone.tokens(text)
+
+    def extents(self, ids: Sequence[str]) -> list[tuple[int, int]]:
+        """(anchors, source tokens) of passages, stored or remembered; the latter are the positions they take up."""
+        return self._extents(self.library, ids)
+
+    def split(self, document: Document) -> list[Passage]:
+        """The passages that a document would be stored as."""
+        with self.engine.busy():
+            offsets = offsets_of(self.engine.method.backbone.tokenizer)
+            return split(document, offsets, max_tokens=self.config.passage_tokens, overlap=self.config.overlap)
+
+    def layout(self, passages: str, question: str) -> list[tuple[str, str]]:
+        """(role, text) of the messages that the adapter was trained with: `passages`, then the question."""
+        with self.engine.busy():
+            return layout_messages(self.engine.method, passages, question)
+
+    @property
+    def separator(self) -> str:
+        """What stands between two passages in that layout."""
+        return self.engine.method.layout.separator
+
+    def fitting(self, sizes: Sequence[int], question: str, max_new_tokens: int) -> int:
+        """How many leading passages, of so many positions each, fit the context with a question in that layout."""
+        method = self.engine.method
+        with self.engine.busy():
+            room = self.context_length - max_new_tokens - len(question_ids(method, question))
+            room -= len(method.backbone.template(method.layout.prefix))
+            gap = len(method.backbone.template(method.layout.separator))
+            if len(layout_messages(method, "", question)) == 1:
+                room -= self.prefix_tokens  # it comes beside what such a template puts in front
+        for count, size in enumerate(sizes):
+            room -= size + (gap if count else 0)
+            if room < 0:
+                return count
+        return len(sizes)
+
+    # -- memories ------------------------------------------------------------------------------------------
+
+    def _extents(self, library: Library, ids: Sequence[str]) -> list[tuple[int, int]]:
+        return [self._passing.extent(i) or library.extents([i])[0] for i in ids]
+
+    def _shelf(self, library: Library) -> Shelf:
+        def load(ids: Sequence[str]) -> list[list[AnchorKV]]:
+            held = {i: found for i in ids if (found := self._passing.get(i)) is not None}
+            stored = [i for i in ids if i not in held]
+            held |= {i: [m] for i, m in zip(stored, library.load(stored), strict=True)}
+            return [held[i] for i in ids]
+
+        def holds(passage_id: str) -> bool:
+            return self._passing.extent(passage_id) is not None or library.holds(passage_id)
+
+        return Shelf(library.secret.hex(), functools.partial(self._extents, library), load, holds)
+
+
+def _covers(passages: Sequence[Passage], text: str) -> bool:
+    """Whether the passages are the text, but for white space between them."""
+    base = passages[0].start - text.find(passages[0].text)
+    done = 0
+    for p in passages:
+        start = p.start - base
+        if start < 0 or text[start : start + len(p.text)] != p.text or text[done:start].strip():
+            return False
+        done = max(done, start + len(p.text))
+    return not text[done:].strip()

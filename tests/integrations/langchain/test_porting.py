@@ -1,0 +1,204 @@
+"""As users write it: stores made in one call, copies and pickles, memories through stock wrappers, a word where not."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_classic.retrievers import EnsembleRetriever, ParentDocumentRetriever
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import ConfigurableField
+from langchain_core.stores import InMemoryStore
+from langchain_text_splitters import RecursiveCharacterTextSplitter
+
+from langchain_sac import (
+    ChatSac,
+    SacDocumentCompressor,
+    SacEmbeddings,
+    SacRetriever,
+    SacVectorStore,
+    create_sac_chain,
+    format_docs_sac,
+)
+from langchain_sac.formatting import _WARNED, TextWarning
+from langchain_sac.messages import to_sac
+from sac_rag import SacRag
+from sac_rag.errors import ConfigError
+
+from ..conftest import TEXTS
+from .helpers import QUESTION, found, ids, tags, usage
+
+
+@pytest.fixture(autouse=True)
+def _warned_afresh() -> Iterator[None]:
+    before = set(_WARNED)
+    _WARNED.clear()
+    yield
+    _WARNED.update(before)
+
+
+@pytest.fixture
+def path(rag: SacRag) -> str:
+    return str(rag.library.path)
+
+
+DOCUMENTS = [Document(page_content=text, metadata={"source": name}) for name, text in TEXTS.items()]
+
+
+async def test_a_store_is_made_in_one_call(tiny_config: Any, tmp_path: Path) -> None:
+    settings = {"config": tiny_config}
+    with SacVectorStore.from_documents(DOCUMENTS, library=tmp_path / "a.lib", **settings) as one:
+        assert len(one.similarity_search(QUESTION, k=9)) == 3
+        with SacVectorStore.from_documents(DOCUMENTS[:1], SacEmbeddings(rag=one.rag), rag=one.rag) as same:
+            assert len(same.get_by_ids([d.id for d in one.similarity_search(QUESTION, k=9) if d.id])) == 3
+    with await SacVectorStore.afrom_documents(DOCUMENTS, None, library=str(tmp_path / "b.lib"), **settings) as two:
+        assert two.similarity_search(QUESTION, k=1, filter={"source": "canal.md"})[0].page_content == TEXTS["canal.md"]
+    with await SacVectorStore.afrom_texts(["One."], ids=["1"], library=tmp_path / "c.lib", **settings) as three:
+        assert [d.id for d in three.get_by_ids(["1"])] == ["1"]
+    with pytest.raises(ConfigError, match="DeterministicFakeEmbedding"):
+        SacVectorStore.from_documents(DOCUMENTS, DeterministicFakeEmbedding(size=3), library=tmp_path / "d.lib")
+
+
+def test_searching_opens_for_reading_and_adding_for_writing(tiny_config: Any, tmp_path: Path) -> None:
+    folder, code = tmp_path / "a.lib", "from sac_rag.library.library import Library; Library.open({!r}, write=True)"
+    SacVectorStore.from_documents(DOCUMENTS, library=folder, config=tiny_config).close()
+
+    def others_may_write() -> bool:
+        done = subprocess.run([sys.executable, "-c", code.format(str(folder))], capture_output=True, text=True)
+        assert done.returncode == 0 or "LibraryLocked" in done.stderr
+        return done.returncode == 0
+
+    store, again = SacVectorStore(library=folder), SacVectorStore(library=folder)
+    assert len(store.similarity_search(QUESTION, k=9)) == len(again.as_retriever().invoke(QUESTION)) == 3
+    assert store.get_by_ids(["none"]) == [] and not store.rag.library.writable and others_may_write()
+    store.add_texts(["A heron waits."], ids=["heron"])
+    assert store.rag.library.writable and not others_may_write()
+    assert [d.id for d in again.similarity_search("A heron waits.", k=1)] == ["heron"], "a reader follows"
+    again.add_texts(["An otter swims."], ids=["otter"])  # the same process shares
+    store.close()
+    assert not others_may_write()
+    again.delete(["otter"])
+    del again
+    gc.collect()
+    assert others_may_write()
+    assert [d.id for d in store.get_by_ids(["heron", "otter"])] == ["heron"], "and opens again at its next use"
+    store.close()
+
+
+def test_used_components_are_copied_and_pickled(path: str, rag: SacRag) -> None:
+    made: dict[str, tuple[Any, Any]] = {
+        "retriever": (SacRetriever(library=path, k=1), lambda c: [d.id for d in c.invoke(QUESTION)]),
+        "chat": (ChatSac(library=path, max_tokens=4, where={"kind": "c"}), lambda c: c.invoke("Hi").content),
+        "embeddings": (SacEmbeddings(library=path), lambda c: c.embed_query("x")),
+        "compressor": (
+            SacDocumentCompressor(library=path, meta={"a": 1}),
+            lambda c: [d.metadata["sac_id"] for d in c.compress_documents(DOCUMENTS[:1], "")],
+        ),
+        "store": (SacVectorStore(library=path), lambda c: [d.id for d in c.similarity_search(QUESTION, k=2)]),
+        "chain": (create_sac_chain(path, max_tokens=4), lambda c: c.invoke(QUESTION)["answer"]),
+        "given": (SacRetriever(rag=rag, k=1), lambda c: [d.id for d in c.invoke(QUESTION)]),
+    }
+    for name, (component, use) in made.items():
+        want = use(component)
+        for again in (copy.deepcopy(component), pickle.loads(pickle.dumps(component))):
+            assert type(again) is type(component) and use(again) == want, name
+    copied = copy.deepcopy(made["given"][0])
+    assert copied.rag is rag, "a copy shares what is open"
+    sent = pickle.loads(pickle.dumps(made["given"][0]))
+    assert sent.library == path and sent.opened() is not rag
+    with pickle.loads(pickle.dumps(rag)) as opened:
+        assert opened.library.path == rag.library.path and not opened.library.writable
+
+
+def memories(chat: ChatSac, text: str) -> list[str]:
+    """The passages that a ChatSac reads as memory in a prompt."""
+    said = to_sac([HumanMessage(text)], chat._scope(chat._call(None, {})))
+    return [p.id for m in said for p in m.content if not isinstance(p, str)]
+
+
+def test_tags_go_through_what_stands_around_a_model(rag: SacRag, chat: ChatSac) -> None:
+    documents = found(rag, 2)
+    other, want = ChatSac(rag=rag, temperature=1.0), "\n\n".join(tags(documents))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for llm in (
+            chat.with_fallbacks([other]),
+            chat.bind(max_tokens=3).with_fallbacks([other.with_retry()]).with_config(tags=["a"]),
+            chat.configurable_fields(max_tokens=ConfigurableField(id="most")),
+        ):
+            assert format_docs_sac(documents, llm) == want
+            assert create_sac_chain(rag, llm=llm, k=2).invoke(QUESTION)["context"] == documents
+    text = "\n\n".join(d.page_content for d in documents)
+    for llm, why in (
+        (chat.with_fallbacks([FakeListChatModel(responses=["x"])]), "fallback"),
+        (chat.with_fallbacks([ChatSac(rag=rag, where={"kind": "t"})]), "fallback"),
+        (chat.configurable_fields(where=ConfigurableField(id="where")), "where of the model"),
+        (chat.configurable_alternatives(ConfigurableField(id="m"), other=FakeListChatModel(responses=["x"])), "altern"),
+    ):
+        _WARNED.clear()
+        with pytest.warns(TextWarning, match=f"2 document.*{why}"):
+            assert format_docs_sac(documents, llm) == text
+        # A ChatSac knows the texts again, so nothing is lost but where another model reads them.
+        assert memories(chat, text) == ids(documents)
+
+
+def test_memories_go_through_stock_retrievers(rag: SacRag, chat: ChatSac, tiny_config: Any, tmp_path: Path) -> None:
+    with SacVectorStore.from_documents(DOCUMENTS, library=tmp_path / "a.lib", config=tiny_config) as store:
+        mine = ChatSac(rag=store.rag, max_tokens=1)
+        plain = store.similarity_search(QUESTION, k=2)
+        assert all(set(d.metadata) == {"source"} for d in plain)
+        stored = [i for d in plain for i in store.rag.library.passage_ids(d.id or "")]
+        assert memories(mine, format_docs_sac(plain, mine)) == stored
+        assert memories(mine, "\n".join(d.page_content for d in plain)) == stored, "joined by hand"
+        both = EnsembleRetriever(retrievers=[SacRetriever(rag=store.rag, k=3), store.as_retriever()])
+        assert len(memories(mine, format_docs_sac(both.invoke(QUESTION), mine))) == 3
+        edited = Document(page_content=plain[0].page_content + " Not.", id=plain[0].id)
+        with pytest.warns(TextWarning, match=r"1 document.*a\.lib holds no memory"):
+            assert format_docs_sac([edited], mine) == edited.page_content
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert format_docs_sac([edited], mine) == edited.page_content, "said once"
+            assert format_docs_sac([edited], FakeListChatModel(responses=["x"])) == edited.page_content
+    with SacVectorStore(library=tmp_path / "b.lib", config=tiny_config) as children:
+        splitter = RecursiveCharacterTextSplitter(chunk_size=40, chunk_overlap=0)
+        parents = ParentDocumentRetriever(vectorstore=children, docstore=InMemoryStore(), child_splitter=splitter)
+        parents.add_documents(DOCUMENTS)
+        reader = ChatSac(rag=children.rag, max_tokens=1)
+        _WARNED.clear()
+        with pytest.warns(TextWarning, match="SacDocumentCompressor"):
+            whole = format_docs_sac(parents.invoke(QUESTION), reader)
+        assert memories(reader, whole) != [] or TEXTS["canal.md"] in whole
+        out = create_sac_chain(children.rag, retriever=parents, llm=reader).invoke(QUESTION)
+        assert len(memories(reader, format_docs_sac(out["context"], reader))) == len(out["context"]), "compressed"
+
+
+def test_what_a_model_may_not_read_it_does_not_recall(rag: SacRag) -> None:
+    (document,) = found(rag, 1)
+    text, (own,) = document.page_content, ids([document])
+    for chat, want in (
+        (ChatSac(rag=rag), [own]),
+        (ChatSac(rag=rag, recall=False), []),
+        (ChatSac(rag=rag, where={"kind": {"$ne": document.metadata["kind"]}}), []),
+        (ChatSac(rag=rag, allowed_ids=[]), []),
+        (ChatSac(rag=rag, allowed_ids=[own]), [own]),
+    ):
+        prompt = chat._asked([HumanMessage(text)], None, {}).prompt
+        assert (prompt.source_tokens > 0) == bool(want)
+    assert usage(ChatSac(rag=rag, max_tokens=1).invoke(text, recall=False))[1] == 0
+
+
+def test_a_filter_that_is_none_is_refused_where_it_is_given(path: str) -> None:
+    for make in (ChatSac, SacRetriever):
+        with pytest.raises(ConfigError, match="regex"):
+            make(library=path, where={"a": {"$regex": "x"}})
