@@ -24,6 +24,7 @@ def remade(
     compress: Sequence[Passage],
     embed: Sequence[Passage],
     *,
+    codec_state: bytes | None,
     device: str,
     dtype: str,
 ) -> Remade:
@@ -34,7 +35,7 @@ def remade(
     encoder = Encoder(config.model, config.method, config.adapter, device=device, dtype=dtype)
     embedder = Embedder.shared(config.embedder, device=str(encoder.device))
     compare(folder, head.fingerprint, encoder.fingerprint(config, embedder))
-    maker, out = Maker(encoder, embedder, get_codec(config.codec), config.ratio, folder), Remade()
+    maker, out = Maker(encoder, embedder, get_codec(config.codec, codec_state), config.ratio, folder), Remade()
     for part in cut(compress):
         out.segments += maker.make(Work(compress=tuple((p.id, p.text) for p in part))).segments
     for part in cut(embed):

@@ -28,7 +28,7 @@ from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
 from sac_rag.library.catalog import Head
 from sac_rag.library.filters import plain
 from sac_rag.library.library import GcReport, Library, Stats
-from sac_rag.library.opening import compare, head_of
+from sac_rag.library.opening import codec_state_of, compare, head_of
 from sac_rag.library.repair import Remade, RepairReport
 from sac_rag.library.repair import repair as mend
 from sac_rag.maker import setup_of
@@ -488,7 +488,12 @@ def repair(
     def remake(head: Head, compress: Sequence[Passage], embed: Sequence[Passage]) -> Remade:
         from sac_rag.mending import remade
 
-        return remade(folder, head, _settings(head, library), compress, embed, device=device, dtype=dtype)
+        config, state = _settings(head, library), None
+        try:
+            state = codec_state_of(folder)
+        except LibraryError:  # its catalog is gone: what the adapter has now is what a kept copy was made with
+            state = codec_state(adapter_folder(config.model, config.method, config.adapter))
+        return remade(folder, head, config, compress, embed, codec_state=state, device=device, dtype=dtype)
 
     return mend(folder, remake, Path(copy) if copy is not None else None)
 

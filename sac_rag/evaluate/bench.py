@@ -24,7 +24,8 @@ from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.metrics import contains
 from sac_rag.indexing import IndexReport
-from sac_rag.library.codecs import CODECS, get_codec
+from sac_rag.library.codecs import CODECS, get_codec, is_fitted
+from sac_rag.models.adapters import codec_state
 from sac_rag.pipeline import SacRag
 from sac_rag.records import Answer, Hit
 from sac_rag.samples import SampleQuestion, documents, questions
@@ -83,8 +84,9 @@ def storage(rag: SacRag, ratios: Sequence[float], *, sample: int = 32) -> list[d
         memories = rag.engine.compress(texts, ratio)
         seconds = time.perf_counter() - began
         tokens = sum(m.source_len for m in memories)
-        for name in sorted(CODECS):
-            codec = get_codec(name)
+        state = codec_state(rag.engine.adapter_path)
+        for name in sorted(name for name in CODECS if state or not is_fitted(name)):
+            codec = get_codec(name, state)
             stored = [codec.encode(m) for m in memories]
             back = [codec.decode(s) for s in stored]
             error = max(

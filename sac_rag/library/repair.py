@@ -165,7 +165,8 @@ def _mend(folder: Path, found: Salvaged, remake: Remake, report: RepairReport, d
     _say_lost(found, report)
     segments = _segments(folder, rows)
     sound = replace(found, rows={**rows, "segments": segments}).sound()
-    memories = _readable(folder, found.head, segments, sound["memories"])
+    state = next((row[1] for row in sound["codec_state"].values()), None)
+    memories = _readable(folder, found.head, state, segments, sound["memories"])
     dim = 4 * found.head.dim
     vectors = {k: r for k, r in sound["vectors"].items() if len(r[1]) == dim}
     bare, blind = sound["passages"].keys() - memories.keys(), sound["passages"].keys() - vectors.keys()
@@ -261,11 +262,13 @@ def _described(folder: Path, number: int) -> Row:
         return number, size, start, xxhash.xxh3_128_digest(first + file.read(start - 8))
 
 
-def _readable(folder: Path, head: Head, segments: dict[int, Row], memories: dict[int, Row]) -> dict[int, Row]:
-    """Memories whose bytes are as they were written, and decode."""
+def _readable(
+    folder: Path, head: Head, state: bytes | None, segments: dict[int, Row], memories: dict[int, Row]
+) -> dict[int, Row]:
+    """Memories whose bytes are as they were written, and decode. state: what the codec was fitted to."""
     from sac_rag.library.codecs import get_codec, unpack
 
-    codec, found = get_codec(head.codec), {}
+    codec, found = get_codec(head.codec, state), {}
     opened = {number: Segment(folder, SegmentInfo(*row)) for number, row in segments.items()}
     for key, row in memories.items():
         _, number, offset, length, layout, xxh3, anchors, source_len = row
