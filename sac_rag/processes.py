@@ -48,6 +48,10 @@ class Child:
         threading.Thread(target=self._hear, args=(events,), daemon=True).start()
         self.send({"target": target, "setup": setup})
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def send(self, request: Mapping[str, Any]) -> None:
         assert self._child.stdin is not None
         try:

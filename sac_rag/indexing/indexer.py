@@ -36,9 +36,7 @@ class Indexer:
         self.library, self.config = library, config
         self.report = IndexReport()
         self._planner = Planner(library, compressor, config)
-        self._maker = Maker(
-            compressor, embedder, library.codec(), config.ratio, library.path, library.segment_bytes
-        )
+        self._maker = Maker(compressor, embedder, library.codec(), config.ratio, library.path, library.segment_bytes)
         self._progress = _Progress(self.report, self._tell)
         self._began = time.monotonic()
         self._listen: Listen | None = None

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from sac_rag.errors import SacError
 from sac_rag.indexing.make import Made, Maker
 from sac_rag.indexing.plan import Order
-from sac_rag.library.made import discard
+from sac_rag.library.folder import erase_made
 from sac_rag.processes import Child, raise_error
 
 Ready = Callable[[Order, Made], None]
@@ -133,6 +133,5 @@ class Beside:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for child in self._at:
             child.stop()
-        for job in self._jobs:
-            if job.made:
-                discard(self._folder, job.made.segments)
+        # Also what a child had finished, and this process had not yet heard of.
+        erase_made(self._folder, {child.pid for child in self._at})

@@ -30,7 +30,7 @@ SPOOL_PREFIX = "spool-"
 MADE_SPOOL_PREFIX = "made-spool-"
 
 _DATA = re.compile(r"(?:seg-[0-9]{1,15}\.safetensors|(?:faiss|lexical)-[0-9]{1,15}\.idx)(?:\.tmp)?|spool-\w+", re.ASCII)
-_MADE = re.compile(r"made-[0-9]{1,15}-[0-9]{1,15}\.safetensors", re.ASCII)
+_MADE = re.compile(r"made-([0-9]{1,15})-[0-9]{1,15}\.safetensors", re.ASCII)
 _DAMAGED = re.compile(r"damaged-[0-9]{1,15}\.sqlite", re.ASCII)
 _BEING_MADE = re.compile(rf"{_MADE.pattern}(?:\.tmp)?|{MADE_SPOOL_PREFIX}\w+", re.ASCII)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -187,6 +187,15 @@ def sweep(folder: Path, keep: Collection[str], *, made: bool = False) -> None:
     """
     for name in os.listdir(folder):
         if (_DATA.fullmatch(name) and name not in keep) or (made and _BEING_MADE.fullmatch(name)):
+            with contextlib.suppress(OSError):
+                os.unlink(folder / name)
+
+
+def erase_made(folder: Path, processes: Collection[int]) -> None:
+    """Unlink segments of processes that have ended, which no commit took in."""
+    for name in os.listdir(folder):
+        found = _BEING_MADE.fullmatch(name)
+        if found and found[1] and int(found[1]) in processes:
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
 
