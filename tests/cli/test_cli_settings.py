@@ -25,9 +25,9 @@ def test_precedence(sac: Sac, library: str, tmp_path: Path) -> None:
         assert result.code == 0, result.err
         return len(result.json["sources"])
 
+    assert sources() == 4, "all that there are, of five"
+    (tmp_path / "pyproject.toml").write_text("[tool.sac.ask]\nk = 1\n")
     assert sources() == 1
-    (tmp_path / "pyproject.toml").write_text("[tool.sac.ask]\nk = 4\n")
-    assert sources() == 4
     (tmp_path / "sac.toml").write_text("[ask]\nk = 3\n")  # goes before pyproject.toml
     assert sources() == 3
     assert sources(SAC_K="2") == 2

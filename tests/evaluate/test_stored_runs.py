@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sac_rag.compress.placing import Placing
 from sac_rag.config import AskConfig
 from sac_rag.evaluate.jobs import Planner, Variant, Work
 from sac_rag.evaluate.prompts import ANSWER_TOKENS
@@ -34,10 +35,12 @@ def named(settings):
     task = SimpleNamespace(name=settings["set"], questions=1, contexts=())
     if settings["track"] != RETRIEVED:
         return planner.given(variant, "file", task, settings["track"])
-    asked = {name: value for name, value in settings["ask"].items() if name != "placing"}
-    ask = AskConfig(**asked, order=BEFORE.order, prior=BEFORE.prior)
+    asked = dict(settings["ask"])
+    positions = asked.pop("placing")
+    order, prior = asked.pop("order", BEFORE.order), asked.pop("prior", BEFORE.prior)
+    placing, ask = Placing(positions, order, prior), AskConfig(**asked, order=order, prior=prior)
     more = {name: settings[name] for name in RETRIEVAL if name in settings}
-    more["ask"] = _asked(ask, reader, BEFORE)
+    more["ask"] = _asked(ask, reader, placing)
     return planner.job(variant, "file", task, RETRIEVED, more, RetrievedRun)
 
 
