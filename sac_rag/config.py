@@ -126,6 +126,9 @@ class AskConfig:
     fidelity: str = "memory"
     """How passages are read: "memory"; "text"; "mixed" (the best as text, the rest as memory); "auto" (memory, and
     text when that answer is doubtful; needs `sac calibrate`)."""
+    reader: str = "base"
+    """What reads memory: "base", the model as it is (the paper's), or "adapter", with the adapter's own reader where it
+    has one: better answers from the same library, at the price of a second copy of the model in memory."""
     text_passages: int = 1
     """Most passages that a mixed prompt holds as text, the best first."""
     text_tokens: int = 512
@@ -155,6 +158,14 @@ class AskConfig:
             raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
         if self.fidelity not in ("memory", "text", "mixed", "auto"):
             raise ConfigError(f"fidelity is {self.fidelity!r}; use memory, text, mixed or auto")
+        if self.reader not in ("base", "adapter"):
+            raise ConfigError(f"reader is {self.reader!r}; use base or adapter")
+        if self.reader == "adapter" and (self.abstain or self.fidelity in ("auto", "text")):
+            what = "abstain" if self.abstain else f"fidelity {self.fidelity!r}"
+            raise ConfigError(
+                f"reader is 'adapter', which {what} does not go with: thresholds were calibrated, and text is read, "
+                "with the model as it is; leave one of them out"
+            )
         if self.fidelity == "mixed" and self.text_score is not None and self.search == "lexical":
             raise ConfigError(
                 f"text_score is {self.text_score}, a cosine similarity, and lexical search has none: use hybrid, dense"

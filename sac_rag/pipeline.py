@@ -205,9 +205,7 @@ class SacRag(Serving):
         if workers:
             where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
             beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
-        return self._indexer().add(
-            paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading
-        )
+        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading)
 
     def put(
         self,
@@ -358,10 +356,11 @@ class SacRag(Serving):
             base = dataclasses.asdict(ask) if ask else {}
             ask = from_mapping(AskConfig, {**base, **settings})
         ask = ask or AskConfig()
-        own = dataclasses.replace(ask, fidelity="text") if text else ask
+        own = dataclasses.replace(ask, fidelity="text", reader="base") if text else ask
         if not (question := question.strip()):
             raise ConfigError("the question is empty; ask something")
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
+        self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
         library = self.newest()
