@@ -114,6 +114,11 @@ class AskConfig:
     """Drop hits with a cosine similarity below this; None keeps all."""
     search: str = "hybrid"
     """"hybrid" (dense and BM25 fused by reciprocal rank), "dense" or "lexical"."""
+    rerank: str | None = None
+    """A cross-encoder that orders what the search has found: a folder, or a hub id that `sac models pull` has fetched.
+    None leaves the search's order, or that of `SacRag.reranker`."""
+    candidates: int = 20
+    """Passages that a reranker chooses from, at least `k`."""
     placing: str | None = None
     """"source": each passage occupies its source length; "packed": as many positions as a head has slots of it; None
     is as the adapter was trained."""
@@ -151,6 +156,8 @@ class AskConfig:
 
     def __post_init__(self) -> None:
         check_k(self.k)
+        if self.candidates < 1:
+            raise ConfigError(f"candidates is {self.candidates}; a reranker needs at least 1")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         check_sampling(self.temperature, self.top_p, self.seed)

@@ -35,6 +35,7 @@ from sac_rag.maker import setup_of
 from sac_rag.models.adapters import codec_state
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
+from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
 from sac_rag.records import Answer, Document, Hit, Passage
 
 SAME_EMBEDDER = 0.99
@@ -63,6 +64,8 @@ class SacRag(Serving):
         self.embedder = embedder
         self.report = IndexReport()
         """What the last `add` or `put` did, or is doing."""
+        self.reranker: Reranker | None = None
+        """Orders what a search has found, in every `retrieve` and `ask` that names no cross-encoder of its own."""
         self._made = KnownVectors()
         self._to_write, self._opening = to_write, threading.Lock()
 
@@ -310,9 +313,12 @@ class SacRag(Serving):
         vector = None
         if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
-        return library.search(
-            vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score, distinct=True
+        reranker = CrossEncoder.shared(ask.rerank) if ask.rerank else self.reranker
+        most = max(ask.k, ask.candidates) if reranker else ask.k
+        hits = library.search(
+            vector, question, most, mode=ask.search, where=where, min_score=ask.min_score, distinct=True
         )
+        return reranked(question, hits, reranker)[: ask.k] if reranker else hits
 
     def ask(
         self,

@@ -280,8 +280,8 @@ def _assign(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.
 
 
 def save(method: Method, card: Card, folder: Path) -> Card:
-    """Write all files, each by fsync and rename, the card last: a folder with a card is a whole adapter. Returns the card
-    as it is written, with the method's reader."""
+    """Write all files, each by fsync and rename, the card last: a folder with a card is a whole adapter. Returns the
+    card as it is written, with the method's reader."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "adapter.safetensors", _bytes_of(method.parameters()))
     reader: dict[str, Any] = {}
