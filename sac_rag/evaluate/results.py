@@ -7,7 +7,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Origin:
             reader=dict(card.reader) if card else {},
         )
 
-    reader: dict[str, Any]
+    reader: dict[str, Any] = field(default_factory=dict)
     """The reader adapter that its card names; empty where there is none."""
 
     def determines(self, by_adapter: bool, reads: str = "base") -> dict[str, Any]:
