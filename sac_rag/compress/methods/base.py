@@ -249,6 +249,18 @@ class PerChunk(Method):
         """A memory for each chunk, one ratio each; as in `Method.write`."""
 
 
+def parted(kv: AnchorKV, places: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[AnchorKV]:
+    """The memory of a context, the same in all heads, as one for each of its chunks.
+
+    places: of each chunk the tokens that its slots stand for, ascending; lengths: tokens of each chunk.
+    """
+    grid = (*kv.counts.shape, -1, kv.keys.shape[1])
+    sizes = [len(at) for at in places]
+    keys, values = (t.view(grid).split(sizes, dim=2) for t in (kv.keys, kv.values))
+    parts = zip(keys, values, places, lengths, strict=True)
+    return [AnchorKV.even(k, v, at.to(kv.keys.device), n) for k, v, at, n in parts]
+
+
 def _defaults(cls: type[Method]) -> dict[str, Any]:
     """Options of a method's constructor with their defaults."""
     known = inspect.signature(cls.__init__).parameters.values()
