@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,6 +36,27 @@ def check_ratio(ratio: float) -> None:
         raise ConfigError(f"ratio is {ratio}; it must be at least 1 and finite (source tokens per anchor)")
 
 
+def options_of(given: Iterable[str]) -> dict[str, Any]:
+    """Keywords of a method, out of texts KEY=VALUE; a value is JSON, or a text as it stands.
+
+    Raises ConfigError for what is not written so, and for a key that is given twice.
+    """
+    if isinstance(given, str) or not all(isinstance(item, str) for item in given):
+        raise ConfigError(f"option is {str(given)[:80]!r}; it must be texts key=value, such as even_heads=true")
+    found: dict[str, Any] = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"option is {item[:80]!r}; write key=value, such as even_heads=true")
+        if key in found:
+            raise ConfigError(f"option {key} is given twice, the second time as {value[:80]!r}; give it once")
+        try:
+            found[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[key] = value
+    return found
+
+
 @dataclass(frozen=True)
 class IndexConfig:
     """How documents become a library. Fixed for the life of the library."""
@@ -45,9 +66,11 @@ class IndexConfig:
     embedder: str = DEFAULT_EMBEDDER
     """Sentence-transformers model for dense retrieval, named likewise."""
     method: str = "sac"
-    """Compression method, by registry name."""
+    """Compression method: "sac", or one that needs no adapter: "kvzip", "attention-matching", "full-kv", "llmlingua2"."""
+    option: tuple[str, ...] = ()
+    """Keyword of the method as KEY=VALUE, such as even_heads=true of kvzip; in place of its adapter's."""
     adapter: str = "default"
-    """Adapter folder, or "default": the one shipped for this model and method."""
+    """Adapter folder, or "default": the one shipped for this model and method; or "none": the method untrained."""
     ratio: float = 5.0
     """Source tokens per anchor: per slot that a head keeps, on average over heads."""
     codec: str = "bf16"
@@ -64,6 +87,8 @@ class IndexConfig:
         if not 0 <= self.overlap < self.passage_tokens:
             raise ConfigError(f"overlap is {self.overlap}; it must lie in 0..{self.passage_tokens - 1}")
         check_ratio(self.ratio)
+        options_of(self.option)
+        object.__setattr__(self, "option", tuple(sorted(self.option)))
 
 
 @dataclass(frozen=True)

@@ -147,11 +147,26 @@ def placing_of(card: Card) -> Placing:
     return Placing.from_mapping(card.placing, METHODS.load(card.method).made_for)
 
 
-def untrained(name: str, model: Any, tokenizer: Any, *, base: str, base_fingerprint: str) -> tuple[Method, Card]:
-    """A method that has nothing to train, with the card of the adapter that it needs not: default options, and the
-    prompt in the model's chat template."""
+def untrained(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    *,
+    base: str,
+    base_fingerprint: str,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Method, Card]:
+    """A method without an adapter, with the card of the one that it does without: default options but those given, and
+    the prompt in the model's chat template. One that has something to train has it as training would start."""
     layout = layout_of(tokenizer).to_mapping()
-    card = Card(base=base, base_fingerprint=base_fingerprint, method=name, ratios=(), layout=layout)
+    card = Card(
+        base=base,
+        base_fingerprint=base_fingerprint,
+        method=name,
+        ratios=(),
+        options=dict(options or {}),
+        layout=layout,
+    )
     return build(model, tokenizer, card), card
 
 

@@ -10,5 +10,7 @@ METHODS = Registry(
         "epl": "sac_rag.compress.methods.epl:Epl",
         "sac": "sac_rag.compress.methods.sac:Sac",
         "full-ft": "sac_rag.compress.methods.full_ft:FullFt",
+        "full-kv": "sac_rag.compress.methods.full_kv:FullKv",
+        "kvzip": "sac_rag.compress.methods.kvzip:KvZip",
     },
 )

@@ -51,6 +51,11 @@ class Method(ABC):
     """Whether chunks of one context are written without regard to each other, so that batches may part them."""
     causal = False
     """Whether writing never sees later tokens, so that there is no future to open."""
+    only_ratio: ClassVar[float | None] = None
+    """The one ratio that it writes at; None: any."""
+    weighs: ClassVar[bool] = False
+    """Whether what it keeps of a passage follows from the model's own numbers, so that other kernels may keep one or
+    another token else; else it follows from token ids alone."""
     selector: Selector | None = None
     """What chooses the tokens it keeps, where they are chosen by one of `SELECTORS`."""
     budget: Budget | None = None
