@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -83,8 +84,9 @@ def _bar() -> Iterator[Listen]:
 
 def report_dict(rag: SacRag, report: IndexReport) -> dict[str, Any]:
     """The JSON of an indexing run."""
-    stats = rag.stats()
+    stats, old = rag.stats(), stale(rag, report)
     return {
+        **({"stale": old} if old else {}),
         "library": str(rag.library.path),
         "files": report.files,
         "added": report.added,
@@ -98,6 +100,12 @@ def report_dict(rag: SacRag, report: IndexReport) -> dict[str, Any]:
         "bytes": stats.total_bytes,
         "bytes_per_source_token": stats.bytes_per_source_token,
     }
+
+
+def stale(rag: SacRag, report: IndexReport) -> list[str]:
+    """Documents whose version of before still answers, since the newer one could not be read."""
+    skipped = [Path(skip.path).as_posix() for skip in report.skipped]
+    return [d.uri for d in rag.library.documents(skipped) if d.stale]
 
 
 def show(rag: SacRag, report: IndexReport, *, as_json: bool) -> None:
@@ -128,6 +136,8 @@ def show(rag: SacRag, report: IndexReport, *, as_json: bool) -> None:
             console.notice(f"skipped {skip.path}: {skip.reason}")
         if more := len(report.skipped) - len(shown):
             console.hint(f"… and {more} more (-v shows all)")
+        for uri in stale(rag, report):
+            console.notice(f"the version of {uri} from before stays and answers: `sac rm` forgets it")
     if report.skipped and not report.added + report.changed + report.unchanged:
         console.error("no readable document under the given paths")
         raise typer.Exit(1)

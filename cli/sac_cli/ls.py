@@ -35,13 +35,17 @@ def ls(
         if document is None:
             rows = [
                 {"document": d.uri, "type": d.media_type, "passages": d.passages, "tokens": d.source_tokens}
+                | ({"stale": d.stale} if d.stale else {})
                 for d in stored
             ]
             if as_json:
                 console.emit({"documents": rows})
             else:
                 heads = ("document", "type", "passages", "tokens")
-                console.table(heads, [tuple(r.values()) for r in rows], numbers=heads[2:])
+                console.table(heads, [tuple(r[h] for h in heads) for r in rows], numbers=heads[2:])
+                for d in stored:
+                    if d.stale:
+                        console.notice(f"{d.uri} is of before: its newer version could not be read ({d.stale})")
             return
         found = matching(document, [d.uri for d in stored], library)
         if len(found) > 1:

@@ -24,6 +24,8 @@ from sac_rag.library.connection import connect, reading
 from sac_rag.library.segments import SegmentInfo, Slot
 from sac_rag.records import Passage
 
+STALE = "_stale"
+"""Metadata of a document whose newer version could not be read: why."""
 _CHUNK = 500
 _PASSAGES = (
     "SELECT p.key, p.id, d.uri, p.ordinal, p.text, p.start, p.stop, p.heading, p.tokens, p.meta "
@@ -67,6 +69,12 @@ class StoredDocument:
     """What the indexer passed to `put`, to skip unchanged documents."""
     passages: int
     source_tokens: int
+
+    @property
+    def stale(self) -> str | None:
+        """Why a newer version could not be read, so that this one still answers; None when it is the newest."""
+        reason = self.meta.get(STALE)
+        return reason if isinstance(reason, str) else None
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def _lexical(disk: Catalog, view: View) -> Iterator[str]:
     number = view.head.faiss
     if number is None or not os.path.lexists(view.folder / files.lexical_name(number)):
         return
-    if lexical_file.read(view.folder, view.head) is None:
+    if lexical_file.read(view.folder, view.head) is None and not lexical_file.is_of_other_rules(view.folder, view.head):
         name = files.lexical_name(number)
         yield f"{disk.where}: {name} is damaged; searches rebuild it in memory, gc writes it again"
 

@@ -45,6 +45,17 @@ def read(folder: Path, head: Head) -> LexicalIndex | None:
     return None
 
 
+def is_of_other_rules(folder: Path, head: Head) -> bool:
+    """Whether the file of a generation is whole, but its terms were made otherwise: it is made again, not damaged."""
+    from sac_rag.library.lexical import KNOWN_RULES, rules
+
+    with contextlib.suppress(LibraryCorrupt, OSError):
+        whole = files.read(folder, files.lexical_name(head.faiss or 0))
+        digest, data = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
+        return any(digest == _digest(head, data, by) for by in KNOWN_RULES if by != rules())
+    return False
+
+
 def write(folder: Path, head: Head, index: LexicalIndex) -> None:
     """Keep the index of a generation. Writer only; raises OSError."""
     if head.faiss is None:
@@ -53,12 +64,12 @@ def write(folder: Path, head: Head, index: LexicalIndex) -> None:
     files.write_durable(folder, files.lexical_name(head.faiss), [_digest(head, data), data])
 
 
-def _digest(head: Head, data: bytes) -> bytes:
-    """XXH3-128 over the bytes and what they must belong to."""
+def _digest(head: Head, data: bytes, by: str | None = None) -> bytes:
+    """XXH3-128 over the bytes and what they must belong to; `by`: other rules than those of now."""
     from sac_rag.library.lexical import rules
 
     # The hash of the FAISS file stands for the passages: it covers their keys and vectors.
-    belongs = [FORMAT, head.library, head.faiss, (head.faiss_hash or b"").hex(), rules()]
+    belongs = [FORMAT, head.library, head.faiss, (head.faiss_hash or b"").hex(), by or rules()]
     h = xxhash.xxh3_128(json.dumps(belongs).encode())
     h.update(data)
     return h.digest()

@@ -23,24 +23,13 @@ def search(rag: SacRag, query: str, k: int, mode: str, where: Mapping[str, Any] 
     from sac_rag.config import AskConfig
 
     if mode == "mmr":
-        hits = rag.retrieve(query, AskConfig(k=max(FETCH_K, 4 * k)), where=where)
-        return diverse(rag, query_vector(rag, query), hits, k)
+        return rag.diverse(query, k, fetch=max(FETCH_K, 4 * k), where=where, distinct=True)
     return rag.retrieve(query, AskConfig(k=k, search=mode), where=where)
 
 
 def query_vector(rag: SacRag, query: str) -> Any:
     """The embedding of a question, float32 of shape (dim,)."""
     return rag.embed([query], kind="query")[0]
-
-
-def diverse(rag: SacRag, vector: Any, hits: Sequence[Hit], k: int, lambda_mult: float = 0.5) -> list[Hit]:
-    """k of the hits by maximal marginal relevance (Carbonell, Goldstein 1998). lambda_mult: 1 is closeness alone."""
-    from langchain_core.vectorstores.utils import maximal_marginal_relevance
-
-    if not hits:
-        return []
-    vectors = list(rag.library.vectors([h.passage.id for h in hits]))
-    return [hits[i] for i in maximal_marginal_relevance(vector, vectors, lambda_mult, k)]
 
 
 def to_documents(rag: SacRag, hits: Sequence[Hit]) -> list[Document]:

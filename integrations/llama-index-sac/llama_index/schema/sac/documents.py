@@ -50,3 +50,28 @@ def strange(rag: SacRag, nodes: Sequence[BaseNode]) -> BaseNode | None:
     given = [n for n in nodes if n.embedding is not None]
     found = rag.strange_vector([n.get_content(MetadataMode.EMBED) for n in given], [n.embedding for n in given])
     return None if found is None else given[found]
+
+
+def refs(rag: SacRag) -> list[tuple[str, str | None]]:
+    """(id, id of its document) of every stored node."""
+    stored = (node_from(d) for d in rag.library.documents())
+    return [(node.node_id, node.ref_doc_id) for node in stored if node is not None]
+
+
+def older(rag: SacRag, nodes: Sequence[BaseNode]) -> list[str]:
+    """Ids of stored nodes of another version of the documents that these are from, as the documents' hashes say."""
+    versions = {n.ref_doc_id: _version(n) for n in nodes if n.ref_doc_id}
+    mine = {n.node_id for n in nodes}
+    found = []
+    for document in rag.library.documents(where={"ref_doc_id": list(versions)}) if versions else ():
+        node = node_from(document)
+        if node is not None and node.node_id not in mine:
+            now, then = versions.get(node.ref_doc_id or ""), _version(node)
+            if now is not None and then is not None and now != then:
+                found.append(node.node_id)
+    return found
+
+
+def _version(node: BaseNode) -> str | None:
+    source = node.source_node
+    return source.hash if source is not None else None
