@@ -173,3 +173,20 @@ def test_leftovers_are_swept(folder: Path, kept: Path) -> None:
         (folder / name).write_bytes(b"x")
     Library.open(folder, write=True).close()
     assert [f.name for f in folder.glob("lexical-*")] == [kept.name]
+
+
+def test_one_by_earlier_rules_is_made_again_and_is_no_damage(
+    folder: Path, kept: Path, builds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, good = answers(folder), kept.read_bytes()
+    for earlier in ("words-1", "words-1 english"):
+        with monkeypatch.context() as patch:
+            patch.setattr(lexical, "rules", lambda by=earlier: by)
+            kept.unlink()
+            Library.open(folder, write=True).close()
+        builds.clear()
+        with Library.open(folder) as library:
+            assert library.verify() == []
+        assert kept.read_bytes() != good and answers(folder) == found and builds == [6]
+        Library.open(folder, write=True).close()
+        assert kept.read_bytes() == good
