@@ -99,6 +99,8 @@ class AskConfig:
 
     def __post_init__(self) -> None:
         check_k(self.k)
+        if self.min_score is not None and not -1 <= self.min_score <= 1:
+            raise ConfigError(f"min_score is {self.min_score}; a cosine similarity lies in -1..1, None keeps all")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         check_sampling(self.temperature, self.top_p, self.seed)

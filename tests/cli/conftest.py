@@ -62,7 +62,8 @@ def sac(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def write_documents(folder: Path) -> Path:
     """Two texts and an empty file."""
     folder.mkdir()
-    (folder / "travel.md").write_text("# Travel\n\nTrips above 500 euros are approved by Ada Quill.\n" * 3)
+    trips = (f"# Travel\n\nTrips above {n} euros are approved by Ada Quill.\n" for n in (500, 600, 700))
+    (folder / "travel.md").write_text("".join(trips))  # three passages; copies would count as one in an answer
     (folder / "keys.txt").write_text("The spare key hangs behind the blue door in the harbour office.\n")
     (folder / "empty.txt").write_text("")
     return folder
