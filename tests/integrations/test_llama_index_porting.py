@@ -146,6 +146,28 @@ def test_a_store_says_whether_it_is_empty_and_how_it_is_loaded(
     assert found.node.get_content() == TEXTS["canal.md"]
 
 
+def test_an_index_without_its_docstore_adds_nothing_twice(rag: SacRag) -> None:
+    long = " ".join(f"Member {i} pays {i} euros in May." for i in range(40))
+    store = SacVectorStore(rag)
+    splitter = SentenceSplitter(chunk_size=64, chunk_overlap=0)
+    made = {"embed_model": store.embed_model(), "transformations": [splitter]}
+    documents = [Document(text="The gate closes at nine.", doc_id="a"), Document(text=long, doc_id="b")]
+    VectorStoreIndex.from_documents(documents, storage_context=store.storage_context(), **made)
+    before = sorted(n.get_content() for n in store.get_nodes())
+    count = store.count()
+    assert count > 4
+    for _ in range(2):
+        index = VectorStoreIndex.from_vector_store(store, **made)
+        index.refresh_ref_docs(documents)
+        assert store.count() == count and sorted(n.get_content() for n in store.get_nodes()) == before
+    index = VectorStoreIndex.from_vector_store(store, **made)
+    index.refresh_ref_docs([Document(text="The gate closes at TEN.", doc_id="a")])
+    assert [n.get_content() for n in store.get_nodes() if n.ref_doc_id == "a"] == ["The gate closes at TEN."]
+    twice = [TextNode(text="The same.", id_=i) for i in ("one", "two")]
+    store.add(twice)
+    assert len(store.get_nodes(["one", "two"])) == 2, "nodes of no document, or given together, all stay"
+
+
 def test_two_workers_that_search_do_not_lock_each_other_out(rag: SacRag) -> None:
     path = str(rag.library.path)
     SacVectorStore(rag).add([TextNode(id_="n", text="A heron waits.")])

@@ -11,7 +11,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 from llama_index.core.storage.docstore import BaseDocumentStore
 from llama_index.schema.sac.base import is_text
-from llama_index.schema.sac.documents import compress, older, refs, strange
+from llama_index.schema.sac.documents import compress, refs, replaced, strange
 from llama_index.schema.sac.opening import Source
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class SacCompressor(TransformComponent):
             # Another store may want another embedder's vectors; the library's own are taken over.
             with self.rag.changing():
                 compress(self.rag, nodes, embedded=strange(self.rag, nodes) is None)
-                self._forget(older(self.rag, nodes))
+                self._forget(replaced(self.rag, nodes))
         elif texts := [n.get_content(MetadataMode.NONE) for n in nodes if is_text(n)]:
             self.rag.remember(texts, meta=self.meta)
         return nodes

@@ -20,7 +20,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.schema.sac.base import offered, stored_tag, with_tag
-from llama_index.schema.sac.documents import compress, node_from, strange
+from llama_index.schema.sac.documents import compress, node_from, replaced, strange
 from llama_index.schema.sac.filters import where_of
 from llama_index.schema.sac.opening import Source
 
@@ -106,13 +106,18 @@ class SacVectorStore(BasePydanticVectorStore):
     # -- writing -----------------------------------------------------------------------------------------
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Compress and store nodes, in one commit; a known id is replaced. Raises LibraryError when open for reading.
+        """Compress and store nodes; a known id is replaced, and so are an older version of a node's document and the
+        same piece of it under another id, which an index without its docstore would add again. Raises LibraryError when
+        open for reading.
 
         Vectors of a `SacEmbedding` are taken over; ValueError when the nodes come with those of another embedder.
         """
         if self.is_embedding_query:
             self._check_embedder(nodes)
-        compress(self.rag, nodes, embedded=self.is_embedding_query)
+        with self.rag.changing():
+            compress(self.rag, nodes, embedded=self.is_embedding_query)
+            if gone := replaced(self.rag, nodes):
+                self.rag.remove(gone)
         return [node.node_id for node in nodes]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
