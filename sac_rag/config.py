@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import hashlib
 import json
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +15,14 @@ from typing import Any, TypeVar
 from sac_rag.errors import ConfigError
 
 T = TypeVar("T")
+
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "int": (numbers.Integral,),
+    "float": (numbers.Real,),
+    "str": (str,),
+    "bool": (bool,),
+    "None": (type(None),),
+}
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
@@ -31,7 +41,7 @@ class IndexConfig:
     """How documents become a library. Fixed for the life of the library."""
 
     model: str = DEFAULT_MODEL
-    """Base model: a name of `sac models list`, a hub id, a folder, or a .gguf file (Llama architecture)."""
+    """Base model: a name of `sac models list`, a hub id, a folder, or a .gguf file (Llama, Mistral, Qwen2, Qwen3)."""
     embedder: str = DEFAULT_EMBEDDER
     """Sentence-transformers model for dense retrieval, named likewise."""
     method: str = "sac"
@@ -41,7 +51,8 @@ class IndexConfig:
     ratio: float = 5.0
     """Source tokens per anchor: per slot that a head keeps, on average over heads."""
     codec: str = "bf16"
-    """How KV bytes are stored: "bf16" or "int8" (per channel)."""
+    """How KV bytes are stored: "bf16", "int8" (per channel), "int4" (groups of 32), or "transform" (in axes fitted to
+    the adapter, entropy-coded; `sac codec`)."""
     passage_tokens: int = 256
     """Longest passage, in base-model tokens (at most 510)."""
     overlap: int = 0
@@ -56,11 +67,49 @@ class IndexConfig:
 
 
 @dataclass(frozen=True)
+class ReadConfig:
+    """How files are read; what exceeds a limit is skipped with a reason. Not part of a library's settings."""
+
+    encoding: str | None = None
+    """Encoding of text files that are not UTF-8 and have no byte order mark, in place of what they declare; None goes
+    by the declaration, else by what the bytes look like."""
+    main_text: bool = False
+    """Of web pages, read the main text alone, without menus, banners and footers (needs the package trafilatura)."""
+    file_bytes: int = 20_000_000
+    """Largest file that is read, in bytes."""
+    text_chars: int = 5_000_000
+    """Longest text of one file, in characters."""
+    cpu_s: int = 60
+    """Processor seconds that parsing one file may take."""
+    wall_s: float = 120.0
+    """Seconds that parsing one file may take."""
+    memory_bytes: int = 1_073_741_824
+    """Address space of the process that parses files, in bytes (not enforced on Windows and macOS)."""
+
+    def __post_init__(self) -> None:
+        for name in ("file_bytes", "text_chars", "memory_bytes"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.cpu_s < 0 or not 0 < self.wall_s < math.inf:
+            raise ConfigError(f"cpu_s {self.cpu_s} must not be negative, and wall_s {self.wall_s} positive and finite")
+        if self.encoding is not None and not is_text_encoding(self.encoding):
+            raise ConfigError(f"encoding is {self.encoding!r}; use a name such as windows-1252, shift_jis or utf-16-le")
+
+
+def is_text_encoding(name: str) -> bool:
+    """Whether Python decodes text by this name; zlib, rot13 and the like are codecs too."""
+    try:
+        return bool(codecs.lookup(name)._is_text_encoding)  # type: ignore[attr-defined]
+    except (LookupError, ValueError):
+        return False
+
+
+@dataclass(frozen=True)
 class AskConfig:
     """How a question is answered."""
 
-    k: int = 1
-    """Passages put into memory. One is what the shipped adapter answers best from (docs/log.md)."""
+    k: int = 5
+    """Passages put into memory."""
     min_score: float | None = None
     """Drop hits with a cosine similarity below this; None keeps all."""
     search: str = "hybrid"
@@ -106,12 +155,6 @@ class AskConfig:
         check_sampling(self.temperature, self.top_p, self.seed)
         if self.search not in ("hybrid", "dense", "lexical"):
             raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
-        if self.placing not in (None, "source", "packed"):
-            raise ConfigError(f"placing is {self.placing!r}; use source or packed")
-        if self.order not in (None, "best-last", "best-first"):
-            raise ConfigError(f"order is {self.order!r}; use best-last or best-first")
-        if self.prior is not None and not 0 <= self.prior < math.inf:
-            raise ConfigError(f"prior is {self.prior}; it must be at least 0 and finite")
         if self.fidelity not in ("memory", "text", "mixed", "auto"):
             raise ConfigError(f"fidelity is {self.fidelity!r}; use memory, text, mixed or auto")
         if self.fidelity == "mixed" and self.text_score is not None and self.search == "lexical":
@@ -150,7 +193,19 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"unknown setting {key!r} for {cls.__name__}.{hint} Known: {', '.join(sorted(known))}.")
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        if not _fits(value, kinds[key]):
+            raise ConfigError(f"{key} is {str(value)[:80]!r} ({type(value).__name__}); it must be {kinds[key]}")
     return cls(**values)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value is of a field's type, as written; kinds that are no plain ones are left to their class."""
+    kinds = kind.split(" | ")
+    if not set(kinds) <= _PLAIN.keys():
+        return True
+    return any(isinstance(value, _PLAIN[k]) and (k == "bool" or not isinstance(value, bool)) for k in kinds)
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:

@@ -88,6 +88,12 @@ class LibraryMismatch(LibraryError):
     exit_code = 3
 
 
+class LibraryUnsafe(LibraryError):
+    """A library holds what none of ours does and what would harm who opens it. Nothing of it was acted on."""
+
+    exit_code = 3
+
+
 class LibraryLocked(LibraryError):
     """Somebody is writing to this library: another process, or this one."""
 
@@ -98,6 +104,10 @@ class PassageGone(LibraryError):
 
 class LibraryCorrupt(LibraryError):
     """Stored bytes fail their checksum or do not parse."""
+
+
+class MemoryDamaged(LibraryCorrupt):
+    """Stored memories of passages cannot be read; the library leaves these passages out from now on."""
 
 
 class LibraryFull(LibraryError):

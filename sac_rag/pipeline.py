@@ -6,31 +6,37 @@ import contextlib
 import dataclasses
 import functools
 import os
+import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from sac_rag.answer import gate
 from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_of
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
-from sac_rag.answer.engine import Engine
+from sac_rag.answer.engine import Engine, adapter_folder
 from sac_rag.answer.serving import Serving
 from sac_rag.answer.stream import RETRIES, Stream, Way
 from sac_rag.compress.methods import METHODS
-from sac_rag.config import AskConfig, IndexConfig, check_k, from_mapping
+from sac_rag.config import AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
-from sac_rag.indexing import Indexer, IndexReport, Listen, Made
-from sac_rag.library.catalog import STALE
+from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
+from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
 from sac_rag.library.library import GcReport, Library, Stats
-from sac_rag.library.opening import compare, head_of
+from sac_rag.library.opening import codec_state_of, compare, head_of
+from sac_rag.library.repair import Remade, RepairReport
+from sac_rag.library.repair import repair as mend
 from sac_rag.library.vectors import marginal
+from sac_rag.maker import setup_of
+from sac_rag.models.adapters import codec_state
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
-from sac_rag.records import Answer, Document, Hit, nfc
+from sac_rag.records import Answer, Document, Hit, Passage, nfc
 
 SAME_EMBEDDER = 0.99
 """Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
@@ -58,7 +64,7 @@ class SacRag(Serving):
         self.embedder = embedder
         self.report = IndexReport()
         """What the last `add` or `put` did, or is doing."""
-        self._made = Made()
+        self._made = KnownVectors()
         self._to_write, self._opening = to_write, threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -82,7 +88,9 @@ class SacRag(Serving):
         *,
         sync: bool = False,
         strict: bool = False,
+        workers: int | None = None,
         listen: Listen | None = None,
+        reading: ReadConfig | None = None,
         wait: float = 0.0,
         device: str = "auto",
         dtype: str = "auto",
@@ -91,13 +99,13 @@ class SacRag(Serving):
 
         paths: files, folders, globs. config: None takes the library's own settings, or the defaults for a new one.
         sync: also remove documents under the given folders that are gone. strict: raise DocumentError at the first
-        unreadable file instead of reporting it. wait: seconds to wait for another writer. The report is `.report`.
-        Raises LibraryMismatch when `config` is not what the library was made with, LibraryLocked when another process
-        writes to it.
+        unreadable file instead of reporting it. workers: see `add`. reading: limits and encoding of files. wait:
+        seconds to wait for another writer. The report is `.report`. Raises LibraryMismatch when `config` is not what
+        the library was made with, LibraryLocked when another process writes to it.
         """
         rag = cls.open(library, config=config, write=True, create=True, wait=wait, device=device, dtype=dtype)
         try:
-            rag.add(paths, sync=sync, strict=strict, listen=listen)
+            rag.add(paths, sync=sync, strict=strict, workers=workers, listen=listen, reading=reading)
         except BaseException:
             rag.close()
             raise
@@ -111,6 +119,7 @@ class SacRag(Serving):
         config: IndexConfig | None = None,
         write: bool = False,
         create: bool = False,
+        fetch: Collection[str] | None = None,
         later: bool = False,
         wait: float = 0.0,
         device: str = "auto",
@@ -119,10 +128,13 @@ class SacRag(Serving):
         """Open a library with the model it was made with. `config`, when given, must agree with it.
 
         write: as the one writer, which the SacRags of a process are together. create: likewise, and made if it is
-        missing. later: with these, open for reading, and for writing at the first change. wait: seconds to wait for
-        another writer. Raises LibraryNotFound, LibraryMismatch
-        (naming field and both values), LibraryCorrupt, LibraryLocked.
+        missing. later: with these, open for reading, and for writing at the first change. fetch: which of "model" and
+        "embedder" may be fetched from the hub; None is those of `config`, and none where the library alone names them.
+        wait: seconds to wait for another writer. Raises LibraryNotFound, LibraryMismatch (naming field and both
+        values), LibraryCorrupt, LibraryLocked, ModelError.
         """
+        if fetch is None:
+            fetch = ("model", "embedder") if config else ()
         config, write = _absolute(config) if config else None, write or create
         exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
@@ -136,13 +148,21 @@ class SacRag(Serving):
                 f"method {config.method!r} reads whole texts and compresses nothing, so no library is made with it; "
                 f"choose a compressing method, or compare with it by `sac eval --reader {config.method}`"
             )
-        engine = Engine.shared(config.model, config.method, config.adapter, device=device, dtype=dtype)
-        embedder = Embedder.shared(config.embedder, device=str(engine.device))
+        where = {"device": device, "dtype": dtype}
+        engine = Engine.shared(config.model, config.method, config.adapter, **where, fetch="model" in fetch)
+        embedder = Embedder.shared(config.embedder, device=str(engine.device), fetch="embedder" in fetch)
         wanted = engine.fingerprint(config, embedder)
         to_write = functools.partial(Library.open, library, fingerprint=wanted, write=True, share=True, wait=wait)
         if create and not exists:
             opened = Library.create(
-                library, wanted, codec=config.codec, dim=embedder.dim, exist_ok=True, share=True, wait=wait
+                library,
+                wanted,
+                codec=config.codec,
+                codec_state=codec_state(engine.adapter_path),
+                dim=embedder.dim,
+                exist_ok=True,
+                share=True,
+                wait=wait,
             )
             if later:
                 opened.close()
@@ -169,13 +189,24 @@ class SacRag(Serving):
         *,
         sync: bool = False,
         strict: bool = False,
+        workers: int | None = None,
         listen: Listen | None = None,
+        reading: ReadConfig | None = None,
     ) -> IndexReport:
         """Index files into this library: unchanged documents are skipped, changed ones replaced passage by passage.
 
-        Each group of files is committed when it is done, so an interrupted run goes on where it stopped.
+        Each group of files, and each part of a long one, is committed when it is done, so an interrupted run goes on
+        where it stopped. workers: compress in so many child processes of one thread each, which on a CPU get more out
+        of its cores; ids and stored bytes are those of one such process. Other threads that change the library then
+        wait for the whole run. reading: limits and encoding of files. Raises ConfigError for fewer than one.
         """
-        report = self._indexer().add(paths, sync=sync, strict=strict, listen=listen)
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers is {workers}; use 1 or more, or leave it out to compress in this process")
+        beside = None
+        if workers:
+            where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
+            beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
+        report = self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading)
         self._note_stale(report)
         return report
 
@@ -248,13 +279,24 @@ class SacRag(Serving):
             with library.transaction() as tx:
                 for d in stale:
                     # Another hash: whatever the file holds when it can be read again is another version.
+                    seen = d.content_hash and f"{d.content_hash.removesuffix(f' {STALE}')} {STALE}"
                     about = Document(d.uri, "", d.media_type, meta={**d.meta, STALE: reasons[d.uri]})
-                    tx.put(about, library.passages(d.uri), {}, {}, content_hash=f"{STALE} {d.content_hash}")
+                    tx.put(about, library.passages(d.uri), {}, {}, content_hash=seen)
 
     def gc(self, *, min_dead: float = 0.0) -> GcReport:
         """Give the bytes of removed passages back and erase their text."""
         with self.changing() as library:
             return library.gc(min_dead=min_dead)
+
+    def mismatches(self, sample: int | None = None) -> list[str]:
+        """Compare stored memories with what the model makes of their text, of all passages, or of `sample` drawn by
+        the library's generation; a line for each that is not that. Raises ConfigError for fewer than one."""
+        ids = [p.id for p in self.library.passages()]
+        if sample is not None:
+            if sample < 1:
+                raise ConfigError(f"a sample of {sample} passages is none; use 1 or more")
+            ids = random.Random(self.library.head.generation).sample(ids, min(sample, len(ids)))
+        return list(gate.mismatches(self.engine, self.library, ids))
 
     def stats(self) -> Stats:
         return self.library.stats()
@@ -365,6 +407,7 @@ class SacRag(Serving):
         own = dataclasses.replace(ask, fidelity="text") if text else ask
         if not (question := nfc(question).strip()):
             raise ConfigError("the question is empty; ask something")
+        self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
         library = self.newest()
@@ -411,6 +454,19 @@ class SacRag(Serving):
         text: bool,
         conversation: Conversation | None,
     ) -> Assembled:
+        assembled = self._assembled(library, hits, question, ask, text, conversation)
+        notice = library.notice
+        return dataclasses.replace(assembled, notices=(*assembled.notices, notice)) if notice else assembled
+
+    def _assembled(
+        self,
+        library: Library,
+        hits: Sequence[Hit],
+        question: str,
+        ask: AskConfig,
+        text: bool,
+        conversation: Conversation | None,
+    ) -> Assembled:
         method, reserve = self.engine.method, ask.max_new_tokens
         placing = method.placing.overridden(ask)
         texts = 0
@@ -428,6 +484,21 @@ class SacRag(Serving):
         return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
 
 
+def recode(library: str | Path, codec: str, done: Callable[[int, int], None] = lambda n, of: None) -> int:
+    """Store all memories of a library by another codec, in one commit; returns how many. No model is loaded.
+
+    done: called with the number stored so far, and of how many. A finer codec than before brings nothing back. Raises
+    LibraryError when they are stored so already, ConfigError for an unknown codec, and for one that has to be fitted
+    where the library's adapter has nothing that was.
+    """
+    config = config_of(library)
+    state = codec_state(adapter_folder(config.model, config.method, config.adapter))
+    with Library.open(library, write=True) as opened:
+        passages = opened.head.passages
+        with opened.transaction() as tx:
+            return tx.recode(codec, state, lambda count: done(count, passages))
+
+
 def _reopened(library: str, device: str, dtype: str) -> SacRag:
     """What was pickled, in the process that unpickles it."""
     return SacRag.open(library, device=device, dtype=dtype)
@@ -435,7 +506,10 @@ def _reopened(library: str, device: str, dtype: str) -> SacRag:
 
 def config_of(library: str | Path) -> IndexConfig:
     """The settings that the library at a path was made with. Raises as `SacRag.open` does."""
-    head = head_of(library)
+    return _settings(head_of(library), library)
+
+
+def _settings(head: Head, library: str | Path) -> IndexConfig:
     stored = head.fingerprint
     names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec"}
     if missing := sorted(names - stored.keys()):
@@ -443,7 +517,35 @@ def config_of(library: str | Path) -> IndexConfig:
             f"{library} does not say with which {missing[0]} it was made: open it with Library.open, "
             "or index its documents again"
         )
-    return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
+    try:
+        return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
+    except ConfigError as error:
+        raise LibraryMismatch(f"{library} says that it was made with what cannot be: {error}") from error
+
+
+def repair(
+    library: str | Path, *, copy: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+) -> RepairReport:
+    """Mend a damaged library: what is sound stays; search indexes, vectors and memories are made again from the rest.
+
+    copy: an older catalog.sqlite of the same library, or a folder with one, out of which damaged rows are taken back;
+    where no catalog is left, all of it, also what was removed since. The model is loaded only if something has to be
+    made again. The report says what is lost. Raises LibraryNotFound, LibraryLocked, LibraryMismatch for another model
+    or a copy of another library, LibraryCorrupt when nothing can be read.
+    """
+    folder = Path(library).absolute()
+
+    def remake(head: Head, compress: Sequence[Passage], embed: Sequence[Passage]) -> Remade:
+        from sac_rag.mending import remade
+
+        config, state = _settings(head, library), None
+        try:
+            state = codec_state_of(folder)
+        except LibraryError:  # its catalog is gone: what the adapter has now is what a kept copy was made with
+            state = codec_state(adapter_folder(config.model, config.method, config.adapter))
+        return remade(folder, head, config, compress, embed, codec_state=state, device=device, dtype=dtype)
+
+    return mend(folder, remake, Path(copy) if copy is not None else None)
 
 
 def _as_stored(document: Document) -> Document:

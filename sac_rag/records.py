@@ -22,11 +22,19 @@ class Document:
     """(character offset, heading path such as "Guide > Install"), ascending."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON values only."""
+    shifts: tuple[tuple[int, int], ...] = ()
+    """(offset in `text`, offset in the file): where both stop running alike, ascending. Empty where `text` is the file
+    itself or was extracted."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A span of a document, at most 510 base-model tokens. `text == document.text[start:end]`."""
+    """A span of a document, at most 510 base-model tokens.
+
+    `start` and `end` count characters of the file where the text is the file's own, as Python's text mode reads it (a
+    UTF-8 byte order mark is a character, a line end is one), else of the extracted text. `text` is that span as NFC,
+    words broken at line ends joined; where the document has no shifts, `text == document.text[start:end]`.
+    """
 
     id: str
     """32 hex digits: SHA-256 of (document uri, text, occurrence of that text in the document), cut."""

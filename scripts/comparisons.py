@@ -30,8 +30,9 @@ WORK = re.compile(r"\bis an? (\d{4}) ((?:[\w-]+ ){0,6}?)(film|album|song|novel|v
 DIRECTOR = re.compile(r"directed by ([A-Z][\w.'-]+(?: [A-Z][\w.'-]+){1,3})")
 NATIONS = frozenset(
     "American British English Scottish Welsh Irish French German Italian Spanish Portuguese Dutch Belgian Swiss "
-    "Austrian Swedish Norwegian Danish Finnish Icelandic Polish Czech Slovak Hungarian Romanian Bulgarian Greek Turkish "
-    "Russian Soviet Ukrainian Serbian Croatian Slovenian Bosnian Albanian Estonian Latvian Lithuanian Georgian Armenian "
+    "Austrian Swedish Norwegian Danish Finnish Icelandic Polish Czech Slovak Hungarian Romanian Bulgarian Greek "
+    "Turkish Russian Soviet Ukrainian Serbian Croatian Slovenian Bosnian Albanian Estonian Latvian Lithuanian Georgian "
+    "Armenian "
     "Israeli Iranian Iraqi Egyptian Indian Pakistani Bangladeshi Chinese Japanese Korean Taiwanese Vietnamese Thai "
     "Indonesian Malaysian Filipino Australian Canadian Mexican Brazilian Argentine Chilean Colombian Peruvian "
     "Venezuelan Cuban Nigerian Kenyan Ghanaian Ethiopian Moroccan Algerian Tunisian".split()
@@ -75,7 +76,7 @@ class Paragraph:
             nations,
             int(work.group(1)) if work else None,
             work.group(3) if work else "",
-            directed.group(1) if directed and work and work.group(3) == "film" else "",
+            directed.group(1).rstrip(".") if directed and work and work.group(3) == "film" else "",
         )
 
 
@@ -114,7 +115,7 @@ def which(rng: random.Random, a: Paragraph, b: Paragraph, people: dict[str, Para
     if a.born and b.born and a.born[0] != b.born[0]:
         first, last = (a, b) if a.born < b.born else (b, a)
         late = rng.random() < 0.5
-        asked = [f"Who was born {rng.choice(ways[late][:1] if late else EARLIER)}", f"Who is {('older', 'younger')[late]}"]
+        asked = [f"Who was born {'later' if late else rng.choice(EARLIER)}", f"Who is {('older', 'younger')[late]}"]
         pair = either(rng, a.title, b.title)
         named = [f"{text}, {pair}?" for text in asked] + ([] if late else [f"Was {pair} born first?"])
         yield rng.choice(named), (last if late else first).title
@@ -137,7 +138,10 @@ def which(rng: random.Random, a: Paragraph, b: Paragraph, people: dict[str, Para
         same = "yes" if a.nation == b.nation else "no" if not a.nation & b.nation else ""
         pair = both(rng, a.title, b.title)
         people_ways = (f"Do {pair} have the same nationality?", f"Were {pair} of the same nationality?")
-        work_ways = (f"Did {pair} originate from the same country?", f"Are both {a.kind}s, {pair}, from the same country?")
+        work_ways = (
+            f"Did {pair} originate from the same country?",
+            f"Are both {a.kind}s, {pair}, from the same country?",
+        )
         if same and (same == "yes" or rng.random() < 0.35):
             yield rng.choice((f"Are {pair} both from the same country?", *(work_ways if a.year else people_ways))), same
     one, two = people.get(a.director), people.get(b.director)
@@ -145,13 +149,15 @@ def which(rng: random.Random, a: Paragraph, b: Paragraph, people: dict[str, Para
         pair = either(rng, a.title, b.title)
         if one.born and two.born and one.born[0] != two.born[0]:
             late = rng.random() < 0.5
-            who = rng.choice((f"was born {'later' if late else rng.choice(EARLIER)}", f"is {('older', 'younger')[late]}"))
+            born = f"was born {'later' if late else rng.choice(EARLIER)}"
+            who = rng.choice((born, f"is {('older', 'younger')[late]}"))
             answer = a if (one.born > two.born) == late else b
             yield f"Which film has the director who {who}, {pair}?", answer.title
         if one.died and two.died and one.died[0] != two.died[0]:
             late = rng.random() < 0.5
             answer = a if (one.died > two.died) == late else b
-            yield f"Which film has the director who died {'later' if late else rng.choice(EARLIER)}, {pair}?", answer.title
+            when = "later" if late else rng.choice(EARLIER)
+            yield f"Which film has the director who died {when}, {pair}?", answer.title
         if one.nation and two.nation:
             same = "yes" if one.nation == two.nation else "no" if not one.nation & two.nation else ""
             pair = both(rng, a.title, b.title)
@@ -228,9 +234,8 @@ def main() -> None:
         row = context(rng, groups, found)
         if row["qas"]:
             rows.append(row)
-    with gzip.GzipFile(given.output, "wb", mtime=0) as handle:
-        for row in rows:
-            handle.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    given.output.write_bytes(gzip.compress(lines.encode(), mtime=0))
     answers = Counter(
         a if (a := qa["answers"][0]) in ("yes", "no") else "one of two" if " or " in qa["question"] else "other"
         for row in rows

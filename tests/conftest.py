@@ -37,8 +37,13 @@ def byte_tokenizer() -> Any:
 
 def tiny_llama(seed: int = 0, **changes: Any) -> Any:
     """A random Llama: 3 layers, width 48, 4 query and 2 KV heads, fp32."""
+    return tiny_model("llama", seed, **changes)
+
+
+def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
+    """A random model of a family, as small as `tiny_llama`; biases and norms of heads are random too."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     settings = {
         "hidden_size": 48,
@@ -53,13 +58,30 @@ def tiny_llama(seed: int = 0, **changes: Any) -> Any:
         "eos_token_id": 2,
         "pad_token_id": 2,
         "initializer_range": 0.15,
+        **SHAPES.get(family, {}),
     }
+    title = family.capitalize()
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)
-        return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+        config = getattr(transformers, f"{title}Config")(**{**settings, **changes})
+        model = getattr(transformers, f"{title}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if name.endswith(".bias"):
+                    p.normal_(std=0.1)
+                elif name.endswith(("q_norm.weight", "k_norm.weight")):
+                    p.uniform_(0.5, 1.5)
+        return model
     finally:
         torch.random.set_rng_state(state)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None, "tie_word_embeddings": False},
+    "qwen3": {"head_dim": 16},  # not width / heads
+}
+"""What the small models of other families than Llama have of their own."""
 
 
 def grid(memory: Any) -> tuple[Any, Any]:
@@ -92,12 +114,19 @@ def by_transformers(backbone: Any, memory: Any, token_ids: list[int], *, use_lor
 
 
 @pytest.fixture
-def make_backbone() -> Callable[..., Any]:
-    """A factory: make_backbone(lora=True, **llama settings) -> Backbone on a tiny random Llama."""
+def family() -> str:
+    """The family of tiny models; folders whose tests hold for all of them override it."""
+    return "llama"
+
+
+@pytest.fixture
+def make_backbone(family: str) -> Callable[..., Any]:
+    """A factory: make_backbone(lora=True, **settings) -> Backbone on a tiny random model."""
     from sac_rag.compress.backbone import LORA_TARGETS, Backbone, LoraSpec
 
     def make(lora: bool = True, **changes: Any) -> Backbone:
-        return Backbone(tiny_llama(**changes), byte_tokenizer(), LoraSpec(4, 8.0, LORA_TARGETS) if lora else None)
+        spec = LoraSpec(4, 8.0, LORA_TARGETS) if lora else None
+        return Backbone(tiny_model(family, **changes), byte_tokenizer(), spec)
 
     return make
 

@@ -282,3 +282,22 @@ def test_an_unreadable_new_version_is_told_with_the_old_one(docs: Path, tiny_con
         rag.add("docs")
         (docs / "gate.txt").unlink()
         assert rag.add("docs", sync=True).removed == 1, "gone is gone, also after it was unreadable"
+
+
+def test_what_was_given_is_not_forgotten_for_a_file_of_its_name(docs: Path, tiny_config: Any, tmp_path: Path) -> None:
+    with SacRag.index("docs", tmp_path / "a.lib", tiny_config) as rag:
+        given = [Document(f"docs/{name}.txt", f"The {name} is open.") for name in ("lab", "desk", "pool")]
+        rag.put(given)
+        for reason in (
+            b"\x00\x01\x02\xff\x00\xfe",
+            b"%PDF-1.7\x00\x01\x02\x00 no text \xff\xfe\x00",
+            b"\x02\x00\xff" * 9,
+        ):
+            for d in given:
+                Path(d.uri).write_bytes(reason)
+            rag.add("docs")
+            assert {s.path for s in rag.report.skipped} == {d.uri for d in given}
+        for d in given:
+            Path(d.uri).unlink()
+        assert rag.add("docs", sync=True).removed == 0
+        assert {d.uri for d in given} <= {d.uri for d in rag.library.documents()}

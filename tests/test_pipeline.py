@@ -50,7 +50,7 @@ def docs(tmp_path, monkeypatch) -> Path:
     for i in range(6):
         (folder / f"{i}.md").write_text(f"# Title {i}\n\n{sentences(i, 12)}\n")
     (folder / "sub" / "notes.txt").write_text(sentences(9, 20))
-    (folder / "bad.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (folder / "bad.txt").write_bytes(b"\0\1\2\3" * 50)
     (folder / "empty.md").write_text("")
     monkeypatch.chdir(tmp_path)
     return Path("docs")
@@ -71,7 +71,7 @@ def test_index_reports_everything_and_is_incremental(docs, tiny_config, tmp_path
         r = rag.report
         assert (r.files, r.done, r.added, r.changed, r.unchanged) == (9, 9, 7, 0, 0)
         reasons = {Path(s.path).name: s.reason for s in r.skipped}
-        assert reasons == {"bad.txt": "not valid utf-8", "empty.md": "empty file"}
+        assert reasons == {"bad.txt": "binary data", "empty.md": "empty file"}
         assert r.passages == len(rag.library.passages()) == rag.stats().passages
         first = contents(rag.library.path)
 
@@ -91,7 +91,7 @@ def test_index_reports_everything_and_is_incremental(docs, tiny_config, tmp_path
 
 def test_progress_is_told_from_the_first_moment(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sac_rag.indexing.EMBEDDED_TOGETHER", 40)
+    monkeypatch.setattr("sac_rag.indexing.make.EMBEDDED_TOGETHER", 40)
     Path("many").mkdir()
     Path("many/book.txt").write_text("The lamp was lit at nine, and the board paid for the oil again. " * 180)
     Path("many/note.txt").write_text("A short note about the lamp.")
@@ -123,8 +123,8 @@ def test_passages_point_into_their_files(docs, tiny_config, tmp_path):
 INDEX = """
 import sys
 from sac_rag import SacRag, IndexConfig
-import sac_rag.indexing as indexing
-indexing.GROUP_BYTES = 1500
+from sac_rag.indexing import plan
+plan.GROUP_BYTES = 1500
 model, adapter, embedder, library = sys.argv[1:]
 config = IndexConfig(model=model, adapter=adapter, embedder=embedder, passage_tokens=128)
 print("ready", flush=True)
@@ -285,7 +285,7 @@ def test_threads_that_share_a_writer_wait_for_each_other(docs, tiny_config, tmp_
 def test_what_another_thread_removes_is_searched_for_again(docs, tiny_config, tmp_path, monkeypatch):
     question, short = "Who met the clerk in house 2?", {"k": 1, "max_new_tokens": 4, "search": "lexical"}
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
-        (found,) = rag.retrieve(question, AskConfig(search="lexical"))
+        (found,) = rag.retrieve(question, AskConfig(k=1, search="lexical"))
         first = found.passage.id
         search = rag._retrieve
 
@@ -299,7 +299,7 @@ def test_what_another_thread_removes_is_searched_for_again(docs, tiny_config, tm
         answer = rag.ask(question, **short)
         assert (
             [h.passage.id for h in answer.sources]
-            == [h.passage.id for h in rag.retrieve(question, AskConfig(search="lexical"))]
+            == [h.passage.id for h in rag.retrieve(question, AskConfig(k=1, search="lexical"))]
             != [first]
         )
         with pytest.raises(PassageGone, match=first):
@@ -582,6 +582,14 @@ def test_an_adapter_of_the_same_tensors_and_another_card_is_another_one(
         plain = rag.library.fingerprint
     with SacRag.index(docs, tmp_path / "b.lib", dataclasses.replace(tiny_config, adapter=str(other))) as rag:
         assert rag.library.fingerprint == {**plain, "adapter": str(other), **named} != {**plain, "adapter": str(other)}
+
+
+def test_a_placing_that_is_none_is_refused_before_anything_is_searched(docs, tiny_config, tmp_path, monkeypatch):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        monkeypatch.setattr(rag, "_retrieve", lambda *a: pytest.fail("searched"))
+        for asked, words in (({"placing": "packd"}, "Did you mean 'packed'"), ({"order": "up"}, "order is 'up'")):
+            with pytest.raises(ConfigError, match=words):
+                rag.ask("Who?", **asked)
 
 
 @pytest.mark.parametrize(

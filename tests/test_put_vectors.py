@@ -11,7 +11,7 @@ import pytest
 
 from sac_rag import SacRag
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
-from sac_rag.indexing import Made
+from sac_rag.indexing import KnownVectors
 from sac_rag.records import Document
 
 SHORT = Document("short", "The lamp burned whale oil.", headings=((0, "Lamps"),))
@@ -68,7 +68,7 @@ def test_known_vectors_are_not_embedded_again_to_be_recognised(rag: SacRag, monk
 
 
 def test_the_oldest_vectors_are_forgotten() -> None:
-    made, rows = Made(limit=2), np.eye(3, dtype=np.float32)
+    made, rows = KnownVectors(limit=2), np.eye(3, dtype=np.float32)
     made.note(rows[:2])
     made.note(rows[2:])
     assert [row in made for row in rows] == [False, True, True]

@@ -67,7 +67,13 @@ def show_sources(answer: Answer) -> None:
     console.table(
         ("n", "document", "span", "score", "text"),
         [
-            (n, h.passage.document, f"{h.passage.start}-{h.passage.end}", f"{h.score:.3f}", _beginning(h.passage.text))
+            (
+                n,
+                console.name(h.passage.document),
+                f"{h.passage.start}-{h.passage.end}",
+                f"{h.score:.3f}",
+                _beginning(h.passage.text),
+            )
             for n, h in enumerate(answer.sources, 1)
         ],
         numbers=("n", "score"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sac_cli import console
-from sac_cli.eval import scoring_bar
+from sac_cli.bars import run_bars
 from sac_cli.options import Device, Dtype, Json, numbers
 from sac_cli.shell import command
 from sac_rag.config import DEFAULT_MODEL
@@ -68,16 +68,17 @@ def calibrate(
     if report and (write or precision is not None):
         raise ConfigError("--report measures the thresholds of the card: leave out --write and --precision")
     with console.working("loading"):
+        from sac_rag.answer.engine import adapter_folder
         from sac_rag.evaluate import calibrate as core
         from sac_rag.evaluate.results import Results, fingerprints, versions
-        from sac_rag.models.adapters import find_adapter
-    folder = find_adapter(model, method, adapter)
+    if (folder := adapter_folder(model, method, adapter)) is None:
+        raise ConfigError(f"method {method!r} has no adapter whose card could hold thresholds")
     given = core.stored(folder, ratios, model=model, adapter=adapter) if report else None
     if write:
         core.check_writable(folder)
     kept = Results(results) if results else None
     same: dict[str, Any] = {"model": model, "method": method, "adapter": adapter, "device": device, "dtype": dtype}
-    with scoring_bar() as listen:
+    with run_bars() as listen:
         found = core.calibrate(
             files, given=given, precision=precision, ratios=ratios, limit=limit, seed=seed, batch=batch, results=kept,
             listen=listen, **same,

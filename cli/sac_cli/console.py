@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-# C0 without tab and newline, DEL, C1, and the marks that reverse or hide what follows them.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# C0 without tab and newline, DEL, C1, the marks that reverse or hide what follows them, and letters that nobody sees.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 
 
 @dataclass
@@ -80,6 +80,25 @@ def one_line(text: str, width: int | None = None) -> str:
     return line if width is None or len(line) <= width else line[: width - 1].rstrip() + "…"
 
 
+def name(uri: str) -> str:
+    """A document's name as it is shown, and may be given back: what would not survive printing, such as control
+    characters and runs of blanks, makes it a JSON string in ASCII."""
+    if uri == one_line(uri) and not uri.startswith('"'):
+        return uri
+    return json.dumps(uri).replace("  ", " \\u0020").replace("\x7f", "\\u007f")  # a table joins blanks
+
+
+def named(shown: str) -> str:
+    """The name that `name` showed."""
+    if len(shown) > 1 and shown.startswith('"') and shown.endswith('"'):
+        try:
+            value = json.loads(shown)
+        except ValueError:
+            return shown
+        return value if isinstance(value, str) else shown
+    return shown
+
+
 def error(message: str) -> None:
     """One red line on standard error."""
     _line(f"error: {one_line(message)}", "bold red")
@@ -110,9 +129,10 @@ def write(text: str) -> None:
 
 
 def emit(value: Any) -> None:
-    """One line of JSON on standard output."""
+    """One line of JSON on standard output, without a character that steers a terminal: the same value, escaped."""
     ascii_only = (sys.stdout.encoding or "ascii").lower().replace("-", "") != "utf8"
-    print(json.dumps(value, ensure_ascii=ascii_only, allow_nan=False), flush=True)
+    line = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)
+    print(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1].replace("\x7f", "\\u007f"), line), flush=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[str] = ()) -> None:

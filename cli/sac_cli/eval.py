@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sac_cli import console
+from sac_cli.bars import run_bars
 from sac_cli.options import Device, Dtype, Json, numbers, split_commas
 from sac_cli.shell import command
 from sac_rag.config import DEFAULT_EMBEDDER, DEFAULT_MODEL, AskConfig, IndexConfig
@@ -144,6 +144,7 @@ def eval_(
     with console.working("loading"):
         from sac_rag.evaluate.harness import evaluate
         from sac_rag.evaluate.prompts import ANSWER_TOKENS
+        from sac_rag.evaluate.readers import reader_of
         from sac_rag.evaluate.results import Results, fingerprints, versions
         from sac_rag.evaluate.retrieved import evaluate_retrieved
     stored = Results(results) if results else None
@@ -152,7 +153,7 @@ def eval_(
         **{"batch": batch, "device": device, "dtype": dtype, "results": stored},
     }
     runs: Sequence[Run]
-    with scoring_bar() as listen:
+    with run_bars() as listen:
         if track == "retrieved":
             config = IndexConfig(
                 model=model, embedder=embedder, method=method, adapter=alone, passage_tokens=passage_tokens
@@ -175,12 +176,12 @@ def eval_(
         _show(rows, next(iter(adapters)))
         _show_at_once(rows)
         return
-    used = {} if set(readers) == {"full-ft"} and track == "gold" else {method: alone}
+    own = {name: reader_of(name).own_adapter for name in readers}
+    used = {} if all(own.values()) and track == "gold" else {method: alone}
     if len(adapters) > 1:
         used = adapters
     methods = dict.fromkeys(used, method)
-    if "full-ft" in readers:
-        used = {**used, "full-ft": full_ft_adapter}
+    used = {**used, **{read_by: full_ft_adapter for read_by in own.values() if read_by}}
     console.emit({"runs": rows, "versions": versions(), "fingerprints": fingerprints(model, used, methods)})
 
 
@@ -282,23 +283,3 @@ def _difference(run: Mapping[str, Any]) -> str | None:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
-
-
-@contextlib.contextmanager
-def scoring_bar() -> Iterator[Callable[[str, str, int, int], None] | None]:
-    """A bar for each run under way and one for all of them, for people only."""
-    if not console.shows_progress():
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console.err(), transient=True) as bar:
-        tasks = {}
-
-        def listen(name: str, reader: str, done: int, total: int) -> None:
-            if (name, reader) not in tasks:
-                tasks[name, reader] = bar.add_task(f"{name} {reader}", total=total)
-            bar.update(tasks[name, reader], completed=done, visible=done < total)
-
-        yield listen

@@ -15,10 +15,14 @@ from sac_cli import console, interrupts
 from sac_rag.errors import DocumentError
 
 if TYPE_CHECKING:
-    from sac_rag.indexing import IndexReport, Listen
+    from sac_rag.config import ReadConfig
+    from sac_rag.indexing import IndexReport, Listen, Skip
     from sac_rag.pipeline import SacRag
 
-SKIPS_SHOWN = 10
+SHOWN = 10
+"""Lines on skipped files, and on notices, that are printed without -v."""
+NAMES_SHOWN = 3
+"""Names printed for a reason without -v."""
 
 
 def check_paths(paths: Sequence[str]) -> None:
@@ -28,7 +32,15 @@ def check_paths(paths: Sequence[str]) -> None:
             raise DocumentError(path, "there is no such file or folder")
 
 
-def compress(rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: bool = False) -> IndexReport:
+def compress(
+    rag: SacRag,
+    paths: Sequence[str],
+    *,
+    sync: bool = False,
+    strict: bool = False,
+    workers: int | None = None,
+    reading: ReadConfig | None = None,
+) -> IndexReport:
     """Index with a progress bar; Ctrl-C ends the command with exit code 130.
 
     Raises DocumentError when no file was found and no document removed.
@@ -40,12 +52,14 @@ def compress(rag: SacRag, paths: Sequence[str], *, sync: bool = False, strict: b
                 show(report)
                 ctrl_c.check()
 
-            report = rag.add(list(paths), sync=sync, strict=strict, listen=listen)
+            report = rag.add(list(paths), sync=sync, strict=strict, workers=workers, listen=listen, reading=reading)
     except KeyboardInterrupt:
         console.error("stopped: what is committed stays, and the same command goes on from there")
         raise typer.Exit(130) from None
     if not (report.files or report.skipped or report.removed):
-        raise DocumentError(", ".join(paths), "no file to index; hidden and ignored files must be given by name")
+        hidden = sum(skip.files for skip in report.ignored)
+        why = f"no file to index, {hidden} hidden by .gitignore" if hidden else "no file to index"
+        raise DocumentError(", ".join(paths), f"{why}; hidden and ignored files must be given by name")
     return report
 
 
@@ -93,7 +107,9 @@ def report_dict(rag: SacRag, report: IndexReport) -> dict[str, Any]:
         "changed": report.changed,
         "unchanged": report.unchanged,
         "removed": report.removed,
-        "skipped": [{"path": s.path, "reason": s.reason} for s in report.skipped],
+        "skipped": [{"path": s.path, "reason": s.reason, "files": s.files} for s in left_out(report)],
+        "reasons": reasons_of(report),
+        "notices": [{"path": n.path, "notice": n.text} for n in report.notices],
         "passages": report.passages,
         "tokens": report.tokens,
         "seconds": report.seconds,
@@ -108,15 +124,28 @@ def stale(rag: SacRag, report: IndexReport) -> list[str]:
     return [d.uri for d in rag.library.documents(skipped) if d.stale]
 
 
+def left_out(report: IndexReport) -> list[Skip]:
+    """Everything that was found and not indexed."""
+    return report.skipped + report.ignored
+
+
+def reasons_of(report: IndexReport) -> dict[str, int]:
+    """How many files were not indexed for each reason, the commonest first."""
+    counts: Counter[str] = Counter()
+    for skip in left_out(report):
+        counts[skip.reason] += skip.files
+    return dict(counts.most_common())
+
+
 def show(rag: SacRag, report: IndexReport, *, as_json: bool) -> None:
     """Print a report; a run that found nothing readable at all is a failure."""
     if as_json:
         console.emit(report_dict(rag, report))
     else:
         stats = rag.stats()
-        reasons = Counter(skip.reason for skip in report.skipped)
+        reasons = reasons_of(report)
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
-        skipped = f"{len(report.skipped)} ({why})" if why else "0"
+        skipped = f"{sum(reasons.values())} ({why})" if why else "0"
         console.pairs(
             [
                 ("added", report.added),
@@ -131,13 +160,34 @@ def show(rag: SacRag, report: IndexReport, *, as_json: bool) -> None:
                 ("bytes per source token", f"{stats.bytes_per_source_token:.0f}"),
             ]
         )
-        shown = report.skipped if console.state.verbose else report.skipped[:SKIPS_SHOWN]
-        for skip in shown:
-            console.notice(f"skipped {skip.path}: {skip.reason}")
-        if more := len(report.skipped) - len(shown):
-            console.hint(f"… and {more} more (-v shows all)")
+        _lines([f"{notice.path}: {notice.text}" for notice in report.notices])
+        _lines(_skips(report))
+        if any(reason.startswith(("file over", "text over", "parsing ")) for reason in reasons):
+            console.hint("--file-bytes, --text-chars, --cpu-s, --wall-s and --memory-bytes raise these limits")
         for uri in stale(rag, report):
             console.notice(f"the version of {uri} from before stays and answers: `sac rm` forgets it")
     if report.skipped and not report.added + report.changed + report.unchanged:
         console.error("no readable document under the given paths")
         raise typer.Exit(1)
+
+
+def _skips(report: IndexReport) -> list[str]:
+    """A line for each reason with its first names; with -v one for each file."""
+    found = left_out(report)
+    if console.state.verbose:
+        return [f"skipped {skip.path}: {skip.reason}" for skip in found]
+    lines = []
+    for reason, count in reasons_of(report).items():
+        names = [skip.path for skip in found if skip.reason == reason]
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        shown = ", ".join(names[:NAMES_SHOWN]) + more
+        lines.append(f"skipped {shown}: {reason}" if count == 1 else f"skipped {count} files, {reason}: {shown}")
+    return lines
+
+
+def _lines(lines: Sequence[str]) -> None:
+    shown = lines if console.state.verbose else lines[:SHOWN]
+    for line in shown:
+        console.notice(line)
+    if more := len(lines) - len(shown):
+        console.hint(f"\u2026 and {more} more (-v shows all)")

@@ -42,10 +42,12 @@ def ls(
                 console.emit({"documents": rows})
             else:
                 heads = ("document", "type", "passages", "tokens")
-                console.table(heads, [tuple(r[h] for h in heads) for r in rows], numbers=heads[2:])
+                cells = [(console.name(d.uri), d.media_type, d.passages, d.source_tokens) for d in stored]
+                console.table(heads, cells, numbers=heads[2:])
                 for d in stored:
                     if d.stale:
-                        console.notice(f"{d.uri} is of before: its newer version could not be read ({d.stale})")
+                        name = console.name(d.uri)
+                        console.notice(f"{name} is of before: its newer version could not be read ({d.stale})")
             return
         found = matching(document, [d.uri for d in stored], library)
         if len(found) > 1:

@@ -17,8 +17,8 @@ from sac_cli.shell import NoColor, Quiet, Verbose, app, examples, with_environme
 from sac_rag.errors import SacError
 
 COMMANDS = (
-    *("demo", "index", "add", "ask", "chat", "ls", "info", "rm", "gc", "verify"),
-    *("train", "eval", "calibrate", "models"),
+    *("demo", "index", "add", "ask", "chat", "ls", "info", "rm", "gc", "recode", "verify", "repair", "export"),
+    *("train", "eval", "calibrate", "codec", "models"),
 )
 """One module each; the order of `sac --help`."""
 for _name in COMMANDS:
@@ -58,7 +58,8 @@ def root(
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 ok, 1 failure, 2 usage, 3 no or wrong library, 130 Ctrl-C."""
+    """Run one command line and return its exit code: 0 ok, 1 failure, 2 usage, 3 no library
+    or one that is not used, 130 Ctrl-C."""
     console.prepare()
     if "--no-color" in args:  # help and usage errors are printed before flags are read
         console.set_flags(no_color=True)

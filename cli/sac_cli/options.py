@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ import typer
 
 from sac_cli import console
 from sac_rag.errors import ConfigError, LibraryError
+from sac_rag.foreign import parse_json
 from sac_rag.library.filters import all_of, fitting
 
 if TYPE_CHECKING:
@@ -52,26 +52,35 @@ def opened(
     config: IndexConfig | None = None,
     write: bool = False,
     create: bool = False,
+    fetch: Collection[str] | None = None,
     wait: float = 0.0,
 ) -> Iterator[SacRag]:
-    """A library with its model, a spinner meanwhile."""
+    """A library with its model, a spinner meanwhile. Arguments as of `SacRag.open`."""
     if not create:
         check_present(library)
     with console.working("loading the model"):
         from sac_rag.pipeline import SacRag
 
-        rag = SacRag.open(library, config=config, write=write, create=create, wait=wait, device=device, dtype=dtype)
+        rag = SacRag.open(
+            library, config=config, write=write, create=create, fetch=fetch, wait=wait, device=device, dtype=dtype
+        )
     with rag:
         yield rag
 
 
 def matching(wanted: str, stored: Sequence[str], library: str, *, missing_ok: bool = False) -> list[str]:
-    """The stored uris that a name or a pattern stands for; a name goes before a pattern, letters in NFC or not."""
-    plain = unicodedata.normalize("NFC", wanted)
-    forms = {uri: unicodedata.normalize("NFC", uri) for uri in stored}
-    hits = [wanted] if wanted in forms else [uri for uri, form in forms.items() if form == plain]
-    hits = hits or [uri for uri in stored if console.one_line(uri) == wanted]  # as a table prints it
-    hits = hits or [uri for uri, form in forms.items() if fnmatchcase(form, plain)]
+    """The stored uris that a name, as `sac ls` prints it, or a pattern stands for; a name goes before a pattern.
+
+    Letters with accents may be one character there and two here: that is not seen, and programs change it. Nor are
+    runs of blanks seen.
+    """
+    name = console.named(wanted)
+    exact = [uri for uri in (wanted, name) if uri in stored]
+    alike = [uri for uri in stored if _composed(uri) == _composed(name)]
+    alike = alike or [uri for uri in stored if console.one_line(uri) == wanted]
+    hits = exact[:1] or alike or [uri for uri in stored if fnmatchcase(_composed(uri), _composed(wanted))]
+    if len(alike) > 1 and not exact:
+        raise ConfigError(f"{wanted!r} may be {' or '.join(map(ascii, alike))}: give one of these as a JSON string")
     if not hits and not missing_ok:
         near = difflib.get_close_matches(wanted, stored, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else " `sac ls` prints what is there."
@@ -79,11 +88,16 @@ def matching(wanted: str, stored: Sequence[str], library: str, *, missing_ok: bo
     return hits
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def where_of(conditions: Sequence[str]) -> Mapping[str, Any] | None:
     """`key=value` conditions as a metadata filter: one key twice means either value.
 
-    `year=2024` finds the number as well as the text; so do !=, <, <=, > and >=. A condition that begins with a brace
-    is a filter in JSON, as `SacRag.ask(where=…)` takes it. All must hold.
+    `year=2024` finds the number as well as the text; so do !=, <, <=, > and >=. A value in quotes is what `sac ls`
+    prints such a name as. A condition that begins with a brace is a filter in JSON, as `SacRag.ask(where=…)` takes it.
+    All must hold.
     """
     found: dict[str, list[Any]] = {}
     others: list[Mapping[str, Any]] = []
@@ -113,17 +127,17 @@ _SIGNS = {"<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte"}
 
 
 def _values(text: str) -> list[Any]:
-    """A text, and the number, truth or null that it may stand for."""
+    """A text, and the number, truth, null or quoted text that it may stand for."""
     try:
-        plain = json.loads(text)
+        plain = parse_json(text)
     except ValueError:
         return [text]
-    return [text, plain] if plain is None or isinstance(plain, bool | int | float) else [text]
+    return [text, plain] if plain is None or isinstance(plain, bool | int | float | str) else [text]
 
 
 def _json(condition: str) -> Mapping[str, Any]:
     try:
-        where: Mapping[str, Any] = json.loads(condition)
+        where: Mapping[str, Any] = parse_json(condition)
         fitting(where)
     except ValueError as error:
         raise ConfigError(f"--where is {condition!r}, which is no JSON: {error}") from None

@@ -49,7 +49,7 @@ def rm(
         console.emit({"removed": uris, "passages": passages})
         return
     for uri in uris:
-        print(console.one_line(uri))
+        print(console.name(uri))
     console.hint(f"removed {len(uris)} documents, {passages} passages; `sac gc` gives their bytes back")
 
 
@@ -57,7 +57,7 @@ def _confirm(uris: Sequence[str]) -> None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfigError(f"{len(uris)} documents match; add --yes to remove them all")
     for uri in uris:
-        print(console.one_line(uri), file=sys.stderr)
+        print(console.name(uri), file=sys.stderr)
     print(f"Remove these {len(uris)} documents? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         console.hint("nothing was removed")

@@ -1,48 +1,123 @@
-"""`sac.toml`, or `[tool.sac]` of pyproject.toml, in the working directory: defaults for flags.
+"""Defaults for flags from files: the user's own, and `sac.toml` or `[tool.sac]` of pyproject.toml where one works.
 
-A key at the top sets that flag for every command that has it, a table for one command. Unknown keys are fatal.
+A key at the top sets that flag for every command that has it, a table for one command. Unknown keys are fatal. The
+working folder may be somebody else's, cloned or unpacked: its file may say how answers are made and shown, and name
+what lies in the same folder. It fetches nothing, skips no question, weakens no check and points nowhere else.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sac_cli import fields
 from sac_cli.shell import commands_below, settable
 from sac_rag.errors import ConfigError
+from sac_rag.foreign import read_text
+from sac_rag.models.pinned import find_pinned
+
+NAME = "sac.toml"
+MOST_BYTES = 1 << 20
 
 
-def read(folder: Path) -> tuple[str, dict[str, Any]]:
-    """(where from, settings) of a folder; sac.toml goes before pyproject.toml, and neither is needed."""
-    for name in ("sac.toml", "pyproject.toml"):
-        path = folder / name
-        try:
-            content = tomllib.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            if name == "pyproject.toml":  # not ours to judge
-                continue
-            raise ConfigError(f"{name} cannot be read: {error}") from error
-        if name == "sac.toml":
-            return name, content
-        tool = content.get("tool")
-        own = tool.get("sac") if isinstance(tool, dict) else None
-        if isinstance(own, dict):
-            return "[tool.sac] of pyproject.toml", own
-    return "", {}
+def _names(*places: str) -> frozenset[str]:
+    return frozenset(setting.name for place in places for setting in fields.settings_of(place))
+
+
+FREE = (
+    _names("sac_rag.config:AskConfig", "sac_rag.train.config:TrainConfig")
+    | _names("sac_rag.train.objectives.base:ReadingSettings", "sac_rag.train.objectives.questions:QuestionSettings")
+    | {"ratio", "codec", "method", "passage_tokens", "overlap", "strict", "min_dead", "encoding", "main_text"}
+    | {"quiet", "verbose", "no_color", "json", "where", "text", "both", "device", "dtype"}
+    | {"reader", "prompt", "track", "sets", "pool", "contexts", "limit", "batch", "precision", "report"}
+    | {"steps_scale", "micro_tokens", "option", "licence"}
+    | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole")}
+    | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
+    | {f"placing_{name}" for name in ("positions", "order", "prior")}
+    | {"passages", "step", "deep", "wait", "missing_ok"}
+)
+"""Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error."""
+PLACES = {
+    *("library", "libraries", "output", "results", "data"),
+    *("adapter", "full_ft_adapter", "from", "teacher", "recipe"),
+}
+"""Flags that it may set to what lies in the working folder; names of adapters and recipes are such too."""
+MODELS = {"model": "base", "base": "base", "embedder": "embedder"}
+"""As PLACES, or to a default model: flag -> kind."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of settings."""
+
+    where: str
+    """What it is called in messages."""
+    content: Mapping[str, Any]
+    folder: Path | None
+    """The working folder that it was found in, and is confined to; None for the user's own."""
+
+
+def user_file() -> Path:
+    """Where the user's own settings lie: SAC_CONFIG, else `sac.toml` in the user's configuration folder."""
+    if chosen := os.environ.get("SAC_CONFIG"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("sac-rag")) / NAME
+
+
+def sources(folder: Path) -> list[Source]:
+    """What a run in a folder goes by, the weaker first; none of them is needed."""
+    found = []
+    own = user_file()
+    if (content := _toml(own, str(own))) is not None:
+        found.append(Source(str(own), content, None))
+    if (content := _toml(folder / NAME, NAME)) is not None:
+        return [*found, Source(NAME, content, folder)]
+    try:
+        project = _toml(folder / "pyproject.toml", "pyproject.toml")
+    except ConfigError:  # not ours to judge
+        return found
+    tool = (project or {}).get("tool")
+    table = tool.get("sac") if isinstance(tool, dict) else None
+    if isinstance(table, dict):
+        found.append(Source("[tool.sac] of pyproject.toml", table, folder))
+    return found
+
+
+def _toml(path: Path, name: str) -> dict[str, Any] | None:
+    """The content of a file; None where there is none. Raises ConfigError for what cannot be read or is no file."""
+    try:
+        return tomllib.loads(read_text(path, MOST_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"{name} cannot be read: {why}") from error
 
 
 def defaults(root: Any, folder: Path) -> dict[str, Any]:
-    """The settings of a folder as the tree of defaults that the parser asks below flags and environment."""
-    where, content = read(folder)
-    return _defaults(root, content, {}, where)
+    """The settings for a run in a folder as the tree of defaults that the parser asks below flags and environment."""
+    found = _defaults(root, {}, {}, Source("", {}, None))
+    for source in sources(folder):
+        found = _merged(found, _defaults(root, source.content, {}, source))
+    return found
 
 
-def _defaults(command: Any, table: Mapping[str, Any], outer: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _merged(weak: Mapping[str, Any], strong: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _merged(weak[name], value) if isinstance(value, dict) and name in weak else value
+        for name, value in strong.items()
+    }
+    return {**weak, **both}
+
+
+def _defaults(command: Any, table: Mapping[str, Any], outer: Mapping[str, Any], source: Source) -> dict[str, Any]:
     below = {c.name: c for c in commands_below(command)}
     anywhere = set().union(*map(_flags, below.values())) if below else set()
     known = {*settable(command), *below, *anywhere}
@@ -51,21 +126,60 @@ def _defaults(command: Any, table: Mapping[str, Any], outer: Mapping[str, Any], 
         key = written if written in below else written.replace("-", "_")
         if key not in known:
             name = f"[{command.name}] " if not below else ""
-            raise ConfigError(f"{where}: unknown setting {name}{written!r}.{_nearest(key, known)}")
+            raise ConfigError(f"{source.where}: unknown setting {name}{written!r}.{_nearest(key, known)}")
         if (key in below) != isinstance(value, dict):
             wanted = "a table, such as" if key in below else "a value, not a table:"
-            raise ConfigError(f"{where}: {written!r} must be {wanted} {f'[{key}]' if key in below else f'{key} = …'}")
+            raise ConfigError(
+                f"{source.where}: {written!r} must be {wanted} {f'[{key}]' if key in below else f'{key} = …'}"
+            )
         if key in below:
             tables[key] = value
-        else:
-            values[key] = value
+            continue
+        if source.folder:
+            _confine(key, value, source.where, source.folder)
+        values[key] = value
     found: dict[str, Any] = {}
     for flag, parameter in settable(command).items():
         if flag in values:
             found[parameter.name] = _plain(values[flag], parameter)
     for name, inner in below.items():
-        found[name] = _defaults(inner, tables.get(name, {}), values, where)
+        found[name] = _defaults(inner, tables.get(name, {}), values, source)
     return found
+
+
+def _confine(flag: str, value: Any, where: str, folder: Path) -> None:
+    """ConfigError for what a file of the working folder must not say."""
+    instead = (
+        f"This folder may be somebody else's: if it is what you want, give --{flag.replace('_', '-')}, set "
+        f"SAC_{flag.upper()}, or write it into {user_file()}"
+    )
+    if flag in FREE:
+        return
+    if flag not in PLACES and flag not in MODELS:
+        raise ConfigError(f"{where}: {flag!r} is not set by a file in the working folder. {instead}")
+    for item in value if isinstance(value, list) else str(value).split(","):
+        name = str(item).rpartition("=")[2] if flag == "adapter" else str(item)
+        if flag in MODELS and find_pinned(name, MODELS[flag]):
+            continue
+        if flag in ("adapter", "full_ft_adapter") and name == "default":
+            continue
+        if not _lies_in(folder, name):
+            raise ConfigError(
+                f"{where}: {flag} is {name!r}, and such a file names only what lies in its own folder"
+                f"{', or a default model' * (flag in MODELS)}. {instead}"
+            )
+        if flag in MODELS and not (folder / name).exists():
+            raise ConfigError(f"{where}: {flag} is {name!r}, which is not there, and is not fetched for it. {instead}")
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether a relative path stays within a folder, links followed; it need not exist."""
+    if not name.strip() or name.startswith("~") or "\0" in name or Path(name).is_absolute():
+        return False
+    try:
+        return Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))
+    except (OSError, ValueError):
+        return False
 
 
 def _flags(command: Any) -> set[str]:

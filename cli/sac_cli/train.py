@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from sac_rag.train.recipes import Stage
 
 RECIPE = "Recipe"
+OF_READING = "Training behind memories (all but --objective salience)"
+OF_QUESTIONS = "Training on questions (--objective qa, summarise or budget)"
 TRAINING = fields.settings_of("sac_rag.train.config:TrainConfig", panel="Training")
+OWN = (
+    *fields.settings_of("sac_rag.train.objectives.base:ReadingSettings", panel=OF_READING),
+    *fields.settings_of("sac_rag.train.objectives.questions:QuestionSettings", panel=OF_QUESTIONS),
+)
+"""What some objectives alone read."""
 LORA = fields.settings_of("sac_rag.compress.backbone:LoraSpec", prefix="lora_", panel="LoRA (fixed by --from)")
 LAYOUT = tuple(
     dataclasses.replace(setting, default=None)  # it follows from the model
@@ -44,7 +51,7 @@ PLACING = tuple(
 
 @command(
     "train",
-    settings=(*TRAINING, *LORA, *LAYOUT, *PLACING),
+    settings=(*TRAINING, *OWN, *LORA, *LAYOUT, *PLACING),
     example="""
     sac train books.txt --objective lm --steps 2000 --output runs/lm
     sac train squad.jsonl.gz=0.7 nq.jsonl.gz=0.3 --from runs/lm --output runs/qa
@@ -85,7 +92,7 @@ def train(
         typer.Option(
             help="All stages of a known training, over one folder of data: default, large, full-ft, tiny, "
             "ablation-base, ablation-lm, ablation-quote, ablation-causal, ablation-future, "
-            "ablation-no-anchor-embedding, ablation-random, ablation-salient or ablation-budget.",
+            "ablation-no-anchor-embedding, ablation-random, ablation-salient, ablation-budget, or a .toml file.",
             rich_help_panel=RECIPE,
         ),
     ] = None,
@@ -115,12 +122,12 @@ def train(
     dtype: Dtype = "auto",
     **values: Any,
 ) -> None:
-    """Train an adapter: pretraining on text (lm) or finetuning on questions (qa).
+    """Train an adapter: pretraining on text (lm, ae) or finetuning on questions (qa) and summaries (summarise).
 
-    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm reads their text alone. cloze: in front
-    of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a number or
-    a phrase that was taken out of it. choice: asks the file's own questions, about half of them with the answer and
-    another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, piece by piece.
+    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm and ae read their text alone. cloze:
+    in front of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a
+    number or a phrase that was taken out of it. choice: asks the file's own questions, about half of them with the
+    answer and another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, piece by piece.
 
     --recipe trains all stages of a known training in folders 1-… and 2-… of the output, which gets the last adapter;
     the data are then one folder with lm/, qa/ and summ/ in it.
@@ -139,10 +146,17 @@ def train(
     options = _options(option or ())
     with console.working("loading"):
         from sac_rag.compress.backbone import LoraSpec
-        from sac_rag.train.config import TrainConfig
+        from sac_rag.train.objectives import configured, fields_of
         from sac_rag.train.run import run
 
-        config = TrainConfig(**fields.given(TRAINING, values))
+        given = fields.given((*TRAINING, *OWN), values)
+        objective = given.pop("objective", "qa")
+        if unread := [name for name in given if name not in fields_of(objective)]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+            if launch.leads():
+                console.notice(f"--objective {objective} does not read {flags}")
+            given = {name: value for name, value in given.items() if name not in unread}
+        config = configured(objective, **given)
         count = launch.processes_for(processes, config.accumulate, device)
     with interrupts.after_step() as asked, _bar() as show:
 

@@ -53,12 +53,11 @@ def memory_prompt(
     question alone is too long.
     """
     ids = question_ids(method, question)
-    prefix = method.prefix.source_len if method.prefix is not None else 0
-    own = placing or method.placing
-    sizes = [own.extent(m.anchors, m.source_len) for m in memories]
-    kept = _fitting(method, sizes, prefix + len(ids), reserve)
+    own, ahead = placing or method.placing, method.ahead()
+    sizes = [own.span([m]) for m in memories]
+    kept = _fitting(method, sizes, own.span(ahead) + len(ids), reserve)
     parts = [[m.to(device=method.backbone.device)] for m in memories[:kept]]
-    front = (method.passages(parts, placing=own),) if parts or prefix else ()
+    front = (method.passages(parts, placing=own),) if parts or ahead else ()
     source = sum(m.source_len for m in memories[:kept])
     return Assembled(Prompt((*front, ids)), tuple(hits[:kept]), source, "memory", _notices(len(hits), kept))
 
@@ -98,8 +97,8 @@ def mixed_prompt(
     gap = backbone.template(layout.separator)
     read = [backbone.tokens(h.passage.text) for h in hits[:texts]]
     policy = placing or method.placing
-    sizes = [len(t) + len(gap) for t in read] + [policy.extent(m.anchors, m.source_len) for m in memories]
-    own = method.prefix.source_len if method.prefix is not None else 0
+    sizes = [len(t) + len(gap) for t in read] + [policy.span([m]) for m in memories]
+    own = policy.span(method.ahead(start=1))  # behind text
     kept = _fitting(method, sizes, len(head) + own + len(ids), reserve)
     if kept <= texts:
         short = text_prompt(method, hits[:texts], question, reserve=reserve)

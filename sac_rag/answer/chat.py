@@ -13,6 +13,7 @@ from sac_rag.answer.tags import PassageRef
 from sac_rag.compress.anchor_kv import AnchorKV, Memory
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
+from sac_rag.compress.templates import DIRECT
 from sac_rag.errors import ConfigError
 
 Content: TypeAlias = tuple[str | PassageRef, ...]
@@ -106,7 +107,7 @@ def _rendered(method: Method, messages: Sequence[Message]) -> list[tuple[int | N
     plain = [{"role": m.role, "content": _MARK.format(i)} for i, m in enumerate(messages)]
     if getattr(tokenizer, "chat_template", None):
         try:
-            text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **DIRECT)
         except Exception as error:  # templates raise what they like
             raise ConfigError(f"the model's chat template does not take these messages: {error}") from error
     else:
@@ -201,8 +202,7 @@ def _recall(
 ) -> Recall:
     """Passages of ranks from `rank` on, best first, as one memory."""
     extents = shelf.extents(ids)
-    prefix = method.prefix if opens else None
-    own = [(prefix.anchors, prefix.source_len)] if prefix is not None else []
+    own = [(kv.anchors, kv.source_len) for kv in method.ahead(start=start, opens=opens)]
     slots = sum(a for a, _ in (*own, *extents))
     span = sum(placing.extent(*extent) for extent in (*own, *extents))
 

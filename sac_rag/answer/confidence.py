@@ -26,11 +26,18 @@ class Thresholds:
     """Below it, text answers better than memory."""
 
     @classmethod
-    def of(cls, folder: Path, ratio: float, *, model: str = DEFAULT_MODEL, adapter: str = "default") -> Thresholds:
+    def of(
+        cls, folder: Path | None, ratio: float, *, model: str = DEFAULT_MODEL, adapter: str = "default"
+    ) -> Thresholds:
         """Those in the card of an adapter folder; ConfigError with the remedy when it has none for this ratio.
 
-        model, adapter: how they are called, for the remedy.
+        model, adapter: how they are called, for the remedy. folder: None where the method has no adapter.
         """
+        if folder is None:
+            raise ConfigError(
+                "a method without an adapter has no card that holds thresholds, so no answer can be told doubtful: ask "
+                "without abstain and with fidelity memory, mixed or text"
+            )
         known = Card.read(folder).calibration
         entry = known.get(key_of(ratio))
         names = {

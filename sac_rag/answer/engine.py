@@ -1,4 +1,7 @@
-"""One loaded model with one adapter: loaded once per process, shared by every library, chain and command."""
+"""One loaded model with one adapter: what compresses with it, and what also answers.
+
+`Engine.shared` is loaded once per process, for every library, chain and command.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +19,9 @@ from sac_rag.answer.service import Service
 from sac_rag.compress import adapter as adapters
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.anchor_kv import AnchorKV
-from sac_rag.compress.backbone import LoraSpec
+from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.placing import Placing
 from sac_rag.config import DEFAULT_MODEL, IndexConfig
 from sac_rag.errors import ConfigError, SacError, check_process
 from sac_rag.models.adapters import adapter_sha256, find_adapter
@@ -25,30 +30,130 @@ from sac_rag.models.loading import choose_device, choose_dtype, eos_ids, load_ba
 from sac_rag.models.sources import fingerprint_of, resolve_base, tokenizer_fingerprint_of
 
 
-class Engine:
+def adapter_folder(model: str, method: str, adapter: str = "default") -> Path | None:
+    """Where the adapter of a method lies; None for a method that has nothing to train.
+
+    Raises AdapterError where it cannot be found, ConfigError where one is named for a method without.
+    """
+    if METHODS.load(method).trains:
+        return find_adapter(model, method, adapter)
+    if adapter != "default":
+        raise ConfigError(f"method {method!r} has nothing to train, so it takes no adapter: leave {adapter!r} out")
+    return None
+
+
+def placing_of(model: str, method: str, adapter: str = "default") -> Placing:
+    """How memories of a method stand in a prompt, by its adapter's card. Nothing is loaded to know it."""
+    folder = adapter_folder(model, method, adapter)
+    made_for: Placing = METHODS.load(method).made_for
+    return adapters.placing_of(Card.read(folder)) if folder else made_for
+
+
+class Encoder:
+    """Base model, adapter and prompt layout, ready to compress."""
+
+    def __init__(
+        self,
+        model: str,
+        method: str,
+        adapter: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        fetch: bool = True,
+    ) -> None:
+        self.model_name, self.method_name, self.adapter_name = model, method, adapter
+        self.path = resolve_base(model, fetch=fetch)
+        self.adapter_path = adapter_folder(model, method, adapter)
+        self.adapter_sha256 = adapter_sha256(self.adapter_path) if self.adapter_path else None
+        if self.adapter_path and (found := Card.read(self.adapter_path).method) != method:
+            raise ConfigError(f"adapter {self.adapter_path} is for method {found!r}, not {method!r}")
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        base, tokenizer = load_base(self.path, self.device, self.dtype)
+        weights = fingerprint_of(self.path)
+        self.method: Method
+        if self.adapter_path:
+            self.method, self.card = adapters.load(self.adapter_path, base, tokenizer, base_fingerprint=weights)
+        else:
+            self.method, self.card = adapters.untrained(method, base, tokenizer, base=model, base_fingerprint=weights)
+        self._ends = eos_ids(base)
+        self._busy, self._pid = threading.RLock(), os.getpid()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Held while tensors of this engine are computed with; tokenizers and caches are not thread-safe. ProcessForked
+        in the child of a fork, where computing would wait for threads that are not there."""
+        check_process(self._pid, "the model was loaded")
+        with self._busy:
+            yield
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's; held for the caller alone within `busy`."""
+        return self.method.backbone.tokenizer
+
+    def compress(self, texts: Sequence[str], ratio: float, done: Callable[[int], None] | None = None) -> list[AnchorKV]:
+        """Memories of passages, on the CPU. done: called with the number compressed, now and then."""
+        with self.busy():
+            backbone = self.method.backbone
+            found = self.method.compress([backbone.tokens(t) for t in texts], ratio, done=done)
+            return [m.to(device="cpu") for m in found]
+
+    def is_current(self) -> bool:
+        """Whether the adapter's folder still holds what was loaded; calibrating changes nothing of that."""
+        if self.adapter_path is None:
+            return True
+        try:
+            card, found = Card.read(self.adapter_path), adapter_sha256(self.adapter_path)
+        except (SacError, OSError):
+            return False
+        mine = self.card
+        return found == self.adapter_sha256 and (card.lora, card.options, card.layout, card.placing) == (
+            *(mine.lora, mine.options, mine.layout, mine.placing),
+        )
+
+    def fingerprint(self, config: IndexConfig, embedder: Embedder) -> dict[str, Any]:
+        """Everything that stored memories depend on, by name: what a library is opened against."""
+        return {
+            **self.method.identity(),
+            "model": config.model,
+            "model_sha256": fingerprint_of(self.path),
+            "tokenizer_sha256": tokenizer_fingerprint_of(self.path),
+            "rope": {k: v for k, v in sorted(self.method.backbone.config.rope_parameters.items()) if v is not None},
+            "method": config.method,
+            "adapter": config.adapter,
+            "adapter_sha256": self.adapter_sha256,
+            "ratio": config.ratio,
+            "passage_tokens": config.passage_tokens,
+            "overlap": config.overlap,
+            "embedder": config.embedder,
+            "embedder_sha256": embedder.fingerprint,
+        }
+
+
+class Engine(Encoder):
     """Base model, adapter and prompt layout, ready to compress and to answer. Use `Engine.shared`."""
 
     _shared: ClassVar[dict[tuple[str, ...], Engine]] = {}
     _lock = threading.Lock()
 
-    def __init__(self, model: str, method: str, adapter: str, *, device: str = "auto", dtype: str = "auto") -> None:
-        self.model_name, self.method_name, self.adapter_name = model, method, adapter
-        self.path = resolve_base(model)
-        self.adapter_path = find_adapter(model, method, adapter)
-        self.card = Card.read(self.adapter_path)
-        self.adapter_sha256 = adapter_sha256(self.adapter_path)
-        if self.card.method != method:
-            raise ConfigError(f"adapter {self.adapter_path} is for method {self.card.method!r}, not {method!r}")
-        self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
-        base, tokenizer = load_base(self.path, self.device, self.dtype)
-        self.method: Method
-        self.method, _ = adapters.load(self.adapter_path, base, tokenizer, base_fingerprint=fingerprint_of(self.path))
+    def __init__(
+        self,
+        model: str,
+        method: str,
+        adapter: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        fetch: bool = True,
+    ) -> None:
+        super().__init__(model, method, adapter, device=device, dtype=dtype, fetch=fetch)
+        backbone = self.method.backbone
         if not self.method.reads_with_lora:
-            self.method.backbone.pack()
-        stop = self.method.backbone.template(self.method.layout.end)[:1]
-        self.reader = Reader(self.method.backbone, [*stop, *eos_ids(base)], use_lora=self.method.reads_with_lora)
-        self._busy, self._pid = threading.RLock(), os.getpid()
+            backbone.pack()
+        stop = backbone.template(self.method.layout.end)[:1]
+        self.reader = Reader(backbone, [*stop, *self._ends], use_lora=self.method.reads_with_lora)
         self.service = Service(self.reader, self.busy)
         """Answers questions of all threads as one batch."""
 
@@ -61,16 +166,17 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        fetch: bool = True,
     ) -> Engine:
         """The engine of these settings, loaded at the first call of the process, and anew when its adapter has been
-        trained on since; "auto" is the device that it means."""
+        trained on since; "auto" is the device that it means. fetch: whether the model may be, see `resolve_base`."""
         key = cls._key(model, method, adapter, device, dtype)
         with cls._lock:
             engine = cls._shared.get(key)
             if engine is not None:
                 check_process(engine._pid, "the model was loaded")
             if engine is None or not engine.is_current():
-                engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype)
+                engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype, fetch=fetch)
             return engine
 
     @staticmethod
@@ -79,53 +185,3 @@ class Engine:
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())
         return model, method, adapter, str(where), str(choose_dtype(dtype, where))
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Held while tensors of this engine are computed with; tokenizers and caches are not thread-safe. ProcessForked
-        in the child of a fork, where computing would wait for threads that are not there."""
-        check_process(self._pid, "the model was loaded")
-        with self._busy:
-            yield
-
-    def compress(self, texts: Sequence[str], ratio: float, done: Callable[[int], None] | None = None) -> list[AnchorKV]:
-        """Memories of passages, on the CPU. done: called with the number compressed, now and then."""
-        with self.busy():
-            backbone = self.method.backbone
-            found = self.method.compress([backbone.tokens(t) for t in texts], ratio, done=done)
-            return [m.to(device="cpu") for m in found]
-
-    def is_current(self) -> bool:
-        """Whether the adapter's folder still holds what was loaded; calibrating changes nothing of that."""
-        try:
-            card, found = Card.read(self.adapter_path), adapter_sha256(self.adapter_path)
-        except (SacError, OSError):
-            return False
-        mine = self.card
-        return found == self.adapter_sha256 and (card.lora, card.options, card.layout) == (
-            *(mine.lora, mine.options, mine.layout),
-        )
-
-    def fingerprint(self, config: IndexConfig, embedder: Embedder) -> dict[str, Any]:
-        """Everything that stored memories depend on, by name: what a library is opened against."""
-        # Named only where they are set, so that libraries from before there was such an option still open.
-        unusual = {name: value for name in ("sharpness", "causal") if (value := self.card.options.get(name))}
-        if (alpha := self.card.lora.get("alpha", usual := LoraSpec().alpha)) != usual:
-            unusual["lora_alpha"] = alpha
-        return {
-            "model": config.model,
-            "model_sha256": fingerprint_of(self.path),
-            "tokenizer_sha256": tokenizer_fingerprint_of(self.path),
-            "rope": {k: v for k, v in sorted(self.method.backbone.config.rope_parameters.items()) if v is not None},
-            "method": config.method,
-            "adapter": config.adapter,
-            "adapter_sha256": self.adapter_sha256,
-            "ratio": config.ratio,
-            "selector": self.card.options.get("selector", "uniform"),
-            "budget": self.card.options.get("budget", "even"),
-            **unusual,
-            "passage_tokens": config.passage_tokens,
-            "overlap": config.overlap,
-            "embedder": config.embedder,
-            "embedder_sha256": embedder.fingerprint,
-        }

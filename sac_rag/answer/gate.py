@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sac_rag.answer.engine import Engine
+from sac_rag.answer.engine import Encoder, Engine
 from sac_rag.compress.adapter import write_atomic
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.backbone import Reading
 from sac_rag.compress.placing import compose
 from sac_rag.compress.rope import rotate
 from sac_rag.config import fingerprint
-from sac_rag.errors import GateError, PassageGone
+from sac_rag.errors import GateError, MemoryDamaged, PassageGone
 from sac_rag.library.library import Library
 from sac_rag.models.cache import cache_root
 
@@ -34,37 +36,75 @@ DRIFT_OTHERWISE = 0.6
 """Largest difference of log-probabilities, memory of all tokens against plain reading, among likely tokens."""
 STORED = 0.15
 """Relative error of a stored passage against compressing it again."""
+TOGETHER = 16
+"""Passages compressed at once where many are compared."""
 
 
 def check(engine: Engine, library: Library) -> None:
-    """Measure and judge; a pass is noted in the cache for this library's fingerprint and these versions.
+    """Measure and judge. What depends on model and settings alone is measured once, a stored passage once for each
+    generation of each library; a pass is noted in the cache.
 
     An empty library has no stored passage to judge: it passes, and is judged when it is opened again. Raises GateError
     naming the error, its bound and what it means.
     """
-    note = _note(engine, library)
-    if note.exists():
+    settings, note = _settings_note(engine, library), _note(engine, library)
+    generation = library.head.generation
+    if not settings.exists():
+        with engine.busy(), torch.inference_mode():
+            errors = {"rotation": _rotation(engine), "drift": _drift(engine)}
+        _judge("rotation", errors["rotation"], ROTATION, "RoPE of this model is not composed as expected")
+        bound = DRIFT.get(engine.dtype, DRIFT_OTHERWISE)
+        _judge("drift", errors["drift"], bound, "memory does not read like the text it stands for")
+        _write(settings, errors)
+    if _noted(note) == generation:
         return
     with engine.busy(), torch.inference_mode():
-        errors = {"rotation": _rotation(engine), "drift": _drift(engine)}
-        if (stored := _stored(engine, library)) is not None:
-            errors["stored"] = stored
-    bounds = {
-        "rotation": (ROTATION, "RoPE of this model is not composed as expected"),
-        "drift": (DRIFT.get(engine.dtype, DRIFT_OTHERWISE), "memory does not read like the text it stands for"),
-        "stored": (STORED, "stored memories are not what this model writes"),
-    }
-    for name, value in errors.items():
-        bound, meaning = bounds[name]
-        if not value <= bound:
-            raise GateError(
-                f"correctness gate: {name} error is {value:.3g}, at most {bound:.3g} is allowed: {meaning}. "
-                "Index the documents again with this model and these library versions, or report it"
-            )
-    if "stored" in errors:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs another check next time
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(note, json.dumps(errors).encode())
+        stored = _stored(engine, library)
+    if stored is not None:
+        _judge("stored", stored, STORED, "stored memories are not what this model writes")
+        _write(note, {"stored": stored, "library": library.head.library, "generation": generation})
+
+
+def mismatches(encoder: Encoder, library: Library, ids: Sequence[str]) -> Iterator[str]:
+    """Compare stored memories with what the encoder makes of their text; a line for each that is not that."""
+    for start in range(0, len(ids), TOGETHER):
+        some, stored = [], []
+        for passage_id in ids[start : start + TOGETHER]:
+            try:
+                stored += library.load([passage_id])
+                some += library.get([passage_id])
+            except MemoryDamaged as e:
+                yield str(e)
+        fresh = encoder.compress([p.text for p in some], float(library.fingerprint["ratio"]))
+        for passage, made, kept in zip(some, fresh, stored, strict=True):
+            name = f"the memory of passage {passage.id} of {passage.document!r}"
+            if not _same_places(made, kept):
+                yield f"{name} has {_kept(kept)}, the model makes {_kept(made)}; `sac repair` does not mend that"
+            elif not (error := _error(made, kept)) <= STORED:
+                yield f"{name} is not what the model makes of its text (relative error {error:.3g}, not {STORED:.3g})"
+
+
+def _judge(name: str, value: float, bound: float, meaning: str) -> None:
+    if not value <= bound:
+        raise GateError(
+            f"correctness gate: {name} error is {value:.3g}, at most {bound:.3g} is allowed: {meaning}. "
+            "Index the documents again with this model and these library versions, or report it"
+        )
+
+
+def _noted(note: Path) -> int | None:
+    """The generation that a note says passed."""
+    try:
+        found = json.loads(note.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found.get("generation") if isinstance(found, dict) else None
+
+
+def _write(note: Path, values: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs another check next time
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, json.dumps(values).encode())
 
 
 def _rotation(engine: Engine) -> float:
@@ -91,22 +131,34 @@ def _drift(engine: Engine) -> float:
 
 
 def _stored(engine: Engine, library: Library) -> float | None:
-    for first in (i for d in library.documents() for i in library.passage_ids(d.uri)):
+    """The largest error of two stored passages: the first, and one that another generation may not choose."""
+    ids = [i for d in library.documents() for i in library.passage_ids(d.uri)]
+    turn = library.head.generation % len(ids) if ids else 0
+    found: list[float] = []
+    for passage_id in dict.fromkeys([*ids[turn : turn + 1], *ids]):
         try:
-            (passage,), (stored,) = library.get([first]), library.load([first])
-            break
-        except PassageGone:  # removed by another thread just now
+            (passage,), (stored,) = library.get([passage_id]), library.load([passage_id])
+        except (PassageGone, MemoryDamaged):  # removed by another thread just now, or of no use
             continue
-    else:
-        return None
-    (fresh,) = engine.compress([passage.text], float(library.fingerprint["ratio"]))
-    same = torch.equal(fresh.positions, stored.positions) and torch.equal(fresh.counts, stored.counts)
-    if not same or fresh.source_len != stored.source_len:
-        raise GateError(
-            f"correctness gate: passage {first} has {_kept(stored)}, this model makes {_kept(fresh)}: index the "
-            "documents again"
-        )
-    return max(_relative(fresh, stored, "keys"), _relative(fresh, stored, "values"))
+        (fresh,) = engine.compress([passage.text], float(library.fingerprint["ratio"]))
+        if not _same_places(fresh, stored):
+            raise GateError(
+                f"correctness gate: passage {passage_id} has {_kept(stored)}, this model makes {_kept(fresh)}: index "
+                "the documents again"
+            )
+        found.append(_error(fresh, stored))
+        if len(found) == 2:
+            break
+    return max(found, default=None)
+
+
+def _same_places(a: AnchorKV, b: AnchorKV) -> bool:
+    same = torch.equal(a.positions, b.positions) and torch.equal(a.counts, b.counts)
+    return same and a.source_len == b.source_len
+
+
+def _error(a: AnchorKV, b: AnchorKV) -> float:
+    return max(_relative(a, b, "keys"), _relative(a, b, "values"))
 
 
 def _kept(kv: AnchorKV) -> str:
@@ -120,16 +172,29 @@ def _relative(a: AnchorKV, b: AnchorKV, name: str) -> float:
 
 
 def _note(engine: Engine, library: Library) -> Path:
+    """Where a pass of this library is noted."""
+    return _place({"library": library.head.library, **_settings(engine, library)})
+
+
+def _settings_note(engine: Engine, library: Library) -> Path:
+    """Where a pass of these settings is noted."""
+    return _place(_settings(engine, library))
+
+
+def _place(key: Mapping[str, Any]) -> Path:
+    return cache_root() / "gates" / f"{fingerprint(key)[:32]}.json"
+
+
+def _settings(engine: Engine, library: Library) -> dict[str, Any]:
     import transformers
 
-    key = {
-        "library": library.fingerprint,
+    return {
+        "fingerprint": library.fingerprint,
         "codec": library.head.codec,
         "model": str(engine.path),
         "adapter": engine.adapter_sha256,
         "device": engine.device.type,
         "dtype": str(engine.dtype),
         "versions": [torch.__version__, transformers.__version__],
-        "gate": 3,
+        "gate": 4,
     }
-    return cache_root() / "gates" / f"{fingerprint(key)[:32]}.json"

@@ -63,9 +63,9 @@ class Passing:
             raise ConfigError(f"a blank text ({blank[0]!r}) has nothing to remember: leave it out")
         if todo:
             with engine.busy():
-                chunks = [engine.method.pieces(engine.method.backbone.tokens(t)) for t in todo.values()]
-                flat = iter(engine.method.compress([c for cs in chunks for c in cs], ratio))
-                made = [[next(flat).to(device="cpu") for _ in cs] for cs in chunks]
+                contexts = [engine.method.pieces(engine.method.backbone.tokens(t)) for t in todo.values()]
+                found = engine.method.compress_contexts(contexts, ratio)
+                made = [[kv.to(device="cpu") for kv in kvs] for kvs in found]
             with self._lock:
                 self._held.update({i: _Held(m, dict(meta or {})) for i, m in zip(todo, made, strict=True)})
                 kept = set(ids)

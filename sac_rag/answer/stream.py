@@ -15,11 +15,11 @@ from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling
 from sac_rag.answer.reply import Reply
 from sac_rag.config import AskConfig
-from sac_rag.errors import PassageGone
+from sac_rag.errors import MemoryDamaged, PassageGone
 from sac_rag.records import NO_ANSWER, Answer, Hit, Timings, Usage
 
 RETRIES = 8
-"""How often a question is searched for anew because a passage that was found has been removed meanwhile."""
+"""How often passages are looked for anew because one that was found has been removed meanwhile, or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class Stream(Iterator[str]):
             try:
                 attempt = yield from _attempt(engine, way, found, text=False, held=held)
                 break
-            except PassageGone:  # removed by another thread since it was found, and before the first piece
+            # Removed by another thread since it was found, or damaged: a search leaves it out from now on.
+            except (PassageGone, MemoryDamaged):
                 if not again:
                     raise
                 found = way.find()

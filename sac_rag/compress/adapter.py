@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import threading
@@ -14,14 +15,20 @@ from typing import Any
 
 import torch
 
-from sac_rag.compress.backbone import Backbone, LoraSpec
+from sac_rag.compress.backbone import Backbone, LoraSpec, least_numbers
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
-from sac_rag.errors import AdapterError
+from sac_rag.compress.templates import layout_of
+from sac_rag.config import check_ratio
+from sac_rag.errors import AdapterError, ConfigError
+from sac_rag.foreign import check_regular, parse_object, read_text
 
 CARD_VERSION = 1
+CARD_BYTES = 16 * 2**20
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "bool": bool, "dict": dict, "tuple": list}
+"""What a field of a card is in JSON, by its annotation."""
 MAX_BYTES = 512 * 2**20
 HEADER_BYTES = 2**20
 """Room for the names in a safetensors file."""
@@ -46,7 +53,7 @@ class Card:
     layout: dict[str, str] = field(default_factory=dict)
     """Fields of PromptLayout."""
     placing: dict[str, Any] = field(default_factory=dict)
-    """Fields of Placing that the adapter was made for; those left out are Placing's own."""
+    """Fields of Placing that the adapter was made for; those left out are its method's."""
     training: dict[str, Any] = field(default_factory=dict)
     """Data, steps, settings, as printed by the training command."""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -62,22 +69,32 @@ class Card:
         """The card of an adapter folder; raises AdapterError on a missing, damaged or unknown one."""
         path = folder / "card.json"
         try:
-            raw = json.loads(path.read_text("utf-8"))
+            raw = parse_object(read_text(path, CARD_BYTES))
         except FileNotFoundError:
             raise AdapterError(f"{folder} is not an adapter: it has no card.json") from None
         except (OSError, ValueError) as error:
             raise AdapterError(f"{path} does not parse: {error}") from error
-        unknown = set(raw) - set(cls.__dataclass_fields__) if isinstance(raw, dict) else {"(not an object)"}
-        if unknown:
+        if unknown := set(raw) - set(cls.__dataclass_fields__):
             raise AdapterError(f"{path} has unknown fields {sorted(unknown)}; it may need a newer sac-rag")
         if raw.get("version") != CARD_VERSION:
             raise AdapterError(f"{path} has version {raw.get('version')!r}; this sac-rag reads {CARD_VERSION}")
         if not isinstance(raw.get("calibration", {}), dict):
             raise AdapterError(f"{path}: calibration is {raw['calibration']!r}, not thresholds by ratio")
+        for name, value in raw.items():
+            kind = _KINDS.get(str(cls.__dataclass_fields__[name].type).partition("[")[0])
+            if kind and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+                raise AdapterError(
+                    f"{path}: {name} is {str(value)[:80]!r} ({type(value).__name__}), which it cannot be"
+                )
         try:
-            return cls(**{**raw, "ratios": tuple(float(r) for r in raw["ratios"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise AdapterError(f"{path} is incomplete: {error}") from error
+            if not all(type(ratio) in (int, float) for ratio in raw["ratios"]):
+                raise ValueError(f"ratios {raw['ratios']} are not numbers")
+            ratios = tuple(float(ratio) for ratio in raw["ratios"])
+            for ratio in ratios:
+                check_ratio(ratio)
+            return cls(**{**raw, "ratios": ratios})
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
+            raise AdapterError(f"{path} is incomplete or damaged: {error}") from error
 
     def lora_spec(self) -> LoraSpec | None:
         """The LoRA settings; None without any. Raises AdapterError."""
@@ -85,7 +102,7 @@ class Card:
             return None
         try:
             return LoraSpec(**{**self.lora, "targets": tuple(self.lora["targets"])})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise AdapterError(f"LoRA settings {self.lora} are not rank, alpha, targets: {error}") from error
 
     def write(self, folder: Path) -> None:
@@ -96,14 +113,30 @@ class Card:
 
 def build(model: Any, tokenizer: Any, card: Card) -> Method:
     """A fresh method as a card describes it, untrained."""
+    make = METHODS.load(card.method)
+    _check_options(card, make)
+    # Judged before anything is made.
+    layout, placing = PromptLayout.from_mapping(card.layout), placing_of(card)
     backbone = Backbone(model, tokenizer, card.lora_spec())
-    layout, placing = PromptLayout.from_mapping(card.layout), Placing.from_mapping(card.placing)
     try:
-        method: Method = METHODS.load(card.method)(backbone, layout, **card.options)
+        method: Method = make(backbone, layout, **card.options)
     except TypeError as error:
         raise AdapterError(f"method {card.method!r} does not take the options {card.options}: {error}") from error
     method.placing = placing
     return method
+
+
+def placing_of(card: Card) -> Placing:
+    """The policy that a card names; what it leaves out is as its method was made for."""
+    return Placing.from_mapping(card.placing, METHODS.load(card.method).made_for)
+
+
+def untrained(name: str, model: Any, tokenizer: Any, *, base: str, base_fingerprint: str) -> tuple[Method, Card]:
+    """A method that has nothing to train, with the card of the adapter that it needs not: default options, and the
+    prompt in the model's chat template."""
+    layout = layout_of(tokenizer).to_mapping()
+    card = Card(base=base, base_fingerprint=base_fingerprint, method=name, ratios=(), layout=layout)
+    return build(model, tokenizer, card), card
 
 
 def load(
@@ -126,10 +159,36 @@ def load(
             f"{base_fingerprint[:12]}; choose the adapter of this model, or the model of this adapter"
         )
     card = dataclasses.replace(card, options={**card.options, **(options or {})})
+    _check_room(folder / "adapter.safetensors", card, model)
     method = build(model, tokenizer, card)
     most = 4 * sum(p.numel() for p in method.parameters().values()) + HEADER_BYTES
     assign(method, read_tensors(folder / "adapter.safetensors", most), str(folder))
     return method, card
+
+
+def _check_options(card: Card, make: Any) -> None:
+    """AdapterError for an option that is of another type than its default."""
+    for name, parameter in inspect.signature(make).parameters.items():
+        value, usual = card.options.get(name), parameter.default
+        if value is None or usual is parameter.empty:
+            continue
+        kind = _KINDS.get(type(usual).__name__)
+        if kind and (not isinstance(value, kind) or isinstance(value, bool) != isinstance(usual, bool)):
+            raise AdapterError(f"option {name} of {card.method!r} is {str(value)[:80]!r}, not like {usual!r}")
+
+
+def _check_room(path: Path, card: Card, model: Any) -> None:
+    """AdapterError where a card's LoRA alone has more numbers than the file of weights holds: they are made first."""
+    spec = card.lora_spec()
+    if spec is None:
+        return
+    numbers = least_numbers(model, spec)
+    try:
+        size = check_regular(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+    if 2 * numbers > size:
+        raise AdapterError(f"{path} has {size:,} bytes; by its card it has at least {2 * numbers:,}")
 
 
 def read_tensors(path: Path, most: int = MAX_BYTES) -> dict[str, torch.Tensor]:
@@ -138,10 +197,10 @@ def read_tensors(path: Path, most: int = MAX_BYTES) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        if (size := path.stat().st_size) > most:
+        if (size := check_regular(path, MAX_BYTES)) > most:
             raise AdapterError(f"{path} has {size:,} bytes; by its card it has at most {most:,}")
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
 
 

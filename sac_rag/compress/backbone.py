@@ -1,8 +1,8 @@
-"""The frozen Llama, twice: a LoRA encoder that writes memory and the untouched decoder that reads it.
+"""The frozen decoder, twice: a LoRA encoder that writes memory and the untouched decoder that reads it.
 
 Both are views of the same weight tensors: the encoder is a structural copy whose linear layers carry LoRA,
-so LoRA cannot leak into answering. This is the only file that knows Llama's layers, transformers' caches
-and peft.
+so LoRA cannot leak into answering. This is the only file that knows a decoder's layers (Llama's, and those of the
+other `families`) and peft.
 """
 
 from __future__ import annotations
@@ -11,29 +11,32 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
+from sac_rag.compress.attention import attend_packed, front_at, fronts_of
 from sac_rag.compress.packed import Packed, is_steady, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
+from sac_rag.families import family_of
+from sac_rag.foreign import without_control
 from sac_rag.records import unicode_of
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-
-TILE = 8
-"""CPU kernels sum the last queries of an attention otherwise when their count is no multiple of it."""
-
+MAX_ALPHA = 1_000_000
 Weight = torch.Tensor | Packed
 
 Mix = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """The attention of one layer: (layer, queries, keys, values) -> attended, shapes as in `Backbone.walk`."""
+
+Project = Callable[[int, str, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""What a method makes of a projection: (layer, "q_proj", "k_proj" or "v_proj", its normed inputs (rows, width), its
+outputs (rows, outputs), the places (rows,) of these tokens in the packed batch) -> the outputs to go on with."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,37 @@ class LoraSpec:
     """Also adapt what an encoder never computes, the last layer beyond K and V: needed to read with it (Full-FT)."""
 
     def __post_init__(self) -> None:
+        kinds = (("rank", int), ("alpha", int | float), ("targets", tuple), ("whole", bool))
+        for name, kind in kinds:
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise AdapterError(f"LoRA {name} is {str(value)[:80]!r} ({type(value).__name__}), which it cannot be")
+        if len(set(map(str, self.targets))) != len(self.targets):
+            raise AdapterError(f"LoRA targets {self.targets} repeat one")
         unknown = [t for t in self.targets if t not in LORA_TARGETS]
         if unknown or not self.targets:
             raise AdapterError(f"LoRA targets {unknown or self.targets} are not among {', '.join(LORA_TARGETS)}")
         if not 1 <= self.rank <= 1024:
             raise AdapterError(f"LoRA rank is {self.rank}; it must lie in 1..1024")
+        if not 0 < self.alpha <= MAX_ALPHA:
+            raise AdapterError(f"LoRA alpha is {self.alpha}; it must be above 0, and at most {MAX_ALPHA:,}")
+
+
+def least_numbers(model: Any, spec: LoraSpec) -> int:
+    """How many numbers a LoRA of this shape has on a model, without the last layer, of which it may have less."""
+    return sum(
+        spec.rank * (module.in_features + module.out_features)
+        for layer in model.model.layers[:-1]
+        for name, module in layer.named_modules()
+        if name.rpartition(".")[2] in spec.targets
+    )
 
 
 @dataclass(frozen=True)
 class Reading:
     """One text for the decoder to read behind a memory (training and scoring).
 
-    token_ids: (tokens,). scored: indices into token_ids whose **next** token carries loss.
+    token_ids: (tokens,), or embeddings (tokens, width). scored: indices of tokens whose **next** token carries loss.
     memory: which memory of the call stands in front of it; None for no memory.
     """
 
@@ -70,14 +92,45 @@ class Reading:
     memory: int | None
 
 
+class How(TypedDict, total=False):
+    """How a batch of sequences is encoded, where it is not by its tokens alone. Sequences are one entry a chunk."""
+
+    appended: Sequence[torch.Tensor]
+    """Embeddings (n, width) of extra tokens behind each chunk."""
+    positions: Sequence[torch.Tensor]
+    """Rotary positions (tokens,) of each chunk and what is appended to it; without them 0, 1, 2, ..."""
+    fronts: Sequence[Memory | None]
+    """Memory that all tokens of a chunk attend, such as that of the chunks before it."""
+    masks: Sequence[torch.Tensor]
+    """(tokens, tokens), True where a token (row) sees another, in place of `causal`."""
+    causal: bool
+    """No token sees a later one; else every token sees all of its chunk (the paper's bidirectional mask)."""
+    future_bias: float | None
+    """Added to the scores of later tokens, from 0 (as None) down to -inf (causal)."""
+    project: Project | None
+    """Projections of a method's own for some of the tokens."""
+    use_lora: bool
+    """Whether the LoRA encoder computes (the default), or the decoder."""
+
+
 class Backbone:
-    """A Llama with an encoder and a decoder side. Tensors live on `device` in `dtype`; LoRA stays fp32."""
+    """A model with an encoder and a decoder side. Tensors live on `device` in `dtype`; LoRA stays fp32.
+
+    Raises ModelError for a model of no family that is known, or with layers that this release of transformers builds
+    otherwise.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec | None = None) -> None:
-        if model.config.model_type != "llama":
-            raise ModelError(f"the base model is a {model.config.model_type!r}; sac-rag needs a Llama architecture")
+        family = family_of(model.config.to_dict(), "the base model")
+        known = {"q_proj", "k_proj", "v_proj", "o_proj", *family.norms}
+        if strange := {n for n, _ in model.model.layers[0].self_attn.named_children()} ^ known:
+            raise ModelError(
+                f"attention of this {family.title} model is not as expected ({', '.join(sorted(strange))} in or out): "
+                "this release of transformers builds it otherwise; install an earlier one, or report it"
+            )
         self.decoder = model.eval().requires_grad_(False)
         self._blocks = [_block(layer) for layer in model.model.layers]
+        self._biases = [_biases(layer) for layer in model.model.layers]
         self._head: Weight = model.lm_head.weight
         self.tokenizer = tokenizer
         self.config = model.config
@@ -115,7 +168,7 @@ class Backbone:
     def pack(self) -> None:
         """Make answering faster on a CPU in bf16, for a second copy of the decoder's weights (`packed`)."""
         with torch.inference_mode():
-            self._blocks = [None if b is None else b.packed() for b in self._blocks]
+            self._blocks = [w.packed(b) for w, b in zip(self._blocks, self._biases, strict=True)]
             self._head = _packed(self._head)
 
     @cached_property
@@ -124,7 +177,8 @@ class Backbone:
         if self.device.type != "cpu" or self.dtype != torch.bfloat16:
             return True
         with torch.inference_mode():
-            return is_steady([*(_block(self.decoder.model.layers[0]) or ()), self.decoder.lm_head.weight])
+            weights = (*_block(self.decoder.model.layers[0]), self.decoder.lm_head.weight)
+            return is_steady(w for w in weights if not isinstance(w, Packed))
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """LoRA parameters by name (`model.layers.I.MODULE.lora_A.weight`), fp32."""
@@ -133,11 +187,25 @@ class Backbone:
 
     def tokens(self, text: str) -> list[int]:
         """Ids of untrusted text: nothing in it becomes a special token."""
-        return self.tokenizer(unicode_of(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = self.tokenizer(unicode_of(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return without_control(ids, self._control, self.tokenizer.unk_token_id)
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """Ids of special tokens, which some vocabularies hold as words of a text, too."""
+        return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
     def template(self, text: str) -> list[int]:
         """Ids of a trusted template, special tokens included."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def embed(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Embeddings (tokens, width), on the device, of token ids (n,) and embeddings (n, width), end to end."""
+        table = self.decoder.model.embed_tokens
+        if all(given.ndim == 1 for given in inputs):
+            return table(torch.cat(inputs).to(self.device))
+        parts = [given.to(self.device) for given in inputs]
+        return torch.cat([table(part) if part.ndim == 1 else part.to(self.dtype) for part in parts])
 
     # -- writing memory ----------------------------------------------------------------------------------
 
@@ -152,60 +220,114 @@ class Backbone:
         picks: Sequence[Slots],
         *,
         anchor_embedding: torch.Tensor | None = None,
-        causal: bool = False,
-        future_bias: float | None = None,
-        use_lora: bool = True,
+        **how: Unpack[How],
     ) -> list[AnchorKV]:
         """Pre-RoPE keys and values of the picked tokens of each chunk (SAC, section 3.2 and eq. 4).
 
-        chunks: token ids, each (L_i,); picks: which tokens of it each head keeps. Chunks are packed without
-        padding and never see each other. anchor_embedding: (width,), added to the embeddings of the anchors, the
-        tokens that any head keeps. causal=False is the paper's bidirectional mask; future_bias is added to its scores
-        of later tokens, from 0 (as None) down to -inf (causal). Nothing is computed behind the last layer that keeps
-        something, and there K and V of its picks only.
-        Differentiable unless called under inference_mode.
+        chunks: token ids, each (L_i,), or embeddings (L_i, width); picks: which tokens of it, appended ones counted on,
+        each head keeps. Chunks are packed without padding and never see each other. anchor_embedding: (width,), added
+        to the embeddings of the anchors, the tokens that any head keeps. A memory has the rotary positions of what it
+        keeps, and L_i as its source length. Nothing is computed behind the last layer that keeps something, and there
+        K and V of its picks only. Differentiable unless called under inference_mode.
         """
-        body = (self.encoder if use_lora else self.decoder).model
-        device = self.device
-        lengths = [c.numel() for c in chunks]
-        starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-        h = body.embed_tokens(torch.cat(list(chunks)).to(device))
-        if anchor_embedding is not None:
-            marked = torch.cat([p.anchors + s for p, s in zip(picks, starts, strict=False)]).to(device)
-            h = h.index_add(0, marked, anchor_embedding.to(h.dtype).expand(marked.numel(), -1))
-        cos, sin = self._tables(torch.cat([torch.arange(n) for n in lengths]))
-        heads, groups, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.head_dim
-        kept = _kept(picks, starts, groups)
-        last = max(i for i, (_, sizes) in enumerate(kept) if any(sizes))
-        made: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
-        for index, layer in enumerate(body.layers):
-            x = _norm(layer.input_layernorm, h)
-            attn = layer.self_attn
-            at, sizes = kept[index][0].to(device), kept[index][1]
-            if index == last:
-                tokens, at = _narrowed(at, groups)
-                x = x[tokens]
-            k = _linear(attn.k_proj, x).view(-1, groups, dim)
-            v = _linear(attn.v_proj, x).view(-1, groups, dim)
-            runs = (t.flatten(0, 1)[at].split(sizes) for t in (k, v))
-            made.append(list(zip(*runs, strict=True)))
-            if index == last:
-                break
-            q = turn(_linear(attn.q_proj, x).view(-1, heads, dim), cos, sin)
-            k = turn(k, cos, sin)
-            parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-            out = [_attend(*qkv, causal=causal, future_bias=future_bias) for qkv in parts]
-            h = _finish(layer, h, torch.cat(out))
+        made = self._encoded(chunks, picks, (), anchor_embedding, **how)[0]
+        at = how.get("positions")
         return [
             AnchorKV(
                 torch.cat([layer[i][0] for layer in made]),
                 torch.cat([layer[i][1] for layer in made]),
-                p.positions.to(device),
+                (at[i][p.positions] if at else p.positions).to(self.device),
                 p.counts,
-                n,
+                c.shape[0],
             )
-            for i, (p, n) in enumerate(zip(picks, lengths, strict=True))
+            for i, (p, c) in enumerate(zip(picks, chunks, strict=True))
         ]
+
+    def hidden(
+        self, chunks: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor], **how: Unpack[How]
+    ) -> list[torch.Tensor]:
+        """States (tokens, width) behind the last layer and norm, of some tokens of each chunk.
+
+        chunks: as in `encode`; tokens: (n,) indices into each, appended ones counted on. With LoRA, the last layer is
+        adapted where `LoraSpec.whole` is set. Differentiable likewise.
+        """
+        states = self._encoded(chunks, (), tokens, None, **how)[1]
+        return list(states.split([t.numel() for t in tokens]))
+
+    def _encoded(
+        self,
+        chunks: Sequence[torch.Tensor],
+        picks: Sequence[Slots],
+        tokens: Sequence[torch.Tensor],
+        anchor_embedding: torch.Tensor | None,
+        *,
+        appended: Sequence[torch.Tensor] = (),
+        positions: Sequence[torch.Tensor] = (),
+        fronts: Sequence[Memory | None] = (),
+        masks: Sequence[torch.Tensor] = (),
+        causal: bool = False,
+        future_bias: float | None = None,
+        project: Project | None = None,
+        use_lora: bool = True,
+    ) -> tuple[list[list[tuple[torch.Tensor, torch.Tensor]]], torch.Tensor]:
+        """(keys and values of `picks` by layer and chunk; states of `tokens`); one of the two is empty."""
+        body, device = (self.encoder if use_lora else self.decoder).model, self.device
+        parts = [(c, *appended[i : i + 1]) for i, c in enumerate(chunks)]
+        lengths = [sum(part.shape[0] for part in parts_of) for parts_of in parts]
+        starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        h = self.embed(*(part for parts_of in parts for part in parts_of))
+        if anchor_embedding is not None:
+            marked = torch.cat([p.anchors + s for p, s in zip(picks, starts, strict=False)]).to(device)
+            h = h.index_add(0, marked, anchor_embedding.to(h.dtype).expand(marked.numel(), -1))
+        cos, sin = self._tables(torch.cat(list(positions) or [torch.arange(n) for n in lengths]))
+        ahead = [fronts_of(m) if m else None for m in fronts]
+        heads, groups = self.config.num_attention_heads, self.config.num_key_value_heads
+        kept = _kept(picks, starts, groups) if picks else []
+        last = max((i for i, (_, sizes) in enumerate(kept) if any(sizes)), default=len(body.layers) - 1)
+        every = torch.arange(starts[-1], device=device)
+        made: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        for index, layer in enumerate(body.layers):
+            x, rows = _norm(layer.input_layernorm, h), every
+            attn = layer.self_attn
+            if picks:
+                at, sizes = kept[index][0].to(device), kept[index][1]
+                if index == last:
+                    rows, at = _narrowed(at, groups)
+                    x = x[rows]
+            k = self._projected(index, attn, "k", x, rows, groups, project)
+            v = self._projected(index, attn, "v", x, rows, groups, project)
+            if picks:
+                runs = (t.flatten(0, 1)[at].split(sizes) for t in (k, v))
+                made.append(list(zip(*runs, strict=True)))
+                if index == last:
+                    break
+            q = turn(self._projected(index, attn, "q", x, rows, heads, project), cos, sin)
+            k = turn(k, cos, sin)
+            out = [
+                attend_packed(
+                    *qkv,
+                    causal=causal,
+                    front=front_at(ahead, i if ahead else None, index),
+                    future_bias=future_bias,
+                    own=masks[i] if masks else None,
+                )
+                for i, qkv in enumerate(zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True))
+            ]
+            attended = torch.cat(out)
+            if index == last:
+                scored = torch.cat([t + s for t, s in zip(tokens, starts, strict=False)]).to(device)
+                h, attended = h[scored], attended[scored]
+            h = _finish(layer, h, attended)
+        return made, h[:0] if picks else _norm(body.norm, h)
+
+    def _projected(
+        self, index: int, attn: Any, kind: str, x: torch.Tensor, rows: torch.Tensor, heads: int, project: Project | None
+    ) -> torch.Tensor:
+        """Queries, keys or values (rows, heads, head_dim) before RoPE, of a normed x (rows, width)."""
+        name = f"{kind}_proj"
+        out = _linear(getattr(attn, name), x)
+        out = out if project is None else project(index, name, x, out, rows)
+        return _head_norm(attn, kind, out.view(-1, heads, self.head_dim))
 
     # -- reading memory ----------------------------------------------------------------------------------
 
@@ -227,30 +349,31 @@ class Backbone:
         one in `without`: how much a head needs the memory is learned so (DuoAttention, arXiv 2410.10819, section 2.2).
         """
         device = self.device
-        lengths = [r.token_ids.numel() for r in readings]
+        lengths = [r.token_ids.shape[0] for r in readings]
         starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
         base = [0 if r.memory is None else memories[r.memory].next_position for r in readings]
-        ids = torch.cat([r.token_ids for r in readings])
+        texts = [r.token_ids for r in readings]
+        inputs = torch.cat(texts) if all(t.ndim == 1 for t in texts) else self.embed(*texts)
         positions = torch.cat([torch.arange(n) + o for n, o in zip(lengths, base, strict=True)])
         scored = torch.cat([r.scored + a for r, a in zip(readings, starts, strict=False)]).to(device)
-        fronts, others = ([_fronts(m) if m else None for m in ms] for ms in (memories, without))
+        fronts, others = ([fronts_of(m) if m else None for m in ms] for ms in (memories, without))
 
         def mix(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             out = []
             for r, *qkv in zip(readings, q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
-                seen = _attend(*qkv, causal=True, front=_layer(fronts, r.memory, index))
+                seen = attend_packed(*qkv, causal=True, front=front_at(fronts, r.memory, index))
                 if shares is not None and r.memory is not None:
                     share = shares[r.memory, index].repeat_interleave(seen.shape[1] // k.shape[1]).to(seen.dtype)
-                    other = _attend(*qkv, causal=True, front=_layer(others, r.memory, index))
+                    other = attend_packed(*qkv, causal=True, front=front_at(others, r.memory, index))
                     seen = share * seen + (1 - share) * other
                 out.append(seen)
             return torch.cat(out)
 
-        return self.walk(ids, positions, mix, scored=scored, use_lora=use_lora)
+        return self.walk(inputs, positions, mix, scored=scored, use_lora=use_lora)
 
     def walk(
         self,
-        ids: torch.Tensor,
+        inputs: torch.Tensor,
         positions: torch.Tensor,
         mix: Mix,
         *,
@@ -259,27 +382,29 @@ class Backbone:
     ) -> torch.Tensor:
         """One pass of packed tokens through the decoder; logits (scored or all tokens, vocabulary).
 
-        ids, positions: (tokens,). `mix` is the attention: called for each layer with rotated queries (tokens, heads,
-        head_dim), rotated keys and plain values (tokens, kv_heads, head_dim), it returns (tokens, heads * head_dim).
+        inputs: token ids (tokens,) or embeddings (tokens, width); positions: (tokens,). `mix` is the attention: called
+        for each layer with rotated queries (tokens, heads, head_dim), rotated keys and plain values (tokens, kv_heads,
+        head_dim), it returns (tokens, heads * head_dim).
         """
         model = self.encoder if use_lora else self.decoder
-        body, device = model.model, self.device
+        body = model.model
         heads, groups, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.head_dim
-        h = body.embed_tokens(ids.to(device))
+        h = self.embed(inputs)
         cos, sin = self._tables(positions)
         for index, layer in enumerate(body.layers):
             x = _norm(layer.input_layernorm, h)
             attn = layer.self_attn
-            block = None if use_lora else self._blocks[index]
-            if block is None:
+            block, bias = (None, None) if use_lora else (self._blocks[index], self._biases[index])
+            if block is None or bias is None:
                 parts = [_linear(p, x) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
             else:
-                parts = _times(x, block.qkv).split((heads * dim, groups * dim, groups * dim), dim=-1)
+                parts = _times(x, block.qkv, bias.qkv).split((heads * dim, groups * dim, groups * dim), dim=-1)
             q, k, v = (p.view(-1, n, dim) for p, n in zip(parts, (heads, groups, groups), strict=True))
+            q, k = _head_norm(attn, "q", q), _head_norm(attn, "k", k)
             out = mix(index, turn(q, cos, sin), turn(k, cos, sin), v)
             if index == len(body.layers) - 1 and scored is not None:
                 h, out = h[scored], out[scored]
-            h = _finish(layer, h, out, block)
+            h = _finish(layer, h, out, block, bias)
         return _times(_norm(body.norm, h), model.lm_head.weight if use_lora else self._head)
 
     def plain_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -297,127 +422,19 @@ class Backbone:
         return (a.cos() * self.rope_scaling).to(self.dtype), (a.sin() * self.rope_scaling).to(self.dtype)
 
 
-class _Front(NamedTuple):
-    """What one layer attends in front of a text: k and v (n, kv_heads, d), the runs of its heads from the left,
-    (n, kv_heads) where a shorter run has no slot (None: nowhere), and (kv_heads, n) what is added to the scores
-    (None: nothing)."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    hidden: torch.Tensor | None
-    bias: torch.Tensor | None = None
-
-
-def _fronts(memory: Memory) -> list[_Front | None]:
-    """A memory layer by layer; None where a layer keeps nothing."""
-    fronts: list[_Front | None] = []
-    biases = memory.layer_biases()
-    for layer, (runs, counts) in enumerate(zip(memory.layer_runs(), memory.counts, strict=True)):
-        most = int(counts.max())
-        if not most:
-            fronts.append(None)
-            continue
-        keys, values = (pad_sequence([run[i] for run in runs]) for i in (0, 1))
-        hidden = None if bool((counts == most).all()) else (torch.arange(most)[:, None] >= counts).to(keys.device)
-        bias = None if biases is None else pad_sequence(biases[layer], batch_first=True).to(keys.dtype)
-        fronts.append(_Front(keys, values, hidden, bias))
-    return fronts
-
-
-def _layer(fronts: Sequence[list[_Front | None] | None], memory: int | None, layer: int) -> _Front | None:
-    found = None if memory is None else fronts[memory]
-    return found[layer] if found else None
-
-
-def _attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    causal: bool,
-    front: _Front | None = None,
-    future_bias: float | None = None,
+def _finish(
+    layer: Any, h: torch.Tensor, attended: torch.Tensor, block: _Block | None = None, bias: _Biases | None = None
 ) -> torch.Tensor:
-    """Attention of one packed sequence: q (n, heads, d), k and v (n, kv_heads, d); `front` is attended by all.
-
-    future_bias: added to the scores of later tokens, where these are seen.
-    """
-    n, mask, bias = q.shape[0], None, None
-    if front is not None:
-        k, v = torch.cat((front.keys, k)), torch.cat((front.values, v))
-    m, heads, groups, dim = k.shape[0], q.shape[1], k.shape[1], q.shape[2]
-    if n > 1 and (causal or front is not None):
-        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
-    elif future_bias:
-        bias = torch.full((n, m), future_bias, dtype=q.dtype, device=q.device).triu(1)
-    if front is not None and front.hidden is not None:
-        seen = F.pad(~front.hidden.T, (0, n), value=True)[:, None]
-        mask = seen.expand(-1, n, -1) if mask is None else seen & mask
-    prior = None if front is None or front.bias is None else F.pad(front.bias, (0, n))[:, None]
-    if q.requires_grad and q.device.type == "cpu":
-        # The fused CPU kernel's backward is four times slower than two small matmuls at these lengths.
-        q = q.view(n, groups, heads // groups, dim).permute(1, 2, 0, 3).reshape(groups, -1, dim)
-        scores = torch.bmm(q, k.permute(1, 2, 0)) * dim**-0.5
-        if mask is not None:
-            mask = ~(mask if mask.ndim == 2 else mask[:, None])
-            scores = scores.view(groups, -1, n, m).masked_fill(mask, float("-inf")).view(groups, -1, m)
-        if bias is not None:
-            scores = (scores.view(groups, -1, n, m) + bias).view(groups, -1, m)
-        if prior is not None:
-            scores = scores + prior
-        out = torch.bmm(scores.softmax(-1), v.transpose(0, 1))
-        return out.view(groups, heads // groups, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
-    if mask is not None:
-        mask = spread(mask, heads // groups, q.dtype)
-    elif bias is not None:
-        mask = bias.repeat(heads // groups, 1)
-    if prior is not None:
-        rows = heads // groups * n
-        mask = prior.expand(-1, rows + -rows % TILE, -1) if mask is None else mask + prior
-    return attend(q, k.transpose(0, 1), v.transpose(0, 1), mask=mask)
-
-
-def spread(mask: torch.Tensor, repeat: int, dtype: torch.dtype) -> torch.Tensor:
-    """A mask (..., n, m), True where a query sees a key, as `attend` adds it: 0 or -inf, (..., repeat * n, m), and
-    rows that hide nothing up to a multiple of `TILE`."""
-    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-    rows = repeat * mask.shape[-2]
-    return F.pad(torch.cat([added] * repeat, dim=-2), (0, 0, 0, -rows % TILE))
-
-
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: torch.Tensor | None = None, causal: bool = False
-) -> torch.Tensor:
-    """Fused attention of one sequence: q (n, heads, d), k and v (kv_heads, m, d) -> (n, heads * d).
-
-    mask: of `spread`, for all heads or (kv_heads, rows, m); without it a query sees all keys, or with `causal` (n <= m)
-    those up to its own place.
-    """
-    n, heads, dim = q.shape
-    groups, repeat = k.shape[0], heads // k.shape[0]
-    if causal:
-        q = F.pad(q, (0, 0, 0, 0, 0, k.shape[1] - n))
-        k, v = k.repeat_interleave(repeat, dim=0), v.repeat_interleave(repeat, dim=0)
-        out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], is_causal=True)
-        return out[0, :, :n].transpose(0, 1).reshape(n, -1)
-    # The query heads that share a key head become more of its queries: a long memory is not copied.
-    q = q.view(n, groups, repeat, dim).permute(1, 2, 0, 3).reshape(groups, repeat * n, dim)
-    if mask is not None:
-        q = F.pad(q, (0, 0, 0, mask.shape[-2] - repeat * n))
-        mask = mask if mask.ndim == 2 else mask[None]
-    out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0, :, : repeat * n]
-    return out.view(groups, repeat, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
-
-
-def _finish(layer: Any, h: torch.Tensor, attended: torch.Tensor, block: _Block | None = None) -> torch.Tensor:
-    """Output projection, residual and MLP of one layer, by its `block` or by its modules."""
+    """Output projection, residual and MLP of one layer, by its `block` and `bias` or by its modules."""
     attn, mlp = layer.self_attn, layer.mlp
-    h = h + (_linear(attn.o_proj, attended) if block is None else _times(attended, block.out))
-    x = _norm(layer.post_attention_layernorm, h)
-    if block is None:
+    if block is None or bias is None:
+        h = h + _linear(attn.o_proj, attended)
+        x = _norm(layer.post_attention_layernorm, h)
         return h + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, x)) * _linear(mlp.up_proj, x))
-    gate, up = _times(x, block.gate_up).chunk(2, dim=-1)
-    return h + _times(F.silu(gate) * up, block.down)
+    h = h + _times(attended, block.out, bias.out)
+    x = _norm(layer.post_attention_layernorm, h)
+    gate, up = _times(x, block.gate_up, bias.gate_up).chunk(2, dim=-1)
+    return h + _times(F.silu(gate) * up, block.down, bias.down)
 
 
 def _kept(picks: Sequence[Slots], starts: Sequence[int], groups: int) -> list[tuple[torch.Tensor, list[int]]]:
@@ -444,21 +461,33 @@ class _Block(NamedTuple):
     gate_up: Weight
     down: Weight
 
-    def packed(self) -> _Block:
-        return _Block(*(_packed(w) for w in self))
+    def packed(self, biases: _Biases) -> _Block:
+        return _Block(*(_packed(w, b) for w, b in zip(self, biases, strict=True)))
 
 
-def _packed(weight: Weight) -> Weight:
-    return weight if isinstance(weight, Packed) else pack(weight)
+class _Biases(NamedTuple):
+    """What is added to the products with a `_Block`'s weights; None: nothing."""
+
+    qkv: torch.Tensor | None
+    out: torch.Tensor | None
+    gate_up: torch.Tensor | None
+    down: torch.Tensor | None
 
 
-def _block(layer: Any) -> _Block | None:
-    """None where a linear layer has a bias."""
+def _packed(weight: Weight, bias: torch.Tensor | None = None) -> Weight:
+    return weight if isinstance(weight, Packed) else pack(weight, bias)
+
+
+def _block(layer: Any) -> _Block:
     a, m = layer.self_attn, layer.mlp
-    if any(t.bias is not None for t in (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj)):
-        return None
     qkv, gate_up = _joined(a.q_proj, a.k_proj, a.v_proj), _joined(m.gate_proj, m.up_proj)
     return _Block(qkv, a.o_proj.weight, gate_up, m.down_proj.weight)
+
+
+def _biases(layer: Any) -> _Biases:
+    a, m = layer.self_attn, layer.mlp
+    groups = (a.q_proj, a.k_proj, a.v_proj), (a.o_proj,), (m.gate_proj, m.up_proj), (m.down_proj,)
+    return _Biases(*(None if g[0].bias is None else torch.cat([p.bias.data for p in g]) for g in groups))
 
 
 def _joined(*layers: Any) -> torch.Tensor:
@@ -488,12 +517,19 @@ def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
+def _head_norm(attn: Any, kind: str, x: torch.Tensor) -> torch.Tensor:
+    """Queries ("q") or keys ("k"), (tokens, heads, head_dim), as a family with norms of heads has them; others as
+    they are."""
+    norm = getattr(attn, f"{kind}_norm", None)
+    return x if norm is None else _norm(norm, x)
+
+
 def _times(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """A linear map of rows. One row alone is computed as two: CPU kernels sum it in another order, and an answer
     must not depend on how many are under way."""
     if x.shape[0] == 1:
         return _times(x.expand(2, -1).contiguous(), weight, bias)[:1]
-    return weight.times(x) if isinstance(weight, Packed) else F.linear(x, weight, bias)
+    return weight.times(x, bias) if isinstance(weight, Packed) else F.linear(x, weight, bias)
 
 
 def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -19,9 +20,16 @@ BUDGETS = Registry(
 class Budget(nn.Module, ABC):
     """A way to share out a passage's slots among heads, made for a backbone. What it learns goes with the adapter."""
 
+    learned: ClassVar[bool] = False
+    """Whether `--objective budget` fits it, by its `shares`."""
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.shape = backbone.kv_shape[:2]
+
+    def shares(self, mean: float) -> torch.Tensor:
+        """Each head's share of a passage, (layers, kv_heads) in 0..1 with this mean, differentiable in the scores."""
+        raise NotImplementedError(f"{type(self).__name__} learns no shares")
 
     @abstractmethod
     def forward(self, length: int, count: int) -> torch.Tensor:
@@ -44,6 +52,7 @@ class Learned(Budget):
     threshold makes the shares add up. Before it is fitted, all heads are alike.
     """
 
+    learned = True
     LEAST = 0.02
     """Smaller shares are none: a run of one or two tokens serves nobody."""
 
@@ -52,7 +61,6 @@ class Learned(Budget):
         self.scores = nn.Parameter(torch.zeros(self.shape, device=backbone.device))
 
     def shares(self, mean: float) -> torch.Tensor:
-        """Each head's share of a passage, (layers, kv_heads) in 0..1 with this mean, differentiable in the scores."""
         s = self.scores.double()
         with torch.no_grad():
             threshold = _threshold(s, mean)

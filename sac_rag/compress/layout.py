@@ -8,6 +8,9 @@ from typing import Any
 
 from sac_rag.errors import AdapterError
 
+MAX_CHARS = 4096
+"""Longest part of a layout: what stands around every memory is read with every question, and attends to itself."""
+
 
 @dataclass(frozen=True)
 class PromptLayout:
@@ -26,11 +29,18 @@ class PromptLayout:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> PromptLayout:
-        """Read a card's layout; raises AdapterError on unknown or non-text fields."""
+        """Read a card's layout; raises AdapterError on unknown, non-text or endless fields."""
         known = {f.name for f in fields(cls)}
+        if not isinstance(values, Mapping):
+            raise AdapterError(f"prompt layout is {type(values).__name__}, not {', '.join(sorted(known))}")
         bad = [k for k, v in values.items() if k not in known or not isinstance(v, str)]
         if bad:
             raise AdapterError(f"prompt layout has unknown or non-text fields {bad}; known: {sorted(known)}")
+        for name, text in values.items():
+            if len(text) > MAX_CHARS:
+                raise AdapterError(
+                    f"{name} of the prompt layout has {len(text):,} characters; {MAX_CHARS:,} are the most"
+                )
         return cls(**values)
 
     def to_mapping(self) -> dict[str, str]:

@@ -20,19 +20,22 @@ class Packed:
 
     layout: torch.Tensor
 
-    def times(self, x: torch.Tensor) -> torch.Tensor:
+    def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """(rows, inputs) -> (rows, outputs), the same bits as F.linear."""
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.layout, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.layout, bias, "none", [], "")
 
 
-def pack(weight: torch.Tensor) -> Packed | torch.Tensor:
-    """The weight packed, as a second copy; itself where this torch or device has no such kernels, or others' bits."""
+def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed | torch.Tensor:
+    """The weight packed, as a second copy; itself where this torch or device has no such kernels, or others' bits.
+
+    bias: (outputs,), what is added to the products wherever it is used.
+    """
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
         return weight
     try:
         packed = Packed(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
         x = torch.linspace(-1, 1, 2 * weight.shape[1]).view(2, -1).to(weight.dtype)
-        return packed if torch.equal(packed.times(x), F.linear(x, weight)) else weight
+        return packed if torch.equal(packed.times(x, bias), F.linear(x, weight, bias)) else weight
     except (AttributeError, RuntimeError):  # operators of torch's compiler, without a promise to stay
         return weight
 

@@ -8,7 +8,8 @@ the adapter's card names.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -24,28 +25,52 @@ PLACINGS = Registry(
     "placing",
     {"source": "sac_rag.compress.placing:source", "packed": "sac_rag.compress.placing:packed"},
 )
-"""Memories in order -> (the positions of each one's slots, the position of the text that follows)."""
+"""Entries are instances of `Positions`."""
 
 
-def source(memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:
-    """Each passage occupies its source length, one after the other (SAC, section 3.3)."""
-    places, start = [], 0
-    for m in memories:
-        places.append(m.positions + start)
-        start += m.source_len
-    return places, start
+class Positions(ABC):
+    """Which positions memories take up: one after the other, unless a subclass overrides `__call__`."""
+
+    @abstractmethod
+    def places(self, memory: AnchorKV) -> torch.Tensor:
+        """Positions (slots,) of a memory that begins at 0."""
+
+    @abstractmethod
+    def extent(self, slots: int, source_len: int) -> int:
+        """Positions that a memory of `slots` (in a head on average) and `source_len` tokens takes up."""
+
+    def __call__(self, memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:
+        """(the positions of each memory's slots, that of the text that follows, which is the sum of their extents)."""
+        places, start = [], 0
+        for m in memories:
+            places.append(self.places(m) + start)
+            start += self.extent(m.anchors, m.source_len)
+        return places, start
 
 
-def packed(memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:
+class _Source(Positions):
+    """Each passage occupies its source length (SAC, section 3.3)."""
+
+    def places(self, memory: AnchorKV) -> torch.Tensor:
+        return memory.positions
+
+    def extent(self, slots: int, source_len: int) -> int:
+        return source_len
+
+
+class _Packed(Positions):
     """Anchors at consecutive positions, as if they were the only tokens; where heads keep other ones, drawn together
     to as many positions as a head has slots on average."""
-    places, start = [], 0
-    for m in memories:
-        anchors, rank = m.positions.unique(return_inverse=True)
-        places.append(rank * m.anchors // anchors.numel() + start)
-        start += m.anchors
-    return places, start
 
+    def places(self, memory: AnchorKV) -> torch.Tensor:
+        anchors, rank = memory.positions.unique(return_inverse=True)
+        return rank * memory.anchors // anchors.numel()
+
+    def extent(self, slots: int, source_len: int) -> int:
+        return slots
+
+
+source, packed = _Source(), _Packed()
 
 ORDERS = ("best-last", "best-first")
 
@@ -55,7 +80,7 @@ class Placing:
     """How the memories of several passages stand before a decoder. Passages are ranked by retrieval, 0 the best."""
 
     positions: str = "source"
-    """What positions they take, by registry name: "source" or "packed"."""
+    """What positions they take, by registry name: "source" (their source length) or "packed" (their slots)."""
     order: str = "best-last"
     """"best-last": the best passage stands nearest the question; "best-first": farthest from it."""
     prior: float = 0.0
@@ -70,13 +95,13 @@ class Placing:
             raise ConfigError(f"prior is {self.prior!r}; it must be a number of at least 0 and finite")
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Placing:
-        """Read a card's policy; raises AdapterError on unknown fields and values."""
+    def from_mapping(cls, values: Mapping[str, Any], usual: Placing | None = None) -> Placing:
+        """Read a card's policy; raises AdapterError on unknown fields and values. usual: has those it leaves out."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise AdapterError(f"placing has unknown fields {unknown}; known: {sorted(known)}")
         try:
-            return cls(**values)
+            return replace(usual or cls(), **values)
         except (ConfigError, TypeError) as error:
             raise AdapterError(f"placing {dict(values)} cannot be used: {error}") from error
 
@@ -88,6 +113,15 @@ class Placing:
     def to_mapping(self) -> dict[str, Any]:
         return asdict(self)
 
+    def unusual(self) -> dict[str, Any]:
+        """The fields in which it differs from the default policy, for what was stored before there was a choice."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(Placing(), name)}
+
+    def places(self, memories: Sequence[AnchorKV]) -> tuple[list[torch.Tensor], int]:
+        """(positions (slots,) of each of the memories in reading order, the position of the text that follows)."""
+        placed: tuple[list[torch.Tensor], int] = PLACINGS.load(self.positions)(memories)
+        return placed
+
     def arranged(self, count: int, first: int = 0) -> tuple[list[int], list[float]]:
         """Passages `count`, best first, of ranks from `first` on: their indices in reading order, and the bias of
         each in that order."""
@@ -97,15 +131,20 @@ class Placing:
         return order, [-self.prior * (first + i) if self.prior else 0.0 for i in order]
 
     def extent(self, slots: int, source_len: int) -> int:
-        """Positions that a memory of so many slots (in a head on average) and source tokens takes up."""
-        return slots if self.positions == "packed" else source_len
+        """Positions that a memory of `slots` (in a head on average) and `source_len` tokens takes up."""
+        taken: int = PLACINGS.load(self.positions).extent(slots, source_len)
+        return taken
+
+    def span(self, memories: Iterable[AnchorKV]) -> int:
+        """Positions that memories take up together."""
+        return sum(self.extent(m.anchors, m.source_len) for m in memories)
 
 
 def compose(
     memories: Sequence[AnchorKV],
     inv_freq: torch.Tensor,
     *,
-    placing: str = "source",
+    placing: Placing | None = None,
     biases: Sequence[float] | None = None,
     scaling: float = 1.0,
     start: int = 0,
@@ -113,7 +152,8 @@ def compose(
 ) -> Memory:
     """Place from position `start` on, rotate (once, in fp32) and join memories of equal (layers, kv_heads, head_dim).
 
-    placing: positions by registry name. biases: one a memory, added to the attention scores of its slots.
+    placing: None is the default policy; order is that of `memories`. biases: one a memory, added to the attention
+    scores of its slots.
     Raises MemoryInvalid when there is none or when their shapes differ.
     """
     if not memories:
@@ -121,7 +161,7 @@ def compose(
     shapes = {(*m.counts.shape, m.keys.shape[1]) for m in memories}
     if len(shapes) > 1:
         raise MemoryInvalid(f"memories of different models cannot be joined: (layers, kv_heads, head_dim) {shapes}")
-    places, following = PLACINGS.load(placing)(memories)
+    places, following = (placing or Placing()).places(memories)
     dtype = dtype or memories[0].keys.dtype
     keys = torch.cat([m.keys for m in memories])
     keys = rotate(keys, torch.cat(places) + start, inv_freq, scaling, dtype)

@@ -6,6 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +29,15 @@ SELECTORS = Registry(
 class Selector(nn.Module, ABC):
     """A way to choose anchors, made for a backbone. What it learns goes with the adapter."""
 
+    learned: ClassVar[bool] = False
+    """Whether `--objective salience` fits it, by its `scores`."""
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
+
+    def scores(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Log-odds (tokens,) that a question asks for a token, fp32, differentiable in what is learned."""
+        raise NotImplementedError(f"{type(self).__name__} scores no tokens")
 
     @abstractmethod
     def forward(self, token_ids: Sequence[int], count: int) -> torch.Tensor:
@@ -66,6 +74,7 @@ class Salient(Selector):
     every token counts `FLOOR`. Before it is fitted, all tokens are alike, and it is nearly uniform.
     """
 
+    learned = True
     WINDOW = 2
     """Tokens seen on either side."""
     HIDDEN = 64
@@ -89,7 +98,6 @@ class Salient(Selector):
         self.token = nn.Parameter(torch.zeros(table.num_embeddings, device=place))
 
     def scores(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Log-odds (tokens,) that a question asks for a token, fp32, differentiable in what is learned."""
         ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self.token.device)
         with torch.no_grad():
             x = self._embed[0](ids).float()

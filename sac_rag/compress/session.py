@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from sac_rag.compress.anchor_kv import Memory
-from sac_rag.compress.backbone import TILE, Backbone, Mix, attend, spread
+from sac_rag.compress.attention import TILE, attend, spread
+from sac_rag.compress.backbone import Backbone, Mix
 from sac_rag.errors import MemoryInvalid
 
 Part: TypeAlias = Memory | Sequence[int]

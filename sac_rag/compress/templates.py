@@ -48,6 +48,9 @@ WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Name -> messages. "langchain" and "llama-index" are the stock prompts of those projects."""
 
+DIRECT = {"enable_thinking": False}
+"""What chat templates are told: models that may think first (Qwen3) answer at once. Other templates ignore it."""
+
 
 def layout_of(tokenizer: Any, name: str = "qa") -> PromptLayout:
     """A named layout in the tokenizer's chat template; plain text where it has none.
@@ -86,7 +89,7 @@ def _render(tokenizer: Any, messages: tuple[tuple[str, str], ...]) -> str:
     if not getattr(tokenizer, "chat_template", None):
         return "".join(f"{m['content']}\n\n" for m in whole[:-1]).rstrip() + f"\nAnswer: {ANSWER}"
     try:
-        text: str = tokenizer.apply_chat_template(whole, tokenize=False)
+        text: str = tokenizer.apply_chat_template(whole, tokenize=False, **DIRECT)
     except Exception as error:  # templates raise what they like
         raise ConfigError(f"the model's chat template does not take these messages: {error}") from error
     return text

@@ -16,11 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import torch
+
 from sac_rag.answer.chat import Message, layout_messages
 from sac_rag.answer.reader import Sampling, decode
 from sac_rag.config import AskConfig, IndexConfig
+from sac_rag.errors import ConfigError
 from sac_rag.evaluate.metrics import contains
-from sac_rag.library.codecs import CODECS, get_codec
+from sac_rag.indexing import IndexReport
+from sac_rag.library.codecs import CODECS, get_codec, is_fitted
+from sac_rag.models.adapters import codec_state
 from sac_rag.pipeline import SacRag
 from sac_rag.records import Answer, Hit
 from sac_rag.samples import SampleQuestion, documents, questions
@@ -79,8 +84,9 @@ def storage(rag: SacRag, ratios: Sequence[float], *, sample: int = 32) -> list[d
         memories = rag.engine.compress(texts, ratio)
         seconds = time.perf_counter() - began
         tokens = sum(m.source_len for m in memories)
-        for name in sorted(CODECS):
-            codec = get_codec(name)
+        state = codec_state(rag.engine.adapter_path)
+        for name in sorted(name for name in CODECS if state or not is_fitted(name)):
+            codec = get_codec(name, state)
             stored = [codec.encode(m) for m in memories]
             back = [codec.decode(s) for s in stored]
             error = max(
@@ -99,6 +105,53 @@ def storage(rag: SacRag, ratios: Sequence[float], *, sample: int = 32) -> list[d
                 }
             )
     return rows
+
+
+def indexing(
+    paths: str | Path | Sequence[str],
+    workers: Sequence[int | None],
+    config: IndexConfig | None = None,
+    *,
+    rounds: int = 3,
+) -> list[dict[str, float | str]]:
+    """How fast documents are indexed by child processes of one thread beside this process with its own threads (None),
+    in turn. tokens_per_s: from the first passages that are compressed on, when the models are loaded; ids and bytes of
+    what is stored are compared with those of the first way."""
+    seconds: dict[int | None, list[float]] = {count: [] for count in workers}
+    speeds: dict[int | None, list[float]] = {count: [] for count in workers}
+    same: dict[int | None, bool] = {}
+    first: dict[str, bytes] = {}
+    for _ in range(rounds):
+        for count in workers:
+            heard: list[tuple[float, int]] = []
+
+            def listen(report: IndexReport, heard: list[tuple[float, int]] = heard) -> None:
+                if report.tokens and (not heard or report.tokens > heard[-1][1]):
+                    heard.append((time.perf_counter(), report.tokens))
+
+            with tempfile.TemporaryDirectory() as folder:
+                rag = SacRag.open(Path(folder) / "a.lib", config=config or IndexConfig(), create=True)
+                with rag:
+                    began = time.perf_counter()
+                    rag.add(paths, workers=count, listen=listen)
+                    seconds[count].append(time.perf_counter() - began)
+                    stored = {d.uri: d for d in rag.library.documents()}
+                    found = {f.name: f.read_bytes() for f in sorted(rag.library.path.glob("seg-*"))}
+            first = first or found
+            same[count] = bool(stored) and found == first
+            if len(heard) < 2:
+                raise ConfigError(f"{paths} is indexed in one batch: name more documents to measure a speed")
+            speeds[count].append((heard[-1][1] - heard[0][1]) / (heard[-1][0] - heard[0][0]))
+    return [
+        {
+            "workers": "this process" if count is None else str(count),
+            "threads": str(torch.get_num_threads() if count is None else 1),
+            "seconds": median(seconds[count]),
+            "tokens_per_s": median(speeds[count]),
+            "same_bytes": str(same[count]),
+        }
+        for count in workers
+    ]
 
 
 def answers(rag: SacRag, asked: Sequence[SampleQuestion], ks: Sequence[int]) -> list[dict[str, float | str]]:
@@ -176,11 +229,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ratio", type=float, action="append", help="ratios to index at (default 5 and 15)")
     parser.add_argument("--answers", action="store_true", help="also answer all sample questions with 1, 3, 5 passages")
     parser.add_argument("--serving", action="store_true", help="also 16 conversations at once, and 8 turns of one")
+    parser.add_argument("--indexing", action="store_true", help="only index, in this process and in 1 and 2 workers")
+    parser.add_argument("--documents", help="what --indexing indexes (default: the sample documents)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     ratios = args.ratio or [5.0, 15.0]
     asked = questions()
     results: dict[str, list[dict[str, float | str]]] = {"latency": [], "storage": [], "answers": []}
+    if args.indexing:
+        results["indexing"] = indexing(args.documents or documents(), (None, 1, 2))
+        ratios = []
     with tempfile.TemporaryDirectory() as folder:
         for ratio in ratios:
             if args.library:

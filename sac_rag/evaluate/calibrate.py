@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sac_rag.answer.confidence import Thresholds, key_of
-from sac_rag.answer.engine import Engine
 from sac_rag.compress.adapter import Card
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import AdapterError, ConfigError
-from sac_rag.evaluate.harness import READERS, Listen, check_readers, score_task, settings_of
-from sac_rag.evaluate.metrics import contains
-from sac_rag.evaluate.results import Origin, Results, file_sha256
-from sac_rag.evaluate.runs import Prediction, Run
-from sac_rag.evaluate.tasks import Task, check_names, load_task
+from sac_rag.evaluate.harness import computed
+from sac_rag.evaluate.jobs import Planner, Work, variants
+from sac_rag.evaluate.readers import GOLD, MISMATCHED, check_readers
+from sac_rag.evaluate.results import Results
+from sac_rag.evaluate.sources import Listen, mismatched
+from sac_rag.evaluate.tasks import check_names, load_task
 from sac_rag.evaluate.thresholds import (
     Abstaining,
     Bin,
@@ -31,10 +30,6 @@ from sac_rag.evaluate.thresholds import (
     fallback_threshold,
     falling_back,
 )
-from sac_rag.models.loading import choose_device, choose_dtype
-
-TRIES = 16
-"""Contexts looked at for one that does not hold an accepted answer of another's questions."""
 
 
 @dataclass(frozen=True)
@@ -73,34 +68,27 @@ def calibrate(
     Raises ConfigError for a method without memory, a precision or ratio out of range, files of the same name, and a
     file of one context.
     """
-    check_readers(("memory", "text"), READERS, method, ratios)
+    check_readers(("memory", "text"), MISMATCHED, method, ratios)
     if precision is not None and not 0 < precision <= 1:
         raise ConfigError(f"precision is {precision}; it must lie above 0 and be at most 1")
     check_names(files)
-    own = [load_task(f, limit=limit, seed=seed) for f in files]
-    other = [mismatched(task, seed) for task in own]
-    hashes = [file_sha256(f) if results else "" for f in files]
-    origin = Origin.of(model, method, adapter) if results else None
-    number = str(choose_dtype(dtype, choose_device(device)))
-
-    def answers(reader: str, ratio: float | None, track: str) -> list[Prediction]:
-        found: list[Prediction] = []
-        for task, asked, content in zip(own, own if track == "gold" else other, hashes, strict=True):
-            settings = {
-                **{"track": track, "set": task.name, "file_sha256": content, "limit": limit, "seed": seed},
-                **settings_of(reader, ratio, number, origin.determines(reader) if origin else {}),
-            }
-            scored = results.find(Run, settings) if results else None
-            if scored is None:
-                engine = Engine.shared(model, method, adapter, device=device, dtype=dtype)
-                scored = score_task(engine, asked, reader, ratio, batch, listen)
-                if results:
-                    results.keep(scored, settings)
-            found += scored.predictions
-        return found
+    tasks = {file: load_task(file, limit=limit, seed=seed) for file in files}
+    for task in tasks.values():
+        mismatched(task, seed)  # a file of one context is refused before anything is answered
+    work = Work(model, limit, seed, batch, device, dtype)
+    planner = Planner(work, stored=results is not None)
+    plan = {
+        (v.reader, v.ratio): [
+            [planner.given(v, file, task, track) for file, task in tasks.items()] for track in (GOLD, MISMATCHED)
+        ]
+        for v in variants(("text", "memory"), method, {None: adapter}, "", ratios)
+    }
+    jobs = [job for tracks in plan.values() for track in tracks for job in track]
+    answers = computed(jobs, tasks, work, 1, results, listen)
 
     def pairs(reader: str, ratio: float | None) -> Pairs:
-        return Pairs.of(answers(reader, ratio, "gold"), answers(reader, ratio, "mismatched"))
+        own, other = ([p for job in track for p in answers[job].predictions] for track in plan[reader, ratio])
+        return Pairs.of(own, other)
 
     text, done = pairs("text", None), []
     for ratio in map(float, ratios):
@@ -117,23 +105,6 @@ def calibrate(
         fallback = falling_back(memory, text, thresholds.fallback, ratio=ratio)
         done.append(Calibration(ratio, thresholds, rows, fallback, curve(memory, text, ratio=ratio)))
     return done
-
-
-def mismatched(task: Task, seed: int = 0) -> Task:
-    """The same questions in the same order, those of a context asked of another's text.
-
-    Each takes the first of some drawn at random that holds no accepted answer to them; the first of all where every
-    one does. Raises ConfigError when the task has one text only.
-    """
-    texts, draw = [text for text, _ in task.contexts], random.Random(seed)
-    contexts = []
-    for text, questions in task.contexts:
-        others = [t for t in draw.sample(texts, min(len(texts), TRIES)) if t != text] or [t for t in texts if t != text]
-        if not others:
-            raise ConfigError(f"{task.name} has one context only; calibrating takes two, one to be the wrong one")
-        free = (t for t in others if not any(contains(t, q.answers) for q in questions))
-        contexts.append((next(free, others[0]), questions))
-    return Task(f"{task.name} (other passages)", tuple(contexts))
 
 
 def stored(folder: Path, ratios: Sequence[float], *, model: str, adapter: str) -> dict[float, Thresholds]:

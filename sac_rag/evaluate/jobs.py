@@ -1,15 +1,19 @@
-"""What an evaluation has to compute: a job a run, in an order that leaves no processor idle at the end."""
+"""What an evaluation has to compute: a job a run, what it is stored under, and the order that keeps processors busy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
+from sac_rag.evaluate.prompts import ANSWER_TOKENS
+from sac_rag.evaluate.readers import QuestionReader, reader_of
+from sac_rag.evaluate.results import Origin, Results, file_sha256
+from sac_rag.evaluate.runs import Run, Scored
 from sac_rag.evaluate.tasks import Task
-
-ANSWER_CHARACTERS = 400
-"""An answer takes about as long as reading so many characters of context."""
+from sac_rag.models.loading import choose_device, choose_dtype
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Variant:
     ratio: float | None = None
     prompt: str | None = None
 
+    @cached_property
+    def by(self) -> QuestionReader:
+        return reader_of(self.reader)
+
     @property
     def engine(self) -> tuple[str, str]:
         """What is loaded for it, besides the base model."""
@@ -43,8 +51,28 @@ class Variant:
     @property
     def label(self) -> str:
         """What it is called while it runs."""
-        who = f"{self.method} {self.ratio:g}x" if self.ratio else self.reader
-        return " ".join(filter(None, (who, self.called, self.prompt)))
+        return " ".join(filter(None, (self.by.label(self.method, self.ratio), self.called, self.prompt)))
+
+
+def variants(
+    readers: Sequence[str],
+    method: str,
+    adapters: Mapping[str | None, str],
+    full_ft_adapter: str,
+    ratios: Sequence[float],
+    prompts: Sequence[str | None] = (None,),
+) -> Iterator[Variant]:
+    """Readers in all the settings that are theirs, in the order of the table. Those that compress nothing take the
+    first adapter's layout."""
+    alone: dict[str | None, str] = {None: next(iter(adapters.values()))}
+    for name in readers:
+        reader = reader_of(name)
+        if reader.own_adapter:
+            yield Variant(name, reader.own_adapter, full_ft_adapter)
+            continue
+        for called, folder in (adapters if reader.compressed else alone).items():
+            for ratio, prompt in itertools.product(map(float, ratios) if reader.compressed else (None,), prompts):
+                yield Variant(name, method, folder, called, ratio, prompt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,24 +84,64 @@ class Job:
     questions: int
     cost: int
     settings: Mapping[str, Any]
+    run: type[Run] = field(default=Run, repr=False)
+    """What is made of it."""
 
     @property
     def name(self) -> str:
         return f"{self.settings['set']}, {self.variant.label}"
 
     def to_mapping(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "run"}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Job:
         return cls(**{**values, "variant": Variant(**values["variant"])})
 
 
-def cost_of(task: Task, reader: str) -> int:
-    """Estimated characters that a reader reads: a text once for each question, what is cached once for all."""
-    read = {"closed": 0, "text": sum(len(text) * len(questions) for text, questions in task.contexts)}
-    once = sum(len(text) for text, _ in task.contexts)
-    return read.get(reader, once) + ANSWER_CHARACTERS * task.questions
+class Planner:
+    """Makes jobs with the settings that determine their scores. Nothing is loaded to know them; without a place to
+    store runs they are not looked up."""
+
+    def __init__(self, work: Work, *, stored: bool) -> None:
+        self._work = work
+        self._dtype = str(choose_dtype(work.dtype, choose_device(work.device)))
+        self.file_sha256 = cache(file_sha256 if stored else lambda file: "")
+        self._origin = cache(lambda engine: Origin.of(work.model, *engine) if stored else None)
+
+    def given(self, variant: Variant, file: str, task: Task, track: str) -> Job:
+        """On contexts of the file itself."""
+        named = {"prompt": variant.prompt} if variant.prompt else {}
+        return self.job(variant, file, task, track, {"answer_tokens": ANSWER_TOKENS, **named})
+
+    def job(
+        self, variant: Variant, file: str, task: Task, track: str, more: Mapping[str, Any], run: type[Run] = Run
+    ) -> Job:
+        """more: settings that runs of this track alone have."""
+        origin = self._origin(variant.engine)
+        settings = {
+            **{"track": track, "set": task.name, "file_sha256": self.file_sha256(file)},
+            **{"limit": self._work.limit, "seed": self._work.seed},
+            **{"reader": variant.reader, "ratio": variant.ratio, "dtype": self._dtype},
+            **more,
+            **(origin.determines(variant.by.by_adapter) if origin else {}),
+        }
+        return Job(variant, file, task.questions, variant.by.cost(task), settings, run)
+
+
+def complete(
+    jobs: Iterable[Job],
+    results: Results | None,
+    compute: Callable[[list[Job]], Iterable[tuple[Job, Scored[Any]]]],
+) -> dict[Job, Scored[Any]]:
+    """The runs of jobs: those that are stored, and the others as `compute` yields them, stored one by one."""
+    found = {job: results.find(job.run, job.settings) if results else None for job in jobs}
+    done = {job: scored for job, scored in found.items() if scored}
+    for job, scored in compute([job for job in found if job not in done]):
+        if results and not results.path(job.settings).exists():  # a worker stores what it has computed
+            results.keep(scored, job.settings)
+        done[job] = scored
+    return done
 
 
 def take(left: list[Job], engine: tuple[str, str] | None) -> Job:

@@ -15,6 +15,7 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.compress.templates import joined_ids
 from sac_rag.config import IndexConfig
 from sac_rag.errors import ConfigError
+from sac_rag.evaluate.readers import QuestionReader
 from sac_rag.library.codecs import get_codec
 from sac_rag.train.data import Question
 
@@ -26,13 +27,17 @@ BATCH_TOKENS = 32_768
 
 @dataclass
 class Asked:
-    """Prompts with their questions, in order. cut: contexts that were cut to the positions the model has.
+    """Prompts with their questions, and the places of these among all of a task.
 
-    stored_bytes, source_tokens: of the compressed contexts, as a library would store them.
+    cut: contexts (given) or prompts (retrieved) of which something did not fit the positions that the model has.
+    held: whether an accepted answer stands in what was retrieved. stored_bytes, source_tokens: of compressed contexts,
+    as a library would store them.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    held: list[bool] = field(default_factory=list)
     cut: int = 0
     stored_bytes: int = 0
     source_tokens: int = 0
@@ -41,13 +46,13 @@ class Asked:
 def prompts_of(
     method: Method,
     contexts: Sequence[tuple[str, tuple[Question, ...]]],
-    reader: str,
+    reader: QuestionReader,
     ratio: float | None,
     layout: PromptLayout | None = None,
 ) -> Asked:
     """Prompts of all questions of some contexts; each context is encoded once.
 
-    `memory` compresses long contexts as consecutive sub-contexts. All readers cut a context at the end to what the
+    Long contexts are compressed as consecutive sub-contexts. All readers cut a context at the end to what the
     model reads beside question and answer: compressed or not, its tokens keep their positions (SAC, section 3.3), and
     the model knows none beyond its length. layout: another prompt than the adapter's own. Raises ConfigError when a
     question alone is too long.
@@ -59,27 +64,25 @@ def prompts_of(
 
     tails = [[asking(q.question) for q in questions] for _, questions in contexts]
     prefix = backbone.template((layout or method.layout).prefix)
-    ahead = len(prefix) + (method.prefix.source_len if layout and method.prefix else 0)
+    ahead = len(prefix) + (method.placing.span([method.prefix]) if layout and method.prefix else 0)
     ids: list[list[int]] = [[] for _ in contexts]
-    if reader != "closed":
+    if reader.looks:
         ids = [backbone.tokens(text) for text, _ in contexts]
         rooms = [_room(method, ahead, max(map(len, tail))) for tail in tails]
         asked.cut = sum(len(i) > room for i, room in zip(ids, rooms, strict=True))
         ids = [i[:room] for i, room in zip(ids, rooms, strict=True)]
-    memories = {}
-    if reader in ("memory", "full-ft"):
-        chunks = [method.pieces(i) for i in ids]
-        compressed = method.compress([chunk for parts in chunks for chunk in parts], 1.0 if ratio is None else ratio)
-        if reader == "memory":
-            codec = get_codec(IndexConfig().codec)
-            asked.stored_bytes = sum(t.nbytes for m in compressed for t in codec.encode(m).values())
-            asked.source_tokens = sum(m.source_len for m in compressed)
-        flat = iter(compressed)
+    compressed = reader.write(method, ids, ratio)
+    memories = None
+    if compressed is not None:
+        if reader.compressed:
+            codec, made = get_codec(IndexConfig().codec), [kv for kvs in compressed for kv in kvs]
+            asked.stored_bytes = sum(t.nbytes for kv in made for t in codec.encode(kv).values())
+            asked.source_tokens = sum(kv.source_len for kv in made)
         with torch.inference_mode():
-            memories = {i: method.memory([next(flat) for _ in parts], layout=layout) for i, parts in enumerate(chunks)}
+            memories = [method.memory(parts, layout=layout) for parts in compressed]
     for i, (_, questions) in enumerate(contexts):
         for question, tail in zip(questions, tails[i], strict=True):
-            front = (memories[i], tail) if i in memories else ([*prefix, *ids[i], *tail],)
+            front = (memories[i], tail) if memories else ([*prefix, *ids[i], *tail],)
             asked.prompts.append(Prompt(front))
             asked.questions.append(question)
     return asked

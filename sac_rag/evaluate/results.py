@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag import __version__
+from sac_rag.answer.engine import adapter_folder, placing_of
 from sac_rag.compress.adapter import Card, write_atomic
 from sac_rag.config import fingerprint
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.runs import Prediction, RunT, Scored
-from sac_rag.models.adapters import adapter_sha256, find_adapter
+from sac_rag.models.adapters import adapter_sha256
 from sac_rag.models.sources import fingerprint_of, resolve_base, tokenizer_fingerprint_of
 
 SCORING = 2
@@ -30,33 +31,38 @@ class Origin:
     model_sha256: str
     tokenizer_sha256: str
     method: str
-    adapter_sha256: str
+    adapter_sha256: str | None
+    """None where the method has no adapter."""
     layout: dict[str, str]
     built: dict[str, Any]
-    """LoRA settings and options of the adapter's card."""
+    """LoRA settings and options of the adapter's card; the positions of its memories where they are not the default."""
 
     @classmethod
     def of(cls, model: str, method: str, adapter: str) -> Origin:
         """Raises ModelError or AdapterError when one of them cannot be had."""
-        base, folder = resolve_base(model), find_adapter(model, method, adapter)
-        card = Card.read(folder)
+        base, folder = resolve_base(model), adapter_folder(model, method, adapter)
+        card = Card.read(folder) if folder else None
+        positions = placing_of(model, method, adapter).unusual().get("positions")
         return cls(
             model_sha256=fingerprint_of(base),
             tokenizer_sha256=tokenizer_fingerprint_of(base),
             method=method,
-            adapter_sha256=adapter_sha256(folder),
-            layout=dict(card.layout),
-            built={"lora": card.lora, "options": card.options},
+            adapter_sha256=adapter_sha256(folder) if folder else None,
+            layout=dict(card.layout) if card else {},  # that of the chat template, which the tokenizer's hash knows
+            built={
+                **({"lora": card.lora, "options": card.options} if card else {"lora": {}, "options": {}}),
+                **({"positions": positions} if positions else {}),
+            },
         )
 
-    def determines(self, reader: str) -> dict[str, Any]:
-        """What of it decides a reader's answers: of an adapter, closed book and plain text see the layout alone."""
+    def determines(self, by_adapter: bool) -> dict[str, Any]:
+        """What of it decides a reader's answers: of an adapter, some see the layout alone."""
         found: dict[str, Any] = {
             "model_sha256": self.model_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
             "layout": self.layout,
         }
-        if reader in ("memory", "full-ft"):
+        if by_adapter:
             found |= {"method": self.method, "adapter_sha256": self.adapter_sha256, **self.built}
         return found
 
@@ -76,7 +82,7 @@ def fingerprints(model: str, adapters: Mapping[str, str], methods: Mapping[str, 
     return {
         "model_sha256": any_of_them.model_sha256,
         "tokenizer_sha256": any_of_them.tokenizer_sha256,
-        "adapter_sha256": {name: origin.adapter_sha256 for name, origin in origins.items()},
+        "adapter_sha256": {name: o.adapter_sha256 for name, o in origins.items() if o.adapter_sha256},
     }
 
 
@@ -116,7 +122,7 @@ class Results:
             predictions = tuple(Prediction(**json.loads(line)) for line in lines)
             if len(predictions) != run.n:
                 raise ValueError(f"{len(predictions)} predictions for {run.n} questions")
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, zlib.error) as error:
             raise ConfigError(f"{path} is no stored run ({error}); remove it to have it computed again") from error
         self.taken += 1
         return Scored(run, predictions)

@@ -16,6 +16,8 @@ from sac_rag.evaluate.tasks import MACRO
 from sac_rag.train.data import Question
 
 METRICS = ("f1", "em", "rouge1", "em_raw")
+CEILING = "full-ft"
+"""The reader that the others are compared with."""
 RESAMPLES = 1000
 COVERAGE = 0.95
 
@@ -51,7 +53,7 @@ class Run:
     prompt: str | None = None
     """Name of the prompt that was sent (`sac_rag.compress.templates`); None is the adapter's own layout."""
     retention: float | None = None
-    """F1 over that of the full-ft reader on the same set; None unless that was run beside it."""
+    """F1 over that of the ceiling on the same set; None unless that was run beside it."""
     adapter: str | None = None
     """What the adapter is called among several of one table; None when there is one."""
     difference: float | None = None
@@ -59,6 +61,17 @@ class Run:
     difference_low: float | None = None
     """Ends of its 95 % interval: paired bootstrap over the same questions."""
     difference_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievedRun(Run):
+    """Mean scores (0..1) over retrieved passages. recall: questions with an accepted answer in what was found."""
+
+    passage_tokens: int
+    k: int
+    passages: int
+    """Passages searched."""
+    recall: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +195,6 @@ def difference(scored: Sequence[Scored[Any]], first: Sequence[Scored[Any]]) -> d
 
 
 def with_retention(runs: Sequence[RunT]) -> list[RunT]:
-    """The runs with their F1 as a share of the full-ft reader's on the same set, where there is one above 0."""
-    ceiling = {r.set: r.f1 for r in runs if r.reader == "full-ft"}
+    """The runs with their F1 as a share of the ceiling's on the same set, where there is one above 0."""
+    ceiling = {r.set: r.f1 for r in runs if r.reader == CEILING}
     return [replace(r, retention=r.f1 / ceiling[r.set] if ceiling.get(r.set) else None) for r in runs]

@@ -56,6 +56,11 @@ class Task:
     def questions(self) -> int:
         return sum(len(q) for _, q in self.contexts)
 
+    @property
+    def in_order(self) -> list[Question]:
+        """All questions, by context."""
+        return [q for _, questions in self.contexts for q in questions]
+
 
 def files_of(name: str, folder: str | Path) -> list[str]:
     """Paths of a named group's files; raises ConfigError for an unknown name and for files that are missing."""

@@ -5,30 +5,22 @@ Half the time of a small model on a CPU goes into kernels too short to be worth 
 
 from __future__ import annotations
 
-import json
-import os
 import queue
 import re
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sac_rag import errors
 from sac_rag.errors import SacError
 from sac_rag.evaluate.jobs import Job, Work, take
 from sac_rag.models.fingerprints import weight_files
 from sac_rag.models.loading import choose_device, choose_dtype
 from sac_rag.models.sources import resolve_base
+from sac_rag.processes import Child, raise_error
 
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sac_rag.evaluate.worker import main; main()"
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-_STOP_SECONDS = 5.0
 WORKER_BYTES, WEIGHTS_HELD = 2 << 30, 3
 """Memory that a worker takes at most, roughly: so many bytes, and so many times the base model's weights."""
 
@@ -66,86 +58,35 @@ def compute(
     Raises what a worker raised, if it is an error of ours, else SacError naming the run. However this ends, no worker
     is left.
     """
-    left, events = list(jobs), queue.SimpleQueue[tuple[_Worker, Any]]()
-    workers: list[_Worker] = []
+    left, events = list(jobs), queue.SimpleQueue[tuple[Child, Any]]()
+    at: dict[Child, Job | None] = {}
+    setup = {"work": asdict(work), "results": str(folder)}
+
+    def give(child: Child, job: Job) -> None:
+        at[child] = job
+        child.send(job.to_mapping())
+
     try:
         for _ in range(min(count, len(left))):
-            workers.append(_Worker(work, folder, events))
-            workers[-1].give(take(left, None))
-        while any(worker.job for worker in workers):
-            worker, event = events.get()
-            if event is None and worker.job:
+            child = Child("sac_rag.evaluate.worker:work", setup, events)
+            give(child, take(left, None))
+        while any(at.values()):
+            child, event = events.get()
+            job = at[child]
+            if event is None and job:
                 raise SacError(
-                    f"a worker died while it computed {worker.job.name} (code {worker.stop()}), perhaps for lack of "
-                    f"memory: use fewer than {len(workers)} workers, or a smaller batch"
+                    f"a worker died while it computed {job.name} (code {child.stop()}), perhaps for lack of "
+                    f"memory: use fewer than {len(at)} workers, or a smaller batch"
                 )
-            elif event is None:
+            if event is None or job is None:
                 continue
-            elif "error" in event and worker.job:
-                raise _error(worker.job, event) from _Traceback(event["traceback"])
-            elif "heard" in event and listen:
+            raise_error(event, job.name)
+            if "heard" in event and listen:
                 listen(*event["heard"])
             elif "done" in event:
-                held, worker.job = worker.job, None
-                if left and held:
-                    worker.give(take(left, held.variant.engine))
+                at[child] = None
+                if left:
+                    give(child, take(left, job.variant.engine))
     finally:
-        for worker in workers:
-            worker.stop()
-
-
-class _Worker:
-    """A child process and the job it is at. Its events, and None at its end, go to a queue."""
-
-    def __init__(self, work: Work, folder: Path, events: queue.SimpleQueue[tuple[_Worker, Any]]) -> None:
-        self.job: Job | None = None
-        self._child = subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, json.dumps([os.path.abspath(p) for p in sys.path])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **_ONE_THREAD},
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for the parent, which stops its children
-        )
-        threading.Thread(target=self._hear, args=(events,), daemon=True).start()
-        self._send({"work": asdict(work), "results": str(folder)})
-
-    def give(self, job: Job) -> None:
-        self.job = job
-        self._send(job.to_mapping())
-
-    def stop(self) -> int:
-        """End it at once, and its exit code."""
-        assert self._child.stdin is not None
-        try:
-            self._child.stdin.close()
-            return self._child.wait(_STOP_SECONDS)
-        except (OSError, subprocess.TimeoutExpired):
-            self._child.kill()
-            return self._child.wait()
-
-    def _send(self, value: Mapping[str, Any]) -> None:
-        assert self._child.stdin is not None
-        try:
-            self._child.stdin.write(json.dumps(value) + "\n")
-            self._child.stdin.flush()
-        except OSError:  # it died, as its last event will say
-            pass
-
-    def _hear(self, events: queue.SimpleQueue[tuple[_Worker, Any]]) -> None:
-        assert self._child.stdout is not None
-        with self._child.stdout as lines:
-            for line in lines:
-                events.put((self, json.loads(line)))
-        events.put((self, None))
-
-
-class _Traceback(Exception):
-    """What a worker's error looked like where it was raised; shown as the cause."""
-
-
-def _error(job: Job, event: Mapping[str, str]) -> SacError:
-    """A worker's error as this process would have raised it, or with its run's name where it is none of ours."""
-    known = errors.known(event["error"], event["message"])
-    return known or SacError(f"{job.name} failed: {event['error']}: {event['message']}")
+        for child in at:
+            child.stop()

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from sac_rag.compress.anchor_kv import AnchorKV, Slots
-from sac_rag.errors import LibraryCorrupt, MemoryInvalid
+from sac_rag.errors import ConfigError, LibraryCorrupt, MemoryInvalid
+from sac_rag.foreign import parse_json
+from sac_rag.library.dtypes import DTYPES, nbytes
 from sac_rag.registry import Registry
 
-CODECS = Registry("codec", {"bf16": "sac_rag.library.codecs:Bf16", "int8": "sac_rag.library.codecs:Int8"})
+CODECS = Registry(
+    "codec",
+    {
+        "bf16": "sac_rag.library.codecs:Bf16",
+        "int8": "sac_rag.library.codecs:Int8",
+        "int4": "sac_rag.library.int4:Int4",
+        "transform": "sac_rag.library.transform:Transform",
+    },
+)
 
-_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_TORCH: dict[str, torch.dtype] = {name: getattr(torch, attribute) for name, (attribute, _) in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in _TORCH.items()}
 _WHOLE = (torch.int16, torch.int32)
 """Dtypes of positions and counts."""
 
@@ -37,31 +40,49 @@ Layout = list[tuple[str, str, list[int]]]
 class Codec(Protocol):
     """Stores an AnchorKV as flat named tensors, and back.
 
-    `keys` and `values` are (slots, head_dim), `positions` (slots,), `counts` (layers, kv_heads), both int16 where the
-    passage is short enough and int32 elsewhere, `source_len` (1,) int32. Both directions raise MemoryInvalid on NaN,
-    Inf, or wrong shapes and dtypes.
+    What it was fitted to, if it is `fitted`, is its state: bytes that are stored in each library, so that a library is
+    read without its adapter. Of bf16 and int8, `keys` and `values` are (slots, head_dim), of all but the fitted ones
+    `positions` is (slots,) and `counts` (layers, kv_heads), both int16 where the passage is short enough and int32
+    elsewhere, `source_len` (1,) int32. Both directions raise MemoryInvalid on NaN, Inf, or wrong shapes and dtypes.
     """
 
     name: str
+    fitted: ClassVar[bool]
+    """Whether it is made of a state."""
 
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]: ...
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV: ...
 
 
-def get_codec(name: str) -> Codec:
-    """The codec of that name; ConfigError with a suggestion otherwise."""
-    codec: Codec = CODECS.load(name)()
-    return codec
+def is_fitted(name: str) -> bool:
+    """Whether the codec of that name needs a state; ConfigError with a suggestion for an unknown one."""
+    fitted: bool = CODECS.load(name).fitted
+    return fitted
+
+
+def get_codec(name: str, state: bytes | None = None) -> Codec:
+    """The codec of that name, of its state if it needs one.
+
+    Raises ConfigError with a suggestion for an unknown name, and without a state; LibraryCorrupt for one that is none.
+    """
+    if not is_fitted(name):
+        plain: Codec = CODECS.load(name)()
+        return plain
+    if state is None:
+        raise ConfigError(f"codec {name!r} has to be fitted to an adapter first: run `sac codec FILES --write`")
+    fitted: Codec = CODECS.load(name).from_state(state)
+    return fitted
 
 
 class Bf16:
     """Two bytes a number. Decodes to bfloat16: relative error at most 2^-9, none for bfloat16 input."""
 
     name = "bf16"
+    fitted = False
 
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]:
-        tensors = _places(memory.validate())
+        tensors = places_of(memory.validate())
         for name, t in (("keys", memory.keys), ("values", memory.values)):
             tensors[name] = t.detach().to("cpu", torch.bfloat16)
             if not bool(torch.isfinite(tensors[name]).all()):
@@ -69,7 +90,7 @@ class Bf16:
         return tensors
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
-        return _memory(tensors, _need(tensors, "keys"), _need(tensors, "values"))
+        return memory_of(tensors, need(tensors, "keys"), need(tensors, "values"))
 
 
 class Int8:
@@ -80,9 +101,10 @@ class Int8:
     """
 
     name = "int8"
+    fitted = False
 
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]:
-        tensors = _places(memory.validate())
+        tensors = places_of(memory.validate())
         runs, filled = _filled(memory.counts)
         for name, t in (("key", memory.keys), ("value", memory.values)):
             x = t.detach().to("cpu", torch.float32)
@@ -97,18 +119,18 @@ class Int8:
         return tensors
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
-        slots, _ = _slots(tensors)
+        slots, _ = slots_of(tensors)
         runs, filled = _filled(slots.counts)
         out = []
         for name in ("key", "value"):
-            q, scale = _need(tensors, f"{name}s"), _need(tensors, f"{name}_scales")
+            q, scale = need(tensors, f"{name}s"), need(tensors, f"{name}_scales")
             if q.ndim != 2 or len(q) != len(runs) or q.dtype != torch.int8:
                 raise MemoryInvalid(f"int8 {name}s {tuple(q.shape)} {q.dtype} do not fit {len(runs)} slots")
             if scale.shape != (filled, q.shape[1]) or not scale.dtype.is_floating_point:
                 found = f"{name} scales {tuple(scale.shape)} {scale.dtype}"
                 raise MemoryInvalid(f"{found} do not fit {filled} runs of {q.shape[1]} channels")
             out.append(q.float() * scale.float()[runs])
-        return _memory(tensors, *out)
+        return memory_of(tensors, *out)
 
 
 def _filled(counts: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -126,7 +148,7 @@ def _scales(peak: torch.Tensor) -> torch.Tensor:
     return half if bool(torch.isfinite(half).all()) else peak / 127
 
 
-def _places(memory: AnchorKV) -> dict[str, torch.Tensor]:
+def places_of(memory: AnchorKV) -> dict[str, torch.Tensor]:
     if memory.source_len > torch.iinfo(torch.int32).max:
         raise MemoryInvalid(f"source_len {memory.source_len} does not fit 32 bits")
     # No run is longer than its passage, as its positions ascend.
@@ -138,15 +160,15 @@ def _places(memory: AnchorKV) -> dict[str, torch.Tensor]:
     }
 
 
-def _need(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+def need(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     if name not in tensors:
         raise MemoryInvalid(f"stored memory lacks {name!r}; it has {', '.join(sorted(tensors))}")
     return tensors[name]
 
 
-def _slots(tensors: dict[str, torch.Tensor]) -> tuple[Slots, int]:
+def slots_of(tensors: dict[str, torch.Tensor]) -> tuple[Slots, int]:
     """(slots, source_len). The counts are judged here: a sum that is too large would be a huge allocation."""
-    positions, counts, length = (_need(tensors, name) for name in ("positions", "counts", "source_len"))
+    positions, counts, length = (need(tensors, name) for name in ("positions", "counts", "source_len"))
     if length.shape != (1,) or length.dtype != torch.int32:
         raise MemoryInvalid(f"source_len {tuple(length.shape)} {length.dtype} is malformed")
     if positions.ndim != 1 or positions.dtype not in _WHOLE:
@@ -161,8 +183,8 @@ def _slots(tensors: dict[str, torch.Tensor]) -> tuple[Slots, int]:
     return Slots(positions, counts), int(length[0])
 
 
-def _memory(tensors: dict[str, torch.Tensor], keys: torch.Tensor, values: torch.Tensor) -> AnchorKV:
-    slots, length = _slots(tensors)
+def memory_of(tensors: dict[str, torch.Tensor], keys: torch.Tensor, values: torch.Tensor) -> AnchorKV:
+    slots, length = slots_of(tensors)
     return AnchorKV(keys, values, slots.positions, slots.counts, length).validate()
 
 
@@ -181,15 +203,24 @@ def unpack(buffer: bytearray, layout: Any) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     at = 0
     for name, dtype, shape in _checked(layout):
-        count = math.prod(shape)
-        end = at + count * _DTYPES[dtype].itemsize
+        end = at + nbytes(dtype, shape)
         if end > len(buffer):
             raise LibraryCorrupt(f"layout needs at least {end} bytes, {len(buffer)} are stored")
-        tensors[name] = torch.frombuffer(buffer, dtype=_DTYPES[dtype], count=count, offset=at).reshape(shape)
+        tensors[name] = torch.frombuffer(buffer, dtype=_TORCH[dtype], count=math.prod(shape), offset=at).reshape(shape)
         at = end
     if at != len(buffer):
         raise LibraryCorrupt(f"layout covers {at} bytes, {len(buffer)} are stored")
     return tensors
+
+
+def layout_of(buffer: bytearray, text: str) -> Layout:
+    """A stored layout, read from its JSON; LibraryCorrupt where it is none, or not that of these bytes."""
+    try:
+        layout = parse_json(text)
+    except ValueError as e:
+        raise LibraryCorrupt(f"unreadable layout of a stored memory ({e})") from e
+    unpack(buffer, layout)
+    return [(name, dtype, shape) for name, dtype, shape in layout]
 
 
 def _checked(layout: Any) -> Sequence[tuple[str, str, list[int]]]:
@@ -198,7 +229,7 @@ def _checked(layout: Any) -> Sequence[tuple[str, str, list[int]]]:
         and len(entry) == 3
         and isinstance(entry[0], str)
         and isinstance(entry[1], str)
-        and entry[1] in _DTYPES
+        and entry[1] in DTYPES
         and isinstance(entry[2], list)
         and 1 <= len(entry[2]) <= 4
         and all(type(n) is int and 0 < n < 1 << 31 for n in entry[2])

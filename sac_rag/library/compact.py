@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,9 +36,12 @@ def compact(library: Library, min_dead: float, segment_bytes: int) -> GcReport:
         with library.transaction() as tx:
             moved += tx.move([use.number for use in batch])
     with library.transaction() as tx:
-        # The FAISS file is written again from the catalog if anything was: it heals what it may have.
-        tx.rebuild = tx.rebuild or moved > 0
+        # The FAISS file is written again from the catalog if anything was: it heals what it may have, and loses what
+        # was removed.
+        tx.rebuild = tx.rebuild or moved > 0 or tx.unindexed > 0
     vacuum(library)
+    library.forget_lexical()
+    files.erase_damaged(library.path)
     after = library.stats()
     return GcReport(before.total_bytes, after.total_bytes, len(before.segments), len(after.segments), moved)
 
@@ -47,6 +51,7 @@ def vacuum(library: Library) -> None:
     catalog = Catalog.connect(library.path)
     try:
         with files.writing(library.path):
+            catalog.connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)  # its copy
             catalog.connection.execute("VACUUM")
     finally:
         catalog.close()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryFull, LibraryLocked
+from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryFull, LibraryLocked, LibraryUnsafe
 
 T = TypeVar("T")
 
@@ -27,14 +27,40 @@ CATALOG = "catalog.sqlite"
 NEW_CATALOG = "catalog.sqlite.new"
 LOCK = "writer.lock"
 SPOOL_PREFIX = "spool-"
+MADE_SPOOL_PREFIX = "made-spool-"
 
 _DATA = re.compile(r"(?:seg-[0-9]{1,15}\.safetensors|(?:faiss|lexical)-[0-9]{1,15}\.idx)(?:\.tmp)?|spool-\w+", re.ASCII)
+_MADE = re.compile(r"made-([0-9]{1,15})-[0-9]{1,15}\.safetensors", re.ASCII)
+_DAMAGED = re.compile(r"damaged-[0-9]{1,15}\.sqlite", re.ASCII)
+_BEING_MADE = re.compile(rf"{_MADE.pattern}(?:\.tmp)?|{MADE_SPOOL_PREFIX}\w+", re.ASCII)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SQLITE_IOERR_WRITE = 778
 
 
 def segment_name(number: int) -> str:
     return f"seg-{int(number)}.safetensors"
+
+
+def made_name(process: int, number: int) -> str:
+    """Of a segment that is finished and in no catalog yet; processes that make some choose different names."""
+    return f"made-{int(process)}-{int(number)}.safetensors"
+
+
+def is_made(name: str) -> bool:
+    return _MADE.fullmatch(name) is not None
+
+
+def damaged_name(generation: int) -> str:
+    """Of a damaged catalog that `repair` put aside."""
+    return f"damaged-{int(generation)}.sqlite"
+
+
+def erase_damaged(folder: Path) -> None:
+    """Unlink damaged catalogs that were put aside. Writer only."""
+    for name in os.listdir(folder):
+        if _DAMAGED.fullmatch(name):
+            with contextlib.suppress(OSError):
+                os.unlink(folder / name)
 
 
 def faiss_name(generation: int) -> str:
@@ -96,17 +122,34 @@ def open_read(folder: Path, name: str) -> tuple[int, int]:
     return fd, info.st_size
 
 
-def read(folder: Path, name: str) -> bytes:
-    """All of a regular file; errors as of `open_read`."""
+def read(folder: Path, name: str, most: int) -> bytes:
+    """All of a regular file; LibraryCorrupt where it is longer than `most` bytes, other errors as of `open_read`."""
     fd, size = open_read(folder, name)
     with os.fdopen(fd, "rb") as file:
+        if size > most:
+            raise LibraryCorrupt(f"{folder / name} has {size:,} bytes, which is more than it can have: {most:,}")
         return file.read(size)
 
 
-def check_regular(path: Path) -> None:
-    """LibraryCorrupt unless `path` is a regular file itself, not a link to one. Raises FileNotFoundError."""
-    if not stat.S_ISREG(os.lstat(path).st_mode):
+def identity(path: Path, *, write: bool) -> tuple[int, int]:
+    """(device, inode) of a regular file; LibraryCorrupt where `path` is a link or anything else. Raises OSError.
+
+    With `write` LibraryUnsafe, too, for a file that has a second name: a change would reach what that stands for.
+    """
+    info = os.lstat(path)
+    if not stat.S_ISREG(info.st_mode):
         raise LibraryCorrupt(f"{path} is not a regular file: a library never holds links; restore it or index again")
+    if write:
+        _refuse_second_name(path, info)
+    return info.st_dev, info.st_ino
+
+
+def _refuse_second_name(path: Path, info: os.stat_result) -> None:
+    if info.st_nlink > 1:
+        raise LibraryUnsafe(
+            f"{path} is the same file as another ({info.st_nlink} hard links), which would be changed with it: if the "
+            "library is your own, change a copy of it, made by `cp -r`"
+        )
 
 
 def write_durable(folder: Path, name: str, chunks: Iterable[bytes | bytearray | memoryview]) -> int:
@@ -137,10 +180,22 @@ def sync(folder: Path) -> None:
         os.close(fd)
 
 
-def sweep(folder: Path, keep: Collection[str]) -> None:
-    """Unlink our data files that are not in `keep`: leftovers of a kill, or of a commit just made. Writer only."""
+def sweep(folder: Path, keep: Collection[str], *, made: bool = False) -> None:
+    """Unlink our data files that are not in `keep`: leftovers of a kill, or of a commit just made. Writer only.
+
+    made: also segments that wait for a commit, which this writer's own processes may be making.
+    """
     for name in os.listdir(folder):
-        if _DATA.fullmatch(name) and name not in keep:
+        if (_DATA.fullmatch(name) and name not in keep) or (made and _BEING_MADE.fullmatch(name)):
+            with contextlib.suppress(OSError):
+                os.unlink(folder / name)
+
+
+def erase_made(folder: Path, processes: Collection[int]) -> None:
+    """Unlink segments of processes that have ended, which no commit took in."""
+    for name in os.listdir(folder):
+        found = _BEING_MADE.fullmatch(name)
+        if found and found[1] and int(found[1]) in processes:
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
 
@@ -214,7 +269,14 @@ class WriterLock:
         except OSError as e:
             raise LibraryError(f"cannot open {folder / LOCK} for writing: {e.strerror}") from e
         try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise LibraryUnsafe(f"{folder / LOCK} is not a regular file: remove it if the library is your own")
+            _refuse_second_name(folder / LOCK, info)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except LibraryUnsafe:
+            os.close(fd)
+            raise
         except OSError as e:
             os.close(fd)
             if isinstance(e, BlockingIOError):

@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from sac_rag.errors import LibraryCorrupt
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _MARKS = "".join(
@@ -91,14 +93,25 @@ class LexicalIndex:
 
     @classmethod
     def parse(cls, data: bytes) -> LexicalIndex:
-        """From bytes whose hash the caller has checked."""
+        """From bytes of `serialize`; LibraryCorrupt if they are no index. A right hash does not say so: whoever writes
+        a file can write its hash."""
+        from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        arrays = load(data)
-        keys, text = arrays.pop("keys"), arrays.pop("vocabulary").tobytes().decode()
+        try:
+            arrays = load(data)
+            keys, text = arrays.pop("keys"), arrays.pop("vocabulary").tobytes().decode()
+            vocabulary = text.split("\n") if text else []
+            _check(keys, vocabulary, arrays)
+        except (SafetensorError, ValueError, TypeError, KeyError) as e:
+            raise LibraryCorrupt(f"the lexical index does not parse: {e!r}") from e
         bm25 = _bm25()
         bm25.scores = {**arrays, "num_docs": len(keys)}
-        return cls(keys, text.split("\n") if text else [], bm25)
+        return cls(keys, vocabulary, bm25)
+
+    def is_of(self, keys: Sequence[int]) -> bool:
+        """Whether it is an index of the passages of these row keys, in their order."""
+        return self._keys.tolist() == list(keys)
 
     def serialize(self) -> bytes:
         from safetensors.numpy import save
@@ -133,6 +146,25 @@ class LexicalIndex:
             kth = np.partition(scores, len(scores) - k)[len(scores) - k]
             keys, scores = keys[scores >= kth], scores[scores >= kth]
         return list(zip(keys.tolist(), scores.astype(float).tolist(), strict=True))
+
+
+def _check(keys: np.ndarray, vocabulary: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError unless these are columns of scores: one a term, of rows that exist, finite."""
+    shapes = {name: (array.ndim, array.dtype.kind) for name, array in arrays.items()}
+    wanted = {"data": (1, "f"), "indices": (1, "i"), "indptr": (1, "i")} if vocabulary else {}
+    if (keys.ndim, keys.dtype) != (1, np.int64) or shapes != wanted:
+        raise ValueError(f"arrays {shapes} beside keys {keys.shape} {keys.dtype}")
+    if len(set(vocabulary)) != len(vocabulary):
+        raise ValueError("a term stands twice in the vocabulary")
+    if not vocabulary:
+        return
+    data, indices, indptr = arrays["data"], arrays["indices"], arrays["indptr"]
+    if len(indptr) != len(vocabulary) + 1 or indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
+        raise ValueError(f"{len(indptr)} bounds of {len(vocabulary)} terms do not cover {len(data)} scores")
+    if len(indices) != len(data) or (indices < 0).any() or (indices >= len(keys)).any():
+        raise ValueError(f"scores of passages that are not there, or {len(indices)} passages for {len(data)} scores")
+    if not np.isfinite(data).all():
+        raise ValueError("a score is NaN or infinite")
 
 
 def _bm25() -> Any:

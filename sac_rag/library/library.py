@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sac_rag.compress.anchor_kv import AnchorKV
+    from sac_rag.library.codecs import Codec
 
 __all__ = ["GcReport", "Library", "SegmentUse", "Stats", "StoredDocument", "Transaction"]
 
@@ -45,8 +46,8 @@ class Library:
     """
 
     def __init__(self, path: Path, view: View, writer: Writer | None, segment_bytes: int) -> None:
-        self.path = path
-        self._own, self._writer, self._segment_bytes = view, writer, segment_bytes
+        self.path, self.segment_bytes = path, segment_bytes
+        self._own, self._writer = view, writer
         self._alone = threading.RLock()
         self._closed, self._pid = False, os.getpid()
         if writer:
@@ -81,6 +82,7 @@ class Library:
         fingerprint: Mapping[str, Any],
         *,
         codec: str = "bf16",
+        codec_state: bytes | None = None,
         dim: int,
         exist_ok: bool = False,
         share: bool = False,
@@ -89,10 +91,11 @@ class Library:
     ) -> Library:
         """Make an empty library (folder mode 0700) and open it for writing.
 
-        fingerprint: JSON values that say what memories here are made with. codec: how they are stored. dim: length of
-        the retrieval vectors. exist_ok: open the one that is there, if it was made with the same. share, wait: as in
-        `open`. segment_bytes: data bytes after which a segment file ends. Raises LibraryError when something is there
-        already, LibraryMismatch, LibraryLocked, ConfigError for an unknown codec.
+        fingerprint: JSON values that say what memories here are made with. codec: how they are stored; codec_state:
+        what it was fitted to, if it needs that. dim: length of the retrieval vectors. exist_ok: open the one that is
+        there, if it was made with the same. share, wait: as in `open`. segment_bytes: data bytes after which a segment
+        file ends. Raises LibraryError when something is there already, LibraryMismatch, LibraryLocked, ConfigError for
+        an unknown codec.
         """
         folder = Path(path).absolute()
         if exist_ok and os.path.lexists(folder / files.CATALOG):
@@ -105,7 +108,7 @@ class Library:
                 library.close()
                 raise
             return library
-        make(folder, fingerprint, codec, dim, wait)
+        make(folder, fingerprint, codec, dim, codec_state, wait)
         return cls.open(folder, write=True, share=share, wait=wait, segment_bytes=segment_bytes)
 
     @classmethod
@@ -129,7 +132,8 @@ class Library:
         folder = Path(path).absolute()
         if not write:
             return cls(folder, load(folder, fingerprint, None), None, segment_bytes)
-        Catalog.connect(folder).close()  # LibraryNotFound before a lock file is made
+        with Catalog.read(folder):  # LibraryNotFound and foreign formats before a lock file is made
+            files.identity(folder / files.CATALOG, write=True)
         with turn(folder) if share else contextlib.nullcontext():
             if share and (writer := writer_of(folder)) is not None:
                 if fingerprint is not None:
@@ -145,9 +149,9 @@ class Library:
         live: Catalog | None = None
         try:
             migrate(folder)
-            live = Catalog.connect(folder)
+            live = Catalog.connect(folder, write=False)  # transactions have connections of their own
             view = load(folder, fingerprint, None, live)
-            files.sweep(folder, _names(view))
+            files.sweep(folder, _names(view), made=True)
         except BaseException:
             if live:
                 live.close()
@@ -186,7 +190,9 @@ class Library:
     def _keep_lexical(self) -> None:
         """Without it the next process builds it, so that a full disk or a damaged row is no reason to fail."""
         with contextlib.suppress(LibraryError, OSError, sqlite3.Error), self._still() as view:
-            if lexical_file.is_kept(view.head) and lexical_file.read(view.folder, view.head) is None:
+            if not lexical_file.is_kept(view.head):
+                return
+            if lexical_file.read(view.folder, view.head, view.catalog.all_keys()) is None:
                 lexical_file.write(view.folder, view.head, view.lexical())
 
     def __enter__(self) -> Self:
@@ -317,11 +323,34 @@ class Library:
         with self._still() as view:
             return measure(view)
 
+    @property
+    def stale(self) -> bool:
+        """Whether the FAISS file is missing or damaged."""
+        return self._view.stale
+
+    @property
+    def notice(self) -> str | None:
+        """What a reader of this library should know of its damage, as far as that is known; None when it is sound."""
+        with self._still() as view:
+            hit = view.damaged()
+        if not hit and not view.problems:
+            return None
+        what = f"passages of {len(hit)} documents ({', '.join(sorted(hit)[:3])}{', …' * (len(hit) > 3)})"
+        return (
+            f"the library is damaged: {what if hit else 'some passages'} were left out; `sac verify` names all, "
+            "`sac repair` mends what can be"
+        )
+
     def verify(self, deep: bool = True) -> list[str]:
         """Problems of the newest generation on disk, one line each; empty when all is well. deep: reads every byte."""
         from sac_rag.library.checks import problems
 
         return problems(self.path, deep)
+
+    def codec(self) -> Codec:
+        """How memories are stored here."""
+        with self._still() as view:
+            return view.codec()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -338,7 +367,7 @@ class Library:
         try:
             with self._still() as view:
                 self._check_writing()
-                tx = Transaction(self.path, view, self._segment_bytes)
+                tx = Transaction(self.path, view, self.segment_bytes)
             try:
                 yield tx
                 tx.prepare()
@@ -359,7 +388,12 @@ class Library:
         min_dead: rewrite only segments with a larger share of dead bytes than this; 0.0 leaves none, which erasing
         needs. Raises as `transaction` does, LibraryCorrupt when a memory to be moved is damaged.
         """
-        return compact(self, min_dead, self._segment_bytes)
+        return compact(self, min_dead, self.segment_bytes)
+
+    def forget_lexical(self) -> None:
+        """Let the kept lexical index, a derived file, be made anew when this writer closes. Raises LibraryError."""
+        with self._still() as view, files.writing(self.path):
+            view.forget_lexical()
 
     def _may_write(self) -> bool:
         return self._writer is not None and self._writer.lock.held and not self._closed
@@ -404,5 +438,6 @@ class Library:
 
 def _names(view: View) -> set[str]:
     names = {files.segment_name(number) for number in view.segments}
-    number = view.head.faiss
-    return names if number is None else names | {files.faiss_name(number), files.lexical_name(number)}
+    faiss, changed = view.head.faiss, view.head.changed
+    names |= set() if faiss is None else {files.faiss_name(faiss)}
+    return names | (set() if changed is None else {files.lexical_name(changed)})

@@ -9,17 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.errors import LibraryError, LibraryMismatch
+from sac_rag.foreign import parse_object
 from sac_rag.library import folder as files
 from sac_rag.library import schema
 from sac_rag.library.catalog import Catalog, Head
 from sac_rag.library.view import View
 
 
-def make(folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int, wait: float = 0.0) -> None:
+def make(
+    folder: Path,
+    fingerprint: Mapping[str, Any],
+    codec: str,
+    dim: int,
+    codec_state: bytes | None = None,
+    wait: float = 0.0,
+) -> None:
     """Write an empty library; see `Library.create`."""
-    from sac_rag.library.codecs import CODECS
+    from sac_rag.library.codecs import get_codec, is_fitted
 
-    codec = CODECS[codec] and codec  # ConfigError with a suggestion for an unknown name
+    get_codec(codec, codec_state)  # ConfigError for an unknown name, or without what it must be fitted to
+    codec_state = codec_state if is_fitted(codec) else None
     if dim < 1:
         raise LibraryError(f"dim is {dim}; vectors need at least one number")
     if os.path.lexists(folder / files.CATALOG):
@@ -35,7 +44,7 @@ def make(folder: Path, fingerprint: Mapping[str, Any], codec: str, dim: int, wai
             if os.path.lexists(folder / files.CATALOG):
                 raise LibraryError(f"another process has just made a library at {folder}: open it")
             os.chmod(folder, 0o700)
-            Catalog.create(folder, codec, dim, plain(fingerprint))
+            Catalog.create(folder, codec, dim, plain(fingerprint), codec_state)
             files.sync(folder.parent)
     finally:
         lock.release()
@@ -45,15 +54,19 @@ def head_of(path: str | os.PathLike[str]) -> Head:
     """What the catalog says of a whole library, without opening it. Raises LibraryNotFound, LibraryCorrupt, and
     LibraryMismatch for a newer format."""
     with Catalog.read(Path(path).absolute()) as disk:
-        disk.check_format()
         return disk.head()
+
+
+def codec_state_of(path: str | os.PathLike[str]) -> bytes | None:
+    """What a library's codec was fitted to, without opening it. Raises as `head_of`."""
+    with Catalog.read(Path(path).absolute()) as disk:
+        return disk.codec_state()
 
 
 def load(
     folder: Path, fingerprint: Mapping[str, Any] | None, previous: View | None, live: Catalog | None = None
 ) -> View:
     with Catalog.read(folder) as disk:
-        disk.check_format()
         if fingerprint is not None:
             compare(folder, disk.head().fingerprint, plain(fingerprint))
         return View.load(disk, folder, previous, live)
@@ -62,7 +75,7 @@ def load(
 def migrate(folder: Path) -> None:
     """Bring an older format up to date, in one SQLite transaction."""
     with Catalog.read(folder) as disk:
-        done = disk.check_format()
+        done = disk.format
     if done == schema.names():
         return
     catalog = Catalog.connect(folder)
@@ -90,7 +103,6 @@ def compare(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -
 
 def plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(fingerprint), allow_nan=False))
-    except (TypeError, ValueError) as e:
+        return parse_object(json.dumps(dict(fingerprint), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as e:
         raise LibraryError(f"a fingerprint must hold JSON values only: {e}") from e
-    return plain

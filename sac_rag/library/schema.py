@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -43,6 +44,20 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 passage INTEGER PRIMARY KEY REFERENCES passages, vector BLOB NOT NULL, sum BLOB NOT NULL)""",
         ),
     ),
+    (
+        "0002-unindexed",
+        (
+            """CREATE TABLE unindexed (
+                passage INTEGER PRIMARY KEY, generation INTEGER NOT NULL, sum BLOB NOT NULL)""",
+        ),
+    ),
+    (
+        "0003-codec-state",
+        (
+            """CREATE TABLE codec_state (
+                one INTEGER PRIMARY KEY CHECK (one = 1), state BLOB NOT NULL, sum BLOB NOT NULL)""",
+        ),
+    ),
 )
 """(name, statements). Never change one that was released: append."""
 
@@ -56,8 +71,42 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "passages": ("key", "id", "document", "ordinal", "text", "start", "stop", "heading", "tokens", "meta"),
     "memories": ("passage", "segment", "offset", "length", "layout", "xxh3", "anchors", "source_len"),
     "vectors": ("passage", "vector"),
+    "unindexed": ("passage", "generation"),
+    "codec_state": ("one", "state"),
 }
-"""Columns of each table, primary key first, without `sum`; parents stand before their children."""
+"""Columns of each table, primary key first, without `sum`; parents stand before their children.
+
+unindexed: row keys of passages that were added, removed or given another vector since the FAISS file was written, and
+the generation that did it. codec_state: what a fitted codec was fitted to, one row, or none.
+"""
+_SINCE = {"unindexed": "0002-unindexed", "codec_state": "0003-codec-state"}
+NULLABLE = {"faiss", "faiss_hash", "content_hash"}
+_TEXTS = {
+    *("library", "codec", "fingerprint", "uri", "media_type", "meta", "content_hash"),
+    *("id", "text", "heading", "layout"),
+}
+_BLOBS = {"faiss_hash", "xxh3", "vector", "state"}
+_TYPES: dict[str, dict[str, type]] = {
+    table: {
+        c: str if c in _TEXTS else bytes if c in _BLOBS or (table, c) == ("segments", "header") else int
+        for c in columns
+    }
+    for table, columns in COLUMNS.items()
+}
+_SHAPE = "type, name, tbl_name, sql FROM sqlite_master"
+_MOST_OBJECTS = 1000
+"""Tables and indexes, or formats, that are looked at: more than any format will have."""
+_MIGRATIONS_TABLE = (
+    "table",
+    "migrations",
+    "migrations",
+    "CREATE TABLE migrations (position INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+)
+
+
+def tables(done: Sequence[str]) -> list[str]:
+    """The tables of `COLUMNS` that a catalog with these migrations has."""
+    return [table for table in COLUMNS if _SINCE.get(table, MIGRATIONS[0][0]) in done]
 
 
 def row_sum(table: str, values: Sequence[Any]) -> bytes:
@@ -70,25 +119,47 @@ def names() -> list[str]:
     return [name for name, _ in MIGRATIONS]
 
 
+def check_types(table: str, values: Sequence[Any], where: str) -> None:
+    """LibraryCorrupt unless each value of a row has the type of its column: SQLite stores any in any."""
+    for column, value in zip(COLUMNS[table], values, strict=True):
+        kind = _TYPES[table][column]
+        if type(value) is not kind and not (value is None and column in NULLABLE):
+            raise LibraryCorrupt(
+                f"{column} of a row of {table} in {where} is {type(value).__name__} instead of {kind.__name__}: "
+                "restore it or index again"
+            )
+
+
 def applied(connection: sqlite3.Connection, where: str) -> list[str]:
-    """Names of the migrations that a catalog has; LibraryMismatch if this version does not know one of them."""
-    found = [row[0] for row in connection.execute("SELECT name FROM migrations ORDER BY position")]
-    known = names()
-    for name in found:
+    """Names of the migrations that a catalog has. No row is read before its tables are known to be tables of ours:
+    a view in the place of one may take for ever, or all memory.
+
+    LibraryMismatch if this version does not know one of them, LibraryCorrupt unless the catalog has exactly the tables
+    of its format: no others, no triggers, no views.
+    """
+    known, shapes = names(), _shapes(MIGRATIONS)
+    found = connection.execute(f"SELECT {_SHAPE} LIMIT {_MOST_OBJECTS}").fetchall()
+    if _MIGRATIONS_TABLE not in found or not {kind for kind, *_ in found} <= {"table", "index"}:
+        raise LibraryCorrupt(f"{where} has other tables than a catalog of ours: restore it or index again")
+    query = f"SELECT substr(name, 1, 200) FROM migrations ORDER BY position LIMIT {_MOST_OBJECTS}"
+    done = [row[0] for row in connection.execute(query)]
+    for name in done:
         if name not in known:
             raise LibraryMismatch(
                 f"{where} has the format {name!r}, made by a newer version; this version knows formats up to "
                 f"{known[-1]!r}: upgrade sac-rag"
             )
-    if not found or found != known[: len(found)]:
-        raise LibraryCorrupt(f"{where} lists the formats {found}, which is no beginning of {known}")
-    return found
+    if not done or done != known[: len(done)]:
+        raise LibraryCorrupt(f"{where} lists the formats {done}, which is no beginning of {known}")
+    if sorted(found, key=str) != shapes[len(done) - 1]:
+        raise LibraryCorrupt(f"{where} does not have the tables of format {done[-1]!r}: restore it or index again")
+    return done
 
 
 def migrate(connection: sqlite3.Connection, done: Sequence[str], upto: int | None = None) -> None:
     """Apply what is missing after `done`, within the caller's transaction."""
     if not done:
-        connection.execute("CREATE TABLE migrations (position INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)")
+        connection.execute(_MIGRATIONS_TABLE[-1])
     for position, (name, statements) in enumerate(MIGRATIONS[:upto]):
         if position >= len(done):
             for statement in statements:
@@ -96,14 +167,15 @@ def migrate(connection: sqlite3.Connection, done: Sequence[str], upto: int | Non
             connection.execute("INSERT INTO migrations VALUES (?, ?)", (position, name))
 
 
-def check_shape(connection: sqlite3.Connection, done: Sequence[str], where: str) -> None:
-    """LibraryCorrupt unless the catalog has exactly the tables of its format: no others, no triggers, no views."""
-    query = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
-    fresh = sqlite3.connect(":memory:")
-    try:
-        migrate(fresh, [], upto=len(done))
-        expected = fresh.execute(query).fetchall()
-    finally:
-        fresh.close()
-    if connection.execute(query).fetchall() != expected:
-        raise LibraryCorrupt(f"{where} does not have the tables of format {done[-1]!r}: restore it or index again")
+@functools.cache
+def _shapes(migrations: tuple[Any, ...]) -> list[list[tuple[Any, ...]]]:
+    """Tables and indexes after each migration, sorted."""
+    found = []
+    for count in range(1, len(migrations) + 1):
+        fresh = sqlite3.connect(":memory:")
+        try:
+            migrate(fresh, [], upto=count)
+            found.append(sorted(fresh.execute(f"SELECT {_SHAPE}").fetchall(), key=str))
+        finally:
+            fresh.close()
+    return found

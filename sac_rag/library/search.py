@@ -47,6 +47,8 @@ def search(
 
         vector = normalise(vector, view.head.dim, "the question")
     allowed = view.matching(where) if where else None
+    if (audible := view.audible()) is not None:
+        allowed = audible if allowed is None else allowed & audible
     if allowed is not None and not allowed:
         return []
     depth = max(POOL, 4 * k) if mode == "hybrid" else k
@@ -56,7 +58,7 @@ def search(
         best = _ranked(view, _fused(dense, lexical)) if mode == "hybrid" else dense or lexical
         if min_score is not None and best and vector is not None:
             cosines = _cosines(view, [key for key, _ in best], vector)
-            best = [pair for pair in best if cosines[pair[0]] >= min_score]
+            best = [pair for pair in best if cosines.get(pair[0], -1.0) >= min_score]
         passages = _first(view, best, k, distinct)
         read = (mode == "lexical" or len(dense) < depth) and (mode == "dense" or len(lexical) < depth)
         if not distinct or len(passages) >= k or depth >= everything or read:
@@ -130,11 +132,10 @@ def _hits(
     mode: str,
 ) -> list[Hit]:
     by_rank, by_dense, by_lexical = dict(ranking), dict(dense), dict(lexical)
-    if vector is not None:
-        similar = _cosines(view, list(passages), vector)
-    else:
+    similar = _cosines(view, list(passages), vector) if vector is not None else {}
+    if len(similar) < len(passages):
         most = view.lexical().most(text or "")
-        similar = {key: by_lexical[key] / most for key in passages}
+        similar = {key: by_lexical[key] / most for key in passages if key not in similar} | similar
     return [
         Hit(
             passage,
@@ -148,9 +149,12 @@ def _hits(
 
 
 def _cosines(view: View, keys: Sequence[int], vector: np.ndarray) -> dict[int, float]:
+    """By row key; without those whose vector a damaged catalog has lost."""
     from sac_rag.library.vectors import cosines
 
-    return dict(zip(keys, cosines(view.vectors().rows(keys), vector).tolist(), strict=True))
+    index = view.vectors()
+    keys = index.held(keys) if view.problems else keys
+    return dict(zip(keys, cosines(index.rows(keys), vector).tolist(), strict=True))
 
 
 def _ranked(view: View, pairs: Ranking) -> Ranking:

@@ -19,6 +19,7 @@ import xxhash
 
 from sac_rag.errors import LibraryCorrupt
 from sac_rag.library import folder as files
+from sac_rag.library.dtypes import nbytes
 
 SEGMENT_BYTES = 256 << 20
 """Where a segment ends: no passage is added that would make its data longer, unless it is the first."""
@@ -96,11 +97,13 @@ class Segment:
 class SegmentWriter:
     """Collects passages in an unnamed spool file, then writes the segment whole: the header must come first."""
 
-    def __init__(self, folder: Path, number: int, cap: int = SEGMENT_BYTES) -> None:
-        self.number = number
+    def __init__(self, folder: Path, number: int, cap: int = SEGMENT_BYTES, *, name: str | None = None) -> None:
+        """name: of the file, in place of that of a library's segment `number`."""
+        self.number, self.name = number, name or files.segment_name(number)
         self._folder, self._cap = folder, cap
+        prefix = files.MADE_SPOOL_PREFIX if name else files.SPOOL_PREFIX
         self._spool: IO[bytes] = tempfile.SpooledTemporaryFile(  # noqa: SIM115 (closed by finish or abort)
-            max_size=_IN_MEMORY, dir=str(folder), prefix=files.SPOOL_PREFIX
+            max_size=_IN_MEMORY, dir=str(folder), prefix=prefix
         )
         self._payload = 0
         self._entries: dict[str, dict[str, object]] = {}
@@ -118,7 +121,7 @@ class SegmentWriter:
             self._payload += len(chunk)
         at = begin
         for tensor, dtype, shape in layout:
-            end = at + _nbytes(dtype, shape)
+            end = at + nbytes(dtype, shape)
             self._entries[f"{name}.{tensor}"] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
             at = end
         if at != self._payload:
@@ -131,7 +134,7 @@ class SegmentWriter:
         text += b" " * (-len(text) % 8)
         header = len(text).to_bytes(8, "little") + text
         try:
-            size = files.write_durable(self._folder, files.segment_name(self.number), self._chunks(header))
+            size = files.write_durable(self._folder, self.name, self._chunks(header))
         finally:
             self._spool.close()
         info = SegmentInfo(self.number, size, len(header), xxhash.xxh3_128_digest(header))
@@ -145,10 +148,3 @@ class SegmentWriter:
         self._spool.seek(0)
         while chunk := self._spool.read(_COPY):
             yield chunk
-
-
-def _nbytes(dtype: str, shape: Sequence[int]) -> int:
-    count = {"F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1}[dtype]
-    for n in shape:
-        count *= n
-    return count

@@ -76,7 +76,8 @@ def measure(view: View) -> Stats:
     catalog = _size(view.folder / files.CATALOG)
     number = view.head.faiss
     faiss = 0 if number is None else _size(view.folder / files.faiss_name(number))
-    lexical = 0 if number is None else _size(view.folder / files.lexical_name(number))
+    changed = view.head.changed
+    lexical = 0 if changed is None else _size(view.folder / files.lexical_name(changed))
     return Stats(
         generation=view.head.generation,
         codec=view.head.codec,

@@ -67,10 +67,22 @@ def marginal(vector: np.ndarray, rows: np.ndarray, k: int, weight: float) -> lis
 
 
 class VectorIndex:
-    """Immutable from outside: `changed` gives a new index, so a search may go on in the old one."""
+    """Immutable from outside: `changed` gives a new index, so a search may go on in the old one.
 
-    def __init__(self, index: Any, dim: int) -> None:
-        self._index, self.dim = index, dim
+    A large FAISS index, shared by many generations, and over it what has changed since: `recent` vectors, searched one
+    by one, and keys that are `gone`. So a change costs what it changes, and the FAISS index is parsed at first use.
+    """
+
+    def __init__(
+        self,
+        base: _Base,
+        dim: int,
+        recent: Mapping[int, np.ndarray] | None = None,
+        gone: frozenset[int] = frozenset(),
+    ) -> None:
+        """gone: keys whose row in `base`, if there is one, does not count."""
+        self._base, self.dim = base, dim
+        self._recent, self._gone = dict(recent or {}), gone
 
     @classmethod
     def build(cls, dim: int, keys: Collection[int], rows: Iterable[np.ndarray]) -> VectorIndex:
@@ -79,70 +91,105 @@ class VectorIndex:
         index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
         if keys:
             index.add_with_ids(np.stack(list(rows)), np.fromiter(keys, np.int64, len(keys)))
-        return cls(index, dim)
+        return cls(_Base(index), dim)
 
     @classmethod
-    def parse(cls, data: bytes, dim: int, count: int) -> VectorIndex:
-        """From bytes of `serialize` whose hash the caller has checked; LibraryCorrupt if they are another index."""
-        faiss = _faiss()
-        with _PARSING:
-            before = faiss.get_deserialization_vector_byte_limit()
-            faiss.set_deserialization_vector_byte_limit(len(data) + 1024)
-            try:
-                index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-            except RuntimeError as e:
-                raise LibraryCorrupt(f"the FAISS file does not parse: {str(e)[:200]}") from e
-            finally:
-                faiss.set_deserialization_vector_byte_limit(before)
-        if not isinstance(index, faiss.IndexIDMap2) or (index.d, index.ntotal) != (dim, count):
-            raise LibraryCorrupt(f"the FAISS file holds {index.ntotal} x {index.d} numbers instead of {count} x {dim}")
-        return cls(index, dim)
+    def parse(cls, data: bytes, dim: int, count: int | None = None) -> VectorIndex:
+        """From bytes of `serialize` whose hash the caller has checked; LibraryCorrupt, at first use where `count` is
+        None, if they are another index."""
+        made = cls(_Base(data, dim), dim)
+        if count is not None and made.count != count:
+            raise LibraryCorrupt(f"the FAISS file holds {made.count} vectors instead of {count}")
+        return made
 
     def changed(self, remove: Collection[int], add: Mapping[int, np.ndarray]) -> VectorIndex:
-        """A copy without the keys in `remove` and with the unit vectors of `add`."""
+        """An index without the keys in `remove` and with the unit vectors of `add`."""
+        recent = {key: row for key, row in self._recent.items() if key not in remove}
+        return VectorIndex(self._base, self.dim, {**recent, **add}, self._gone.union(remove, add))
+
+    def whole(self) -> VectorIndex:
+        """The same vectors, all of them in the FAISS index."""
+        if not self._recent and not self._gone:
+            return self
         faiss = _faiss()
-        copy = VectorIndex(faiss.clone_index(self._index), self.dim)
-        gone = [*remove, *add]  # FAISS would accept an id twice
-        if gone:
-            copy._index.remove_ids(np.array(gone, np.int64))
-        if add:
-            copy._index.add_with_ids(np.stack(list(add.values())), np.fromiter(add, np.int64, len(add)))
-        return copy
+        copy = faiss.clone_index(self._base.index())
+        if self._gone:
+            copy.remove_ids(np.fromiter(self._gone, np.int64, len(self._gone)))
+        if self._recent:
+            copy.add_with_ids(np.stack(list(self._recent.values())), self._recent_keys())
+        return VectorIndex(_Base(copy), self.dim)
 
     def serialize(self) -> bytes:
         faiss = _faiss()
-        data: bytes = faiss.serialize_index(self._index).tobytes()
+        data: bytes = faiss.serialize_index(self.whole()._base.index()).tobytes()
         return data
+
+    @property
+    def count(self) -> int:
+        return len(self._base.keys()) - len(self._hidden()) + len(self._recent)
 
     def keys(self) -> np.ndarray:
         """Row keys, int64, in index order."""
-        faiss = _faiss()
-        keys: np.ndarray = faiss.vector_to_array(self._index.id_map)
-        return keys
+        keys = self._base.keys()
+        if self._gone:
+            keys = keys[~np.isin(keys, np.fromiter(self._gone, np.int64, len(self._gone)))]
+        return np.concatenate([keys, self._recent_keys()])
+
+    def held(self, keys: Iterable[int]) -> list[int]:
+        """Those of the keys that have a vector here."""
+        base = self._base.key_set()
+        return [key for key in keys if key in self._recent or (key in base and key not in self._gone)]
 
     def rows(self, keys: Collection[int]) -> np.ndarray:
         """Stored unit vectors, float32 (n, dim), in the order of `keys`."""
-        if not keys:
-            return np.empty((0, self.dim), np.float32)
-        rows: np.ndarray = self._index.reconstruct_batch(np.fromiter(keys, np.int64, len(keys)))
-        return rows
+        out = np.empty((len(keys), self.dim), np.float32)
+        old = []
+        for at, key in enumerate(keys):
+            if (row := self._recent.get(key)) is not None:
+                out[at] = row
+            else:
+                old.append((at, key))
+        if old:
+            places, asked = zip(*old, strict=True)
+            try:
+                out[list(places)] = self._base.index().reconstruct_batch(np.array(asked, np.int64))
+            except RuntimeError as e:
+                raise LibraryCorrupt(f"the FAISS file lacks vectors that the catalog has: {str(e)[:200]}") from e
+        return out
 
     def search(self, vector: np.ndarray, k: int, allowed: Collection[int] | None = None) -> list[tuple[int, float]]:
         """(key, cosine) of the best k and of whatever ties with the k-th, unordered; only `allowed` keys, if given."""
+        found = self._search_base(vector, k, allowed)
+        recent = [key for key in self._recent if allowed is None or key in allowed]
+        if recent:
+            found += zip(recent, cosines(self.rows(recent), vector).tolist(), strict=True)
+        if len(found) <= k:
+            return found
+        kth = sorted((score for _, score in found), reverse=True)[k - 1]
+        return [(key, score) for key, score in found if score >= kth]
+
+    def _search_base(self, vector: np.ndarray, k: int, allowed: Collection[int] | None) -> list[tuple[int, float]]:
         faiss = _faiss()
-        total = self._index.ntotal if allowed is None else len(allowed)
+        parameters, selector, base = None, None, self._base.index()
+        if allowed is not None:
+            left = [key for key in allowed if key not in self._gone and key not in self._recent]
+            total = len(left)
+            selector = faiss.IDSelectorBatch(np.array(left, np.int64))
+        else:
+            total = base.ntotal - len(self._hidden())
+            if self._gone:
+                inner = faiss.IDSelectorBatch(np.fromiter(self._gone, np.int64, len(self._gone)))
+                selector = faiss.IDSelectorNot(inner)
         if not total:
             return []
-        parameters, selector = None, None
-        if allowed is not None:
-            selector = faiss.IDSelectorBatch(np.fromiter(allowed, np.int64, len(allowed)))
+        if selector is not None:
             parameters = faiss.SearchParameters(sel=selector)
         fetch = k + 8
         while True:
             fetch = min(fetch, total)
-            scores, found = self._index.search(vector[None], fetch, params=parameters)
+            scores, found = base.search(vector[None], fetch, params=parameters)
             keys = found[0][found[0] >= 0]
-            exact = cosines(self.rows(keys.tolist()), vector)
+            exact = cosines(base.reconstruct_batch(keys) if len(keys) else np.empty((0, self.dim)), vector)
             if len(exact) <= k:
                 break
             kth = np.partition(exact, len(exact) - k)[len(exact) - k]
@@ -152,3 +199,52 @@ class VectorIndex:
                 break
             fetch *= 4
         return list(zip(keys.tolist(), exact.tolist(), strict=True))
+
+    def _hidden(self) -> frozenset[int]:
+        """Those of the keys gone that the FAISS index has."""
+        return self._gone & self._base.key_set() if self._gone else self._gone
+
+    def _recent_keys(self) -> np.ndarray:
+        return np.fromiter(self._recent, np.int64, len(self._recent))
+
+
+class _Base:
+    """A FAISS index, made or to be parsed at first use, whichever thread comes first."""
+
+    def __init__(self, index: Any, dim: int = 0) -> None:
+        """index: of FAISS, or its bytes, with the `dim` that it must have."""
+        self._index, self._dim = index, dim
+        self._keys: frozenset[int] | None = None
+        self._lock = threading.Lock()
+
+    def index(self) -> Any:
+        with self._lock:
+            if isinstance(self._index, bytes):
+                self._index = _parsed(self._index, self._dim)
+            return self._index
+
+    def keys(self) -> np.ndarray:
+        """int64, in index order."""
+        keys: np.ndarray = _faiss().vector_to_array(self.index().id_map)
+        return keys
+
+    def key_set(self) -> frozenset[int]:
+        if self._keys is None:
+            self._keys = frozenset(self.keys().tolist())
+        return self._keys
+
+
+def _parsed(data: bytes, dim: int) -> Any:
+    faiss = _faiss()
+    with _PARSING:
+        before = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(len(data) + 1024)
+        try:
+            index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        except RuntimeError as e:
+            raise LibraryCorrupt(f"the FAISS file does not parse: {str(e)[:200]}") from e
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before)
+    if not isinstance(index, faiss.IndexIDMap2) or index.d != dim:
+        raise LibraryCorrupt(f"the FAISS file holds vectors of {index.d} numbers instead of {dim}")
+    return index

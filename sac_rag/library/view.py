@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from sac_rag.errors import LibraryCorrupt, MemoryInvalid
+from sac_rag.errors import LibraryCorrupt, MemoryDamaged, MemoryInvalid
+from sac_rag.foreign import parse_json
 from sac_rag.library import folder as files
-from sac_rag.library import lexical_file
-from sac_rag.library.catalog import Catalog, Head
-from sac_rag.library.filters import DOCUMENT, fitting
+from sac_rag.library import lexical_file, schema
+from sac_rag.library.catalog import Catalog, Head, chunks, marks
+from sac_rag.library.filters import fitting
 from sac_rag.library.segments import Segment
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from sac_rag.library.lexical import LexicalIndex
     from sac_rag.library.vectors import VectorIndex
 
-_ABOUT = "d.uri, d.meta, p.meta FROM passages p JOIN documents d ON d.key = p.document"
+_FAISS_HEAD = 4096
+"""More than a FAISS file has beside vectors and keys."""
 
 
 class View:
@@ -38,13 +41,22 @@ class View:
         segments: dict[int, Segment],
         *,
         faiss: bytes | None = None,
+        late: Mapping[int, bytes | None] | None = None,
         vectors: VectorIndex | None = None,
         stale: bool = False,
     ) -> None:
+        """faiss: the bytes of the FAISS file. late: what changed since, by row key: a stored vector, or None for a
+        passage that is gone."""
         self.folder, self.head, self.catalog, self.segments = folder, head, catalog, segments
         self.stale = stale
         """Whether the FAISS file on disk was missing or damaged and had to be rebuilt."""
-        self._faiss, self._vectors = faiss, vectors
+        self.missing: dict[int, str] = {}
+        """Segments that cannot be read, and why."""
+        self.problems: list[str] = []
+        """What of the catalog could not be read, by document; such rows are left out."""
+        self.mute: set[int] = set()
+        """Row keys of passages whose memory cannot be read, as far as that is known: never found by a search."""
+        self._faiss, self._late, self._vectors = faiss, dict(late or {}), vectors
         self._lexical: LexicalIndex | None = None
         self._codec: Codec | None = None
         self._metas: list[tuple[dict[str, Any], list[int]]] | None = None
@@ -57,60 +69,105 @@ class View:
 
         Without `live` the catalog is copied into memory. Maps of `previous` are used again: segments never change.
         """
-        catalog = live or disk.copy()
+        catalog, problems = (live, []) if live else _copied(disk)
         if live:
             disk.check_whole()
         head = catalog.head()
         again = previous.segments if previous and previous.head.library == head.library else {}
-        infos = catalog.segments()
-        segments = {
-            i.number: again[i.number] if i.number in again and again[i.number].info == i else Segment(folder, i)
-            for i in infos
-        }
+        segments, missing = {}, {}
+        for i in catalog.segments():
+            try:
+                old = again.get(i.number)
+                segments[i.number] = old if old and old.info == i else Segment(folder, i)
+            except LibraryCorrupt as e:
+                missing[i.number] = str(e)
         data = read_faiss(folder, head)
-        if data is not None or not head.passages:
-            return cls(folder, head, catalog, segments, faiss=data)
-        return cls(folder, head, catalog, segments, vectors=stored_vectors(disk, head), stale=True)
+        if data is not None or (head.faiss is None and not head.passages):
+            late = late_vectors(disk, head, catalog.unindexed())
+            view = cls(folder, head, catalog, segments, faiss=data, late=late)
+        else:
+            view = cls(folder, head, catalog, segments, vectors=stored_vectors(disk, head, problems), stale=True)
+        view.problems = problems
+        view._note(missing)
+        return view
+
+    def _note(self, missing: dict[int, str]) -> None:
+        """Segments are missing: passages in them, and those without a memory, are never found."""
+        self.missing = missing
+        for number in missing:
+            self.mute.update(k for (k,) in self.catalog.rows("SELECT passage FROM memories WHERE segment=?", (number,)))
+        if self.problems:
+            bare = "SELECT key FROM passages WHERE key NOT IN (SELECT passage FROM memories)"
+            self.mute.update(key for (key,) in self.catalog.rows(bare))
+
+    def damaged(self) -> dict[str, int]:
+        """Documents, by uri, of which passages have no readable memory, as far as that is known; how many."""
+        found: Counter[str] = Counter()
+        for part in chunks(sorted(self.mute)):
+            query = (
+                f"SELECT d.uri FROM passages p JOIN documents d ON d.key = p.document WHERE p.key IN ({marks(part)})"
+            )
+            found.update(uri for (uri,) in self.catalog.rows(query, part))
+        return dict(found)
 
     def successor(self, head: Head, segments: dict[int, Segment], vectors: VectorIndex | None) -> View:
         """The next generation on the same live catalog; `vectors` None: the dense index did not change."""
         with self._lock:
             if vectors is None:
-                view = View(self.folder, head, self.catalog, segments, faiss=self._faiss, vectors=self._vectors)
-                view._lexical = self._lexical
-                return view
-            return View(self.folder, head, self.catalog, segments, vectors=vectors)
+                view = View(self.folder, head, self.catalog, segments, faiss=self._faiss, late=self._late)
+                view._vectors, view._lexical = self._vectors, self._lexical
+            else:
+                view = View(self.folder, head, self.catalog, segments, vectors=vectors)
+            view._codec = self._codec if head.codec == self.head.codec else None
+            view.mute = self.mute
+            view._note({number: why for number, why in self.missing.items() if number not in segments})
+            return view
 
     def vectors(self) -> VectorIndex:
         """The dense index."""
-        from sac_rag.library.vectors import VectorIndex
-
         with self._lock:
             if self._vectors is None:
-                if self._faiss is None:
-                    self._vectors = VectorIndex.build(self.head.dim, [], [])
-                else:
-                    self._vectors = VectorIndex.parse(self._faiss, self.head.dim, self.head.passages)
-                    self._faiss = None
+                self._vectors = self._indexed()
+                self._faiss, self._late = None, {}
             return self._vectors
+
+    def _indexed(self) -> VectorIndex:
+        import numpy as np
+
+        from sac_rag.library.vectors import VectorIndex
+
+        dim = self.head.dim
+        base = VectorIndex.build(dim, [], []) if self._faiss is None else VectorIndex.parse(self._faiss, dim)
+        late = {key: np.frombuffer(blob, "<f4") for key, blob in self._late.items() if blob is not None}
+        return base.changed(self._late.keys(), late) if self._late else base
 
     def lexical(self) -> LexicalIndex:
         """The BM25 index, over all passages: as it was kept, or built."""
-        from sac_rag.library.lexical import LexicalIndex
-
         with self._lock:
             if self._lexical is None and lexical_file.is_kept(self.head):
-                self._lexical = lexical_file.read(self.folder, self.head)
+                self._lexical = lexical_file.read(self.folder, self.head, self.catalog.all_keys())
             if self._lexical is None:
-                rows = self.catalog.rows("SELECT key, text FROM passages ORDER BY key")
-                self._lexical = LexicalIndex.build([key for key, _ in rows], (text for _, text in rows))
+                self._lexical = self.built_lexical()
             return self._lexical
+
+    def built_lexical(self) -> LexicalIndex:
+        """The BM25 index as the text of the catalog makes it."""
+        from sac_rag.library.lexical import LexicalIndex
+
+        rows = self.catalog.rows("SELECT key, text FROM passages ORDER BY key")
+        return LexicalIndex.build([key for key, _ in rows], (text for _, text in rows))
+
+    def forget_lexical(self) -> None:
+        """Let the BM25 index be made anew, from text, at its next use."""
+        with self._lock:
+            lexical_file.forget(self.folder, self.head)
+            self._lexical = None
 
     def codec(self) -> Codec:
         from sac_rag.library.codecs import get_codec
 
         if self._codec is None:
-            self._codec = get_codec(self.head.codec)
+            self._codec = get_codec(self.head.codec, self.catalog.codec_state())
         return self._codec
 
     def read(self, ids: Sequence[str]) -> list[AnchorKV]:
@@ -122,21 +179,26 @@ class View:
         for memory in stored.values():
             if memory.slot.segment in self.segments:
                 self.segments[memory.slot.segment].prefetch(memory.slot)
-        out = []
+        out, problems = [], []
         for passage_id, key in zip(ids, keys, strict=True):
             try:
                 memory = stored[key]
+                if memory.slot.segment in self.missing:
+                    raise LibraryCorrupt(self.missing[memory.slot.segment])
                 data = self.segments[memory.slot.segment].read(memory.slot)
-                kv = self.codec().decode(unpack(data, json.loads(memory.layout)))
+                kv = self.codec().decode(unpack(data, parse_json(memory.layout)))
                 if (kv.anchors, kv.source_len) != (memory.anchors, memory.source_len):
                     raise LibraryCorrupt(f"{kv.anchors} anchors of {kv.source_len} tokens instead of {memory.anchors}")
-            except (LibraryCorrupt, MemoryInvalid, KeyError, json.JSONDecodeError) as e:
+                out.append(kv)
+            except (LibraryCorrupt, MemoryInvalid, KeyError, ValueError) as e:
                 uri = self.catalog.passages_at([key])[key].document
-                raise LibraryCorrupt(
-                    f"the memory of passage {passage_id} of {uri!r} in {self.folder} is damaged ({e}): restore the "
-                    "library, or remove this document and index it again"
-                ) from e
-            out.append(kv)
+                problems.append((f"the memory of passage {passage_id} of {uri!r} in {self.folder} is damaged ({e})", e))
+                self.mute.add(key)
+        if problems:
+            message, cause = problems[0]
+            raise MemoryDamaged(
+                f"{message}: `sac repair` makes it again from the text, or remove this document and index it again"
+            ) from cause
         return out
 
     def matching(self, where: Mapping[str, Any]) -> set[int]:
@@ -144,10 +206,7 @@ class View:
         fits = fitting(where)
         with self._lock:
             if self._metas is None:
-                alike: dict[tuple[str, str, str], list[int]] = {}
-                for key, *about in self.catalog.rows(f"SELECT p.key, {_ABOUT}"):
-                    alike.setdefault(tuple(about), []).append(key)
-                self._metas = [(_meta(*about), keys) for about, keys in alike.items()]
+                self._metas = self.catalog.metas()
             metas = self._metas
         return {key for meta, keys in metas if fits(meta) for key in keys}
 
@@ -156,12 +215,13 @@ class View:
         if not where:
             return True
         fits = fitting(where)
-        return any(fits(_meta(*about)) for about in self.catalog.rows(f"SELECT {_ABOUT} WHERE p.key = ?", (key,)))
+        return any(fits(meta) for meta, _ in self.catalog.metas(key))
 
-
-def _meta(uri: str, document: str, passage: str) -> dict[str, Any]:
-    """What a passage is filtered by; its own keys go before its document's, and both before the uri."""
-    return {"document": uri, **json.loads(document), **json.loads(passage), DOCUMENT: uri}
+    def audible(self) -> set[int] | None:
+        """Row keys of passages that can be read; None where no damage is known, for all."""
+        if not (self.mute or self.problems):
+            return None
+        return {key for (key,) in self.catalog.rows("SELECT key FROM passages")} - self.mute
 
 
 def read_faiss(folder: Path, head: Head) -> bytes | None:
@@ -169,24 +229,49 @@ def read_faiss(folder: Path, head: Head) -> bytes | None:
     if head.faiss is None:
         return None
     with contextlib.suppress(LibraryCorrupt, OSError):
-        data = files.read(folder, files.faiss_name(head.faiss))
+        most = _FAISS_HEAD + head.passages * (4 * head.dim + 8)
+        data = files.read(folder, files.faiss_name(head.faiss), most)
         if xxhash.xxh3_128_digest(data) == head.faiss_hash:
             return data
     return None
 
 
-def stored_vectors(disk: Catalog, head: Head) -> VectorIndex:
-    """The dense index made again from the catalog, every row verified."""
+def late_vectors(disk: Catalog, head: Head, keys: Sequence[int]) -> dict[int, bytes | None]:
+    """Vectors of these row keys, verified; None for those that are not there any more."""
+    found: dict[int, bytes | None] = dict.fromkeys(keys)
+    for part in chunks(keys):
+        query = f"SELECT passage, vector, sum FROM vectors WHERE passage IN ({marks(part)})"
+        for key, blob, checksum in disk.rows(query, part):
+            if schema.row_sum("vectors", (key, blob)) != checksum or len(blob) != 4 * head.dim:
+                raise LibraryCorrupt(f"the vector of row {key} in {disk.where} fails its checksum: restore the library")
+            found[key] = blob
+    return found
+
+
+def stored_vectors(disk: Catalog, head: Head, problems: Sequence[str] = ()) -> VectorIndex:
+    """The dense index made again from the catalog, every row verified. problems: of a catalog that is known to be
+    damaged, rows that cannot be read are left out; else they are LibraryCorrupt."""
     import numpy as np
 
+    from sac_rag.library.salvage import salvaged_rows
     from sac_rag.library.vectors import VectorIndex
 
     keys, rows = [], []
-    for key, blob, _ in disk.verified("vectors"):
+    for key, blob, *_ in salvaged_rows(disk, "vectors", head) if problems else disk.verified("vectors"):
         if len(blob) != 4 * head.dim:
             raise LibraryCorrupt(f"a vector in {disk.where} has {len(blob)} bytes instead of {4 * head.dim}")
         keys.append(key)
         rows.append(np.frombuffer(blob, "<f4"))
-    if len(keys) != head.passages:
+    if len(keys) != head.passages and not problems:
         raise LibraryCorrupt(f"{disk.where} has {len(keys)} vectors for {head.passages} passages")
     return VectorIndex.build(head.dim, keys, rows)
+
+
+def _copied(disk: Catalog) -> tuple[Catalog, list[str]]:
+    """The catalog in memory; of a damaged one, what is sound, and what is wrong with it."""
+    from sac_rag.library import salvage
+
+    try:
+        return disk.copy(), []
+    except (LibraryCorrupt, sqlite3.DatabaseError):
+        return salvage.copy(disk)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sac_rag import foreign
 from sac_rag.errors import HashMismatch, ModelError
 
 MANIFEST = "sac-model.json"
@@ -59,12 +60,12 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a cached model; None where there is none or it cannot be read."""
     try:
-        raw = json.loads((folder / MANIFEST).read_text("utf-8"))
+        raw = foreign.read_json(folder / MANIFEST)
         if raw["format"] != MANIFEST_FORMAT:
             return None
         raw["files"] = {name: (int(size), str(sha)) for name, (size, sha) in raw["files"].items()}
         return Manifest(**raw)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -180,7 +181,7 @@ def cached_hash(path: Path) -> str:
     """SHA-256 (hex) of a file; read again only when its size or mtime changed since last time."""
     stat = path.stat()
     try:
-        note = json.loads(_note(path).read_text("utf-8"))
+        note = foreign.read_json(_note(path))
         if (note["size"], note["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
             return str(note["sha256"])
     except (OSError, ValueError, KeyError, TypeError):

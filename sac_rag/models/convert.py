@@ -1,4 +1,4 @@
-"""A .gguf file of a Llama model → a folder of safetensors, once. The weights are dequantised and rounded to bf16."""
+"""A .gguf file → a folder of safetensors, once. The weights are dequantised and rounded to bf16."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sac_rag.errors import ModelError
+from sac_rag.families import check_gguf, check_window, family_of
 from sac_rag.models.gguf_head import read_head
 from sac_rag.models.progress import Progress
 
@@ -27,14 +28,12 @@ def convert(gguf: Path, out: Path, progress: Progress, probes: Probes = ()) -> N
     """Write model and tokenizer of `gguf` to the empty folder `out` as safetensors (bf16) and check them by reloading.
 
     `probes` are (text, token ids) that the tokenizer must give: the loader rebuilds it from the file, and a release
-    that rebuilds it otherwise must not pass for the same model. Raises ModelError for a file that is not a Llama
-    model or cannot be converted faithfully.
+    that rebuilds it otherwise must not pass for the same model. Raises ModelError for a file of another family
+    (`families`) or one that cannot be converted faithfully.
     """
     progress(f"converting {gguf.name}", 0, None)
     head = read_head(gguf)
-    if head.architecture != "llama" or head.experts:
-        kind = f"{head.architecture} with {head.experts} experts" if head.experts else head.architecture
-        raise ModelError(f"{gguf.name} is a {kind!r} model; sac-rag needs a Llama model (architecture 'llama')")
+    check_gguf(head.architecture, head.experts, gguf.name)
     if head.rope_scaling != "none":
         raise ModelError(
             f"{gguf.name} uses RoPE scaling {head.rope_scaling!r}, which a .gguf file does not describe well enough: "
@@ -46,8 +45,8 @@ def convert(gguf: Path, out: Path, progress: Progress, probes: Probes = ()) -> N
 
     with quiet():
         model, tokenizer = _load(gguf)
-        if model.config.model_type != "llama":
-            raise ModelError(f"{gguf.name} is a {model.config.model_type!r} model; sac-rag needs a Llama model")
+        check_window(head.window, model.config.max_position_embeddings, head.architecture, gguf.name)
+        family_of(model.config.to_dict(), gguf.name)
         if head.rope_factors:
             model.config.rope_parameters = _llama3_rope(gguf, model.config, head.rope_factors)
         model = model.to(torch.bfloat16)
@@ -132,7 +131,7 @@ def _split_digits(tokenizer: Any, pre_tokenizer: str) -> None:
 def _tidy(out: Path) -> None:
     # Keys that describe this loading, not the model.
     path = out / "tokenizer_config.json"
-    settings = json.loads(path.read_text("utf-8"))
+    settings = json.loads(path.read_text("utf-8"))  # written here, a moment ago
     for key in ("is_local", "local_files_only", "name_or_path"):
         settings.pop(key, None)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")

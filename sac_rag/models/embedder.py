@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from sac_rag.config import DEFAULT_EMBEDDER, fingerprint
 from sac_rag.errors import ConfigError, ModelError, check_process
+from sac_rag.foreign import read_json, without_control
 from sac_rag.models.fingerprints import fingerprint_of, tokenizer_fingerprint_of
 from sac_rag.models.sources import resolve_embedder
 from sac_rag.records import unicode_of
@@ -50,11 +50,14 @@ class Embedder:
     _sharing = threading.Lock()
 
     @classmethod
-    def shared(cls, name: str = DEFAULT_EMBEDDER, *, device: str = "auto") -> Embedder:
-        """The embedder of this name on a device, loaded once a process; anew when its files have changed."""
+    def shared(cls, name: str = DEFAULT_EMBEDDER, *, device: str = "auto", fetch: bool = True) -> Embedder:
+        """The embedder of this name on a device, loaded once a process; anew when its files have changed.
+
+        fetch: whether it may be fetched, see `resolve_base`.
+        """
         from sac_rag.models.loading import choose_device
 
-        made = cls(name, device=str(choose_device(device)))
+        made = cls(name, device=str(choose_device(device)), fetch=fetch)
         with cls._sharing:
             return cls._shared.setdefault((str(made.path), made.fingerprint, str(made._device)), made)
 
@@ -63,15 +66,21 @@ class Embedder:
         name: str = DEFAULT_EMBEDDER,
         *,
         device: str | None = None,
+        fetch: bool = True,
     ) -> None:
         self.name = name
-        self.path = resolve_embedder(name)
-        self._plan = _read_plan(self.path)
+        self.path = resolve_embedder(name, fetch=fetch)
+        try:
+            self._plan = _read_plan(self.path)
+        except (AttributeError, TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
+            raise ModelError(f"{self.path} does not say how its model makes vectors ({error!r})") from error
         self._device = device
         self._tokenizer: Any = None
         self._max_tokens = 0
         self._forward: Callable[[Any, Any], Any] | None = None
         self._around: tuple[list[int], list[int]] = ([], [])
+        self._control: frozenset[int] = frozenset()
+        """Ids that no text becomes: "</s>" in a passage is four characters, although a word of some vocabularies."""
         self._busy = threading.Lock()
         self._pid = os.getpid()
 
@@ -132,7 +141,8 @@ class Embedder:
         inputs = [prompt + unicode_of(text) for text in texts]
         encoded = self._tokenizer(inputs, add_special_tokens=False, verbose=False).input_ids
         windows, owners = [], []
-        for owner, ids in enumerate(encoded):
+        for owner, found in enumerate(encoded):
+            ids = without_control(found, self._control, self._tokenizer.unk_token_id)
             count = max(1, -(-len(ids) // room))
             for part in range(count):  # equal parts: a short tail would weigh as much as a full window
                 piece = ids[len(ids) * part // count : len(ids) * (part + 1) // count]
@@ -172,6 +182,7 @@ class Embedder:
                     folder, local_files_only=True, split_special_tokens=True
                 )
                 self._around = _special_ids(self._tokenizer)
+                self._control = frozenset(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
                 self._max_tokens = self._plan.max_tokens or min(self._tokenizer.model_max_length, 512)
                 self._forward = self._plain(folder) if self._plan.pooling else self._borrowed()
             except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -232,6 +243,8 @@ def _read_plan(folder: Path) -> _Plan:
     modules: Any = _json(folder / "modules.json") or [{"type": "Transformer", "path": ""}]
     kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
     transformer = Path(modules[0].get("path", ""))
+    if any(_leaves(str(module.get("path", ""))) for module in modules):
+        raise ModelError(f"{folder / 'modules.json'} names a module outside of the folder")
     config = _json(folder / transformer / "config.json")
     pooling: dict[str, Any] = {}
     dim = int(config.get("hidden_size", 0))
@@ -265,6 +278,10 @@ def _read_plan(folder: Path) -> _Plan:
     )
 
 
+def _leaves(path: str) -> bool:
+    return Path(path).is_absolute() or ".." in Path(path).parts
+
+
 def _pooling_mode(settings: dict[str, Any]) -> str:
     if "pooling_mode" in settings:
         return str(settings["pooling_mode"])
@@ -276,7 +293,7 @@ def _pooling_mode(settings: dict[str, Any]) -> str:
 def _json(path: Path) -> Any:
     """The content of an optional JSON file; an empty dict when there is none."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

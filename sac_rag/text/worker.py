@@ -11,8 +11,9 @@ import sys
 import warnings
 from typing import IO, Any
 
+from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused
-from sac_rag.text.formats import PARSERS
+from sac_rag.text.formats import PARSERS, package_of
 
 
 def write_frame(stream: IO[bytes], header: dict[str, Any], body: bytes = b"") -> None:
@@ -35,18 +36,18 @@ def read_frame(stream: IO[bytes], max_bytes: int) -> tuple[dict[str, Any], bytes
     return (header, body) if len(body) == size else None
 
 
-def run_job(parser: str, data: bytes, max_chars: int) -> dict[str, Any]:
+def run_job(parser: str, data: bytes, config: ReadConfig) -> dict[str, Any]:
     """What a parser yields as JSON values: {"text", "headings", "meta"}, {"headings"} or {"reason"}."""
     try:
         parse = PARSERS.load(parser)
         if parse.__module__.endswith(".outlines"):
             return {"headings": parse(data.decode())}
-        parsed = parse(data, max_chars)
+        parsed = parse(data, config)
         return {"text": parsed.text, "headings": parsed.headings, "meta": parsed.meta}
     except Refused as refused:
         return {"reason": str(refused)}
     except ImportError as missing:
-        return {"reason": f"reading {parser} needs the package {missing.name}"}
+        return {"reason": f"reading {parser} needs a package: pip install {package_of(missing.name)}"}
     except RecursionError:
         return {"reason": "nested too deeply"}
     except MemoryError:
@@ -67,8 +68,9 @@ def main(memory_bytes: int) -> None:
     _limit_process(memory_bytes)
     while (frame := read_frame(jobs, sys.maxsize)) is not None:
         header, data = frame
-        _limit_cpu(header["cpu_s"])
-        reply = run_job(header["parser"], data, header["max_chars"])
+        config = ReadConfig(**header["config"])
+        _limit_cpu(config.cpu_s)
+        reply = run_job(header["parser"], data, config)
         del frame, data
         write_frame(replies, {}, json.dumps(reply, ensure_ascii=False).encode())
         if reply.get("last"):

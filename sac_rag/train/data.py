@@ -21,15 +21,9 @@ from sac_rag.errors import TrainingError
 from sac_rag.train.choices import offered
 from sac_rag.train.cloze import cloze_questions
 from sac_rag.train.neighbours import Neighbours
+from sac_rag.train.specs import CHOICE, CLOZE, QUOTE
 
 Encode = Callable[[str], list[int]]
-
-CLOZE = "cloze:"
-"""In front of a data file's path: ask questions made out of its texts (`sac_rag.train.cloze`), not those it has."""
-CHOICE = "choice:"
-"""In front of a data file's path: about half of its questions offer two answers (`sac_rag.train.choices`)."""
-QUOTE = "quote:"
-"""In front of a data file's path: its texts are to be quoted from memory, piece by piece."""
 
 CLOZES = 5
 """Cloze questions of one text."""
@@ -84,6 +78,8 @@ def read_contexts(path: str | Path) -> Iterator[Context]:
                 raise TrainingError(f"{path}: unknown kind of data; use .jsonl, .json or .txt (or .gz of one)")
         except (json.JSONDecodeError, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise TrainingError(f"{path} does not parse: {error}") from error
+        except RecursionError:
+            raise TrainingError(f"{path} does not parse: it is nested too deep") from None
 
 
 def _open(path: Path) -> io.TextIOBase:
@@ -175,14 +171,6 @@ class TokenisedContext:
         """Both as one text, with the questions of both."""
         ids, pairs = [*self.ids, *gap, *other.ids], (*self.pairs, *other.pairs)
         return TokenisedContext(ids, pairs, texts=self.texts + other.texts, cluster=self.cluster)
-
-
-def kind_of(spec: str) -> tuple[str, str]:
-    """`choice:`, `cloze:`, `quote:` or "" in front of a path, and the path."""
-    for kind in (CHOICE, CLOZE, QUOTE):
-        if spec.startswith(kind):
-            return kind, spec.removeprefix(kind)
-    return "", spec
 
 
 class Source:

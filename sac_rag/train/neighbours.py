@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 MOST = 8
 """Neighbours of a text."""
 QUERY_WORDS = 120
@@ -25,6 +23,8 @@ class Neighbours:
 
     def of(self, index: int) -> list[int]:
         """Indices of up to `MOST` texts, the most alike first."""
+        import numpy as np
+
         words = self._tokens[index][:QUERY_WORDS]
         if not words:
             return []

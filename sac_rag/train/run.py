@@ -14,16 +14,17 @@ from sac_rag.compress.backbone import LoraSpec
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
-from sac_rag.compress.placing import Placing
 from sac_rag.compress.templates import layout_of
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.loading import choose_device, choose_dtype, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base
-from sac_rag.train.config import TrainConfig, sources_of
-from sac_rag.train.data import Encode, Mixture, Source, kind_of
+from sac_rag.train.config import TrainConfig
+from sac_rag.train.data import Encode, Mixture, Source
 from sac_rag.train.loop import Progress, train
+from sac_rag.train.objectives import OBJECTIVES, configured
+from sac_rag.train.specs import kind_of, sources_of
 from sac_rag.train.teacher import Teacher
 
 
@@ -51,14 +52,16 @@ def run(
     `choice:PATH` offers two answers with about half of the file's questions, `cloze:PATH` asks questions made out of
     its texts in place of those it has, `quote:PATH` for the texts themselves. teacher: folder of a Full-FT adapter of
     the same base and layout, for `config.distil_weight`.
-    placing: fields of Placing, in place of those of `start_from` or the defaults. layout: strings of the prompt in
+    placing: fields of Placing, in place of those of `start_from` or the method's own. layout: strings of the prompt in
     place of those of the model's chat template.
     What is None comes from the adapter `start_from`, whose tensors are then the first ones, or else is a default: the
     pinned base, method "sac", LoraSpec() and the "qa" prompt in the model's chat template. options change those of
     `start_from` where its tensors fit them. Raises ConfigError when something else is asked for that it does not have,
     or than the run in `output` has, TrainingError for unusable data or checkpoints, ModelError, AdapterError.
     """
-    config = config or TrainConfig()
+    config = config or configured()
+    if method is not None and not METHODS.load(method).trains:
+        raise ConfigError(f"method {method!r} has nothing to train: index with it at once, without an adapter")
     specs = _checked(sources_of(data))
     folder = None if start_from is None else find_adapter(base or DEFAULT_MODEL, method or "sac", str(start_from))
     before = Card.read(folder) if folder else None
@@ -70,7 +73,7 @@ def run(
     }
     if before:
         _agree(before, wanted, str(folder))
-    path = resolve_base(name)
+    path = resolve_base(name, fetch=base is not None or before is None)
     place = choose_device(device)
     model, tokenizer = load_base(path, place, choose_dtype(dtype, place))
     built: Method
@@ -86,14 +89,15 @@ def run(
             base_fingerprint=fingerprint_of(path),
             method=method or "sac",
             ratios=config.ratios,
-            lora=_plain(_spec(lora, method or "sac")),
+            lora=_plain(spec) if (spec := _spec(lora, method or "sac")) else {},
+            placing=METHODS.load(method or "sac").made_for.unusual(),
             options=dict(options or {}),
             layout=PromptLayout.from_mapping({**layout_of(tokenizer).to_mapping(), **(layout or {})}).to_mapping(),
             licence=licence or "",
         )
         built = adapter.build(model, tokenizer, card)
     card = dataclasses.replace(card, placing={**card.placing, **(placing or {})})
-    built.placing = Placing.from_mapping(card.placing)
+    built.placing = adapter.placing_of(card)
     shown = None
     if teacher is not None:
         shown = Teacher.load(find_adapter(name, "full-ft", str(teacher)), built, card.base_fingerprint)
@@ -102,10 +106,15 @@ def run(
     return train(built, mixture, config, card, Path(output), start_from=begun, teacher=shown, listen=listen, stop=stop)
 
 
-def _spec(lora: LoraSpec | None, method: str) -> LoraSpec:
-    """As asked for; a method that reads with these weights has them in the last layer, too."""
+def _spec(lora: LoraSpec | None, method: str) -> LoraSpec | None:
+    """As asked for, where the method carries LoRA: in the last layer, too, if it says "whole"."""
+    adapts = METHODS.load(method).adapts
+    if adapts == "nothing":
+        if lora is not None:
+            raise ConfigError(f"method {method!r} carries no LoRA: leave its settings out")
+        return None
     lora = lora or LoraSpec()
-    return dataclasses.replace(lora, whole=True) if METHODS.load(method).reads_with_lora else lora
+    return dataclasses.replace(lora, whole=True) if adapts == "whole" else lora
 
 
 def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -120,7 +129,7 @@ def _checked(specs: list[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def _mixture(specs: Sequence[tuple[str, float]], encode: Encode, config: TrainConfig) -> Mixture:
-    sources, plain = [], config.objective == "lm"
+    sources, plain = [], OBJECTIVES.load(config.objective).plain
     for path, weight in specs:
         kind, path = kind_of(path)
         sources.append(Source(path, encode, weight=weight, seed=config.seed, kind=kind, plain=plain))

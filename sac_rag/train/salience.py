@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 
 from sac_rag.compress.backbone import Backbone
-from sac_rag.compress.methods.base import Method
-from sac_rag.compress.methods.sac import Sac
-from sac_rag.compress.selectors import Salient
+from sac_rag.compress.methods.base import SELECTOR, Method
 from sac_rag.errors import ConfigError, TrainingError
-from sac_rag.train.data import TokenisedContext
-from sac_rag.train.objectives import Batch
+from sac_rag.train.batch import Batch
+from sac_rag.train.config import TrainConfig
+from sac_rag.train.data import Mixture, TokenisedContext
+from sac_rag.train.objectives.base import Loss, Objective
+from sac_rag.train.teacher import Teacher
 
 LONGEST = 12
 """Tokens of an answer, at most: longer ones are sentences, of which every word is asked for."""
@@ -26,7 +27,7 @@ TRIES = 500
 
 def check_selector(method: Method) -> None:
     """Raises ConfigError for a method whose anchors are not learned."""
-    if not isinstance(method, Sac) or not isinstance(method.selector, Salient):
+    if method.selector is None or not method.selector.learned:
         raise ConfigError(
             f"objective salience fits a selector, and this {method.name} adapter has none to fit; "
             "train a new one with --option selector=salient"
@@ -77,8 +78,8 @@ def _found(part: list[int], ids: Sequence[int]) -> list[int]:
 
 def salience_loss(batch: Batch, method: Method) -> tuple[torch.Tensor, dict[str, float]]:
     """Mean binary cross-entropy (nats) over all tokens: is it part of an answer?"""
-    selector = cast(Salient, cast(Sac, method).selector)
-    scores = torch.cat([selector.scores(ids) for ids in batch.chunks])
+    assert method.selector is not None, "checked by `check_selector`"
+    scores = torch.cat([method.selector.scores(ids) for ids in batch.chunks])
     wanted = torch.zeros_like(scores)
     start = 0
     for ids, asked in zip(batch.chunks, batch.asked, strict=True):
@@ -86,3 +87,23 @@ def salience_loss(batch: Batch, method: Method) -> tuple[torch.Tensor, dict[str,
         start += len(ids)
     loss = F.binary_cross_entropy_with_logits(scores, wanted)
     return loss, {"loss": float(loss.detach())}
+
+
+class Salience(Objective):
+    """Each token of a text is scored: is it asked for?"""
+
+    owns = SELECTOR
+    runs_model = False
+
+    def __init__(self, config: TrainConfig, method: Method, teacher: Teacher | None = None) -> None:
+        super().__init__(config, method, teacher)
+        check_selector(method)
+
+    def contexts(self, mixture: Mixture, longest: int, rng: random.Random) -> list[TokenisedContext]:
+        return [with_answers(lambda: mixture.draw(longest), self.method.backbone)]
+
+    def batch(self, contexts: Sequence[TokenisedContext], step: int, rng: random.Random) -> Batch:
+        return salience_batch(contexts, self.method)
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        return salience_loss(batch, self.method)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from sac_rag.train.objectives import OBJECTIVES
+
 PEAKS = {
     "B200": 2250.0,
     "GH200": 989.0,
@@ -51,7 +53,7 @@ def speed_of(stage: Mapping[str, Any], parameters: int, peak: float | None) -> S
     backward pass really needs about 2 of the 4: the work done is about two thirds of what is counted. What is left out
     would add to it: attention, the output head, a teacher. Fitting a selector uses none of the blocks.
     """
-    parameters = 0 if stage["objective"] == "salience" else parameters
+    parameters = parameters if OBJECTIVES.load(stage["objective"]).runs_model else 0
     seconds = max(float(stage["seconds"]), 1e-9)
     flops = 6 * parameters * stage["tokens"] / seconds / 1e12
     return Speed(

@@ -14,10 +14,12 @@ from typing import Any
 from sac_rag.compress.adapter import Card, write_atomic
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import ConfigError
+from sac_rag.foreign import parse_object, read_text
 from sac_rag.models.adapters import CARD, WEIGHTS
 from sac_rag.models.loading import choose_device
 from sac_rag.train import checkpoint
 from sac_rag.train.loop import CHECKPOINT, Progress
+from sac_rag.train.objectives import configured
 from sac_rag.train.recipes import Recipe, Stage
 from sac_rag.train.run import run
 from sac_rag.train.team import Team
@@ -124,21 +126,23 @@ def _over(card: Card, stage: Stage) -> bool:
 
 def _agree(recipe: Recipe, base: str, output: Path, *, write: bool) -> None:
     """Note in `output` what is made there; refuse to go on with something else."""
-    plain = dataclasses.asdict(recipe)
-    plan: dict[str, Any] = {"recipe": recipe.name, "base": base}
-    plan |= {key: plain[key] for key in ("method", "options", "lora")}
-    for stage in plain["stages"]:
-        plan |= {f"{stage['name']}.data": stage["data"]}
-        plan |= {f"{stage['name']}.{key}": value for key, value in stage["config"].items()}
-        plan |= {f"{stage['name']}.options.{key}": value for key, value in stage["options"].items()}
-    plan = json.loads(json.dumps(plan))
+    plan: dict[str, Any] = {"recipe": recipe.name, "base": base, "method": recipe.method, "options": recipe.options}
+    plan |= {"lora": dataclasses.asdict(recipe.lora)}
+    unsaid: dict[str, Any] = {}  # what a plan of earlier code leaves out
+    for stage in recipe.stages:
+        plan |= {f"{stage.name}.{key}": value for key, value in stage.config.flat().items()}
+        plan |= {f"{stage.name}.options.{key}": value for key, value in stage.options.items()}
+        plan |= {f"{stage.name}.data": stage.data}
+        unsaid |= {f"{stage.name}.{key}": value for key, value in configured(stage.config.objective).flat().items()}
+    plan, unsaid = json.loads(json.dumps(plan)), json.loads(json.dumps(unsaid))
     path = output / PLAN
     if path.is_file():
         try:
-            noted = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            noted = parse_object(read_text(path))
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path} does not parse ({error}); use another output folder") from error
-        checkpoint.check_same(output, dict.fromkeys(plan) | noted, dict.fromkeys(noted) | plan)
+        more = dict.fromkeys(key for key in noted if key.endswith(".data") or ".options." in key)
+        checkpoint.check_same(output, dict.fromkeys(plan) | unsaid | noted, more | plan)
     elif write:
         output.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps(plan, indent=1) + "\n").encode())

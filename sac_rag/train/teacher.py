@@ -15,7 +15,7 @@ from sac_rag.compress import adapter
 from sac_rag.compress.methods.base import Method
 from sac_rag.errors import ConfigError
 from sac_rag.models.adapters import adapter_sha256
-from sac_rag.train.objectives import Batch, Row, asking, scored_logits
+from sac_rag.train.batch import Batch, Row, asking, scored_logits
 
 FORWARD = 0.6
 """Share of KL(teacher || student); the rest is KL(student || teacher)."""

@@ -18,6 +18,7 @@ from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.placing import Placing
 from sac_rag.compress.session import Session
 from sac_rag.errors import AdapterError, ConfigError
+from sac_rag.families import FAMILIES
 from sac_rag.records import NO_ANSWER, Document, Hit, Passage
 from tests.conftest import grid
 
@@ -30,6 +31,11 @@ def hits_of(texts=TEXTS, cosines=(0.9, 0.6, None)):
         Hit(Passage(f"{i:032x}", "doc", i, text, 0, len(text)), score=1.0, dense=cosine)
         for i, (text, cosine) in enumerate(zip(texts, cosines, strict=True))
     ]
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ def rag(tiny_config: Any, tmp_path: Path) -> Iterator[SacRag]:
 def compressed(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many texts each pass of the encoder read."""
     made: list[int] = []
-    compress = rag.engine.method.compress
-    monkeypatch.setattr(rag.engine.method, "compress", lambda c, r, **k: made.append(len(c)) or compress(c, r, **k))  # type: ignore[func-returns-value]
+    method = rag.engine.method
+    compress = method.compress_contexts
+    monkeypatch.setattr(method, "compress_contexts", lambda c, r, **k: made.append(len(c)) or compress(c, r, **k))  # type: ignore[func-returns-value]
     return made
 
 

@@ -39,6 +39,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("SAC_") and name != "SAC_CACHE":
             monkeypatch.delenv(name)
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("SAC_CONFIG", str(tmp_path / "no-settings-of-the-user.toml"))
     monkeypatch.chdir(tmp_path)
 
 
@@ -62,8 +63,8 @@ def sac(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def write_documents(folder: Path) -> Path:
     """Two texts and an empty file."""
     folder.mkdir()
-    trips = (f"# Travel\n\nTrips above {n} euros are approved by Ada Quill.\n" for n in (500, 600, 700))
-    (folder / "travel.md").write_text("".join(trips))  # three passages; copies would count as one in an answer
+    trips = (f"# Travel\n\nTrips above {euros} euros are approved by Ada Quill.\n" for euros in (500, 600, 700))
+    (folder / "travel.md").write_text("".join(trips))
     (folder / "keys.txt").write_text("The spare key hangs behind the blue door in the harbour office.\n")
     (folder / "empty.txt").write_text("")
     return folder

@@ -143,7 +143,7 @@ def test_flags_of_the_retrieved_track_are_refused_on_the_other(sac: Sac, args: t
 
 
 def test_settings_for_all_commands_do_not_stand_in_the_way(sac: Sac, flags: tuple[str, ...]) -> None:
-    Path("sac.toml").write_text('embedder = "any"\nk = 3\n')
+    Path("sac.toml").write_text('embedder = "all-minilm-l6-v2"\nk = 3\n')
     done = sac("eval", write("lamps"), "--reader", "closed", *flags, SAC_PASSAGE_TOKENS="64")
     assert done.code == 0 and done.out.startswith("lamps\tclosed"), done.err
 
@@ -233,12 +233,12 @@ def test_bars_are_for_runs_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
     from sac_cli import console
-    from sac_cli.eval import scoring_bar
+    from sac_cli.bars import run_bars
 
     shown = io.StringIO()
     monkeypatch.setattr(console, "shows_progress", lambda: True)
     monkeypatch.setattr(console, "err", lambda: Console(file=shown, force_terminal=True, width=100))
-    with scoring_bar() as listen:
+    with run_bars() as listen:
         assert listen is not None
         listen("lamps", "sac 5x", 4, 4)
         listen("keys", "sac 5x", 1, 4)

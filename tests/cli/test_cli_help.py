@@ -34,8 +34,8 @@ COMMANDS = {path: command for path, command in walk() if path and not commands_b
 
 
 def test_the_commands_are_there() -> None:
-    names = "demo index add ask chat ls info rm gc verify train eval calibrate models".split()
-    assert [c.name for c in commands_below(ROOT)] == names
+    users = "demo index add ask chat ls info rm gc recode verify repair export"
+    assert [c.name for c in commands_below(ROOT)] == f"{users} train eval calibrate codec models".split()
     assert {("models", n) for n in ("list", "pull", "path")} <= set(COMMANDS)
 
 
@@ -82,21 +82,26 @@ def test_settings_are_flags_with_their_documentation() -> None:
     from sac_rag.compress.backbone import LoraSpec
     from sac_rag.compress.layout import PromptLayout
     from sac_rag.config import AskConfig, IndexConfig
-    from sac_rag.train.config import TrainConfig
+    from sac_rag.train.objectives import OBJECTIVES, fields_of
 
-    wanted = [("index", IndexConfig, ""), ("ask", AskConfig, ""), ("chat", AskConfig, ""), ("train", TrainConfig, "")]
+    wanted = [("index", IndexConfig, ""), ("ask", AskConfig, ""), ("chat", AskConfig, "")]
     for name, cls, prefix in [*wanted, ("train", LoraSpec, "lora_"), ("train", PromptLayout, "layout_")]:
         flags = settable(COMMANDS[name,])
         for field in dataclasses.fields(cls):
             assert len(flags[prefix + field.name].help) > 8, field.name
+    flags = settable(COMMANDS["train",])
+    for name in (field for objective in OBJECTIVES for field in fields_of(objective)):
+        assert len(flags[name].help) > 8, name
+    assert all(name in flags["objective"].help for name in OBJECTIVES)
 
 
 def test_given_settings_make_the_dataclass_with_its_own_types() -> None:
     from sac_cli import fields, train
-    from sac_rag.train.config import TrainConfig
+    from sac_rag.train.objectives import configured
 
     settings = {s.name: s for s in train.TRAINING}
-    assert {s.field: s.default for s in train.TRAINING} == dataclasses.asdict(TrainConfig())
+    told = {s.field: s.default for s in (*train.TRAINING, *train.OWN)}
+    assert told == configured().flat()
     assert settings["ratios"].value(["2, 5 15"]) == settings["ratios"].value(["2", "5", "15"]) == (2.0, 5.0, 15.0)
     lora = fields.given(train.LORA, {"lora_targets": ["q_proj,v_proj"], "lora_rank": 3, "seed": 1})
     assert lora == {"targets": ("q_proj", "v_proj"), "rank": 3}

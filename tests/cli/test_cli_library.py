@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_toys import Sac, Toys
 
 REPORT = {
-    *("library", "files", "added", "changed", "unchanged", "removed", "skipped"),
+    *("library", "files", "added", "changed", "unchanged", "removed", "skipped", "reasons", "notices"),
     *("passages", "tokens", "seconds", "bytes", "bytes_per_source_token"),
 }
 
@@ -33,6 +35,48 @@ def test_index_says_what_it_did(sac: Sac, toys: Toys, documents: Path) -> None:
     (documents / "keys.txt").unlink()
     again = sac("index", "docs", "--sync", "--json").json  # the library knows its settings
     assert (again["added"], again["changed"], again["unchanged"], again["removed"]) == (0, 1, 0, 1)
+
+
+def test_what_is_left_out_is_one_list(sac: Sac, toys: Toys, documents: Path) -> None:
+    for name in ("one", "two", "three", "four"):
+        (documents / f"{name}.xyz").write_text("x")
+    (documents / "big.txt").write_text("word " * 100)
+    (documents / "old.txt").write_bytes("Straße nach Köln, über Müden".encode("cp1252"))
+    (documents / ".gitignore").write_text("drafts/\n*.pdf\n*.o\n")
+    (documents / ".git").mkdir()
+    (documents / "drafts" / "deep").mkdir(parents=True)
+    for name in ("drafts/a.md", "drafts/deep/b.md", "drafts/c.o", "drafts/.hidden.md", "plan.pdf", "x.o"):
+        (documents / name).write_text("x")
+    report = sac("index", "docs", "--json", "--file-bytes", "400", **toys.environment).json
+    assert report["reasons"] == {
+        "unknown file type": 4,
+        "hidden by .gitignore": 3,
+        "empty file": 1,
+        "file over 400 bytes": report["reasons"]["file over 400 bytes"],
+    }
+    assert {"path": "docs/drafts/", "reason": "hidden by .gitignore", "files": 2} in report["skipped"]
+    assert {"path": "docs/plan.pdf", "reason": "hidden by .gitignore", "files": 1} in report["skipped"]
+    assert {"path": "docs/big.txt", "reason": "file over 400 bytes", "files": 1} in report["skipped"]
+    assert report["notices"] == [{"path": "docs/old.txt", "notice": "not utf-8, read as windows-1252"}]
+
+    shown = sac("index", "docs", "--file-bytes", "400").err
+    assert "skipped 4 files, unknown file type: docs/four.xyz, docs/one.xyz, docs/three.xyz and 1 more\n" in shown
+    assert "skipped 3 files, hidden by .gitignore: docs/plan.pdf, docs/drafts/\n" in shown
+    assert "skipped docs/empty.txt: empty file\n" in shown
+    assert "docs/old.txt: not utf-8, read as windows-1252\n" in shown
+    assert "--file-bytes" in shown
+    assert "skipped docs/two.xyz: unknown file type\n" in sac("index", "docs", "-v").err
+
+
+def test_limits_and_encoding_are_flags(sac: Sac, toys: Toys, documents: Path) -> None:
+    (documents / "dos.csv").write_bytes("Straße;Größe\nKöln;7\n".encode("cp850"))
+    first = sac("index", "docs", "--text-chars", "20", "--json", **toys.environment).json
+    assert first["reasons"]["text over 20 characters"] == 3
+    report = sac("add", "docs", "--encoding", "cp850", "--json").json
+    assert (report["added"], report["notices"]) == (3, [])
+    assert "Straße: Köln" in sac("ls", "docs/dos.csv", "--json").out
+    wrong = sac("add", "docs", "--encoding", "zlib")
+    assert wrong.code == 2 and "encoding is 'zlib'" in wrong.err
 
 
 def test_index_for_people_and_pipes(sac: Sac, toys: Toys, documents: Path) -> None:
@@ -151,17 +195,17 @@ def test_ctrl_c_keeps_what_is_committed(sac: Sac, toys: Toys, documents: Path, m
     from sac_rag import indexing
 
     (documents / "keys.txt").write_text("The spare key hangs behind the blue door. " * 20)
-    monkeypatch.setattr(indexing, "GROUP_BYTES", 500)  # one file a commit
-    whole, calls = indexing.Indexer._store, []
+    monkeypatch.setattr("sac_rag.indexing.plan.GROUP_BYTES", 900)  # one file a commit
+    whole, calls = indexing.Indexer._commit, []
 
     def interrupted(self: indexing.Indexer, *args: object) -> None:
         calls.append(args)
-        if len(calls) > 2:
+        if len(calls) > 1:
             raise KeyboardInterrupt
         whole(self, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexing.Indexer, "_store", interrupted)
+        patch.setattr(indexing.Indexer, "_commit", interrupted)
         result = sac("index", "docs", **toys.environment)
     assert result.code == 130
     assert result.err.count("\n") == 1 and "goes on from there" in result.err
@@ -174,7 +218,7 @@ def test_ctrl_c_that_a_library_swallowed_is_not_lost(
 ) -> None:
     from sac_rag import indexing
 
-    whole = indexing.Indexer._store
+    whole = indexing.Indexer._commit
 
     def swallowing(self: indexing.Indexer, *args: object) -> None:
         with contextlib.suppress(KeyboardInterrupt):
@@ -184,7 +228,7 @@ def test_ctrl_c_that_a_library_swallowed_is_not_lost(
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(indexing.Indexer, "_store", swallowing)
+        patch.setattr(indexing.Indexer, "_commit", swallowing)
         result = sac("index", "docs", **toys.environment)
     assert result.code == 130 and "what is committed stays" in result.err
     assert signal.getsignal(signal.SIGINT) is before
@@ -198,6 +242,61 @@ def test_a_newer_format_is_no_crash(sac: Sac, library: str) -> None:
         catalog.execute("PRAGMA application_id=1")
     result = sac("ls")
     assert result.code in (1, 3) and result.err.startswith("error: ")
+
+
+def test_repair_makes_a_lost_segment_again(sac: Sac, library: str, toys: Toys) -> None:
+    assert sac("repair", "--json").json["problems"] == []
+    (segment,) = Path(library).glob("seg-*.safetensors")
+    segment.unlink()
+    damaged = sac("verify")
+    assert damaged.code == 1 and "docs/keys.txt" in damaged.out and "docs/travel.md" in damaged.out
+    report = sac("repair", "--json").json
+    assert report["memories"] == len(report["problems"]) or report["memories"] > 2
+    assert report["lost"] == [] and sac("verify", "--deep", "all").code == 0
+    assert sac("verify", "--deep", "2", "--shallow", "--json").json == {"problems": []}
+    assert sac("verify", "--deep", "some").code == 2
+
+
+def test_repair_says_what_is_lost_and_index_brings_it_back(sac: Sac, library: str, toys: Toys) -> None:
+    with sqlite3.connect(f"{library}/catalog.sqlite") as catalog:
+        catalog.execute("UPDATE passages SET text = 'other' WHERE document = (SELECT min(document) FROM passages)")
+    catalog.close()
+    shown = sac("ls", "--json")
+    assert len(shown.json["documents"]) == 2
+    assert sac("index", "docs").code == 1
+    report = sac("repair")
+    assert report.code == 1 and "lost: a passage of 'docs/" in report.out and "sac index" in report.err
+    assert sac("verify").code == 0
+    again = sac("index", "docs", "--json").json
+    assert again["changed"] == 2 and again["passages"] >= 1
+    assert sac("index", "docs", "--json").json["unchanged"] == 2
+    assert {p["text"] for d in export(sac) for p in d["passages"]} == {
+        p["text"] for uri in ("docs/keys.txt", "docs/travel.md") for p in sac("ls", uri, "--json").json["passages"]
+    }
+
+
+def export(sac: Sac) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in sac("export").out.splitlines()]
+
+
+def test_export_gives_text_and_metadata(sac: Sac, library: str) -> None:
+    documents = export(sac)
+    assert [d["document"] for d in documents] == ["docs/keys.txt", "docs/travel.md"]
+    for d in documents:
+        text = Path(d["document"]).read_text()
+        assert d["passages"] and all(p["text"] == text[p["start"] : p["end"]] for p in d["passages"])
+        assert set(d) == {"document", "type", "meta", "passages"}
+    assert sac("export", "--output", "out.jsonl").code == 0
+    assert [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()] == documents
+    assert sac("export", "--output", "out.jsonl").code == 2
+
+
+def test_workers_make_the_same_library(sac: Sac, library: str, toys: Toys) -> None:
+    result = sac("index", "docs", "--library", "two.lib", "--workers", "2", "--json", **toys.environment)
+    assert result.code == 0 and result.json["added"] == 2
+    segments = [{f.name: f.read_bytes() for f in Path(name).glob("seg-*")} for name in (library, "two.lib")]
+    assert segments[0] == segments[1]
+    assert sac("index", "docs", "--workers", "0").code == 2
 
 
 def test_what_is_gone_already_may_be_missing(sac: Sac, library: str) -> None:

@@ -25,9 +25,9 @@ def test_precedence(sac: Sac, library: str, tmp_path: Path) -> None:
         assert result.code == 0, result.err
         return len(result.json["sources"])
 
+    assert sources() == 4, "all that there are, of five"
+    (tmp_path / "pyproject.toml").write_text("[tool.sac.ask]\nk = 1\n")
     assert sources() == 1
-    (tmp_path / "pyproject.toml").write_text("[tool.sac.ask]\nk = 4\n")
-    assert sources() == 4
     (tmp_path / "sac.toml").write_text("[ask]\nk = 3\n")  # goes before pyproject.toml
     assert sources() == 3
     assert sources(SAC_K="2") == 2
@@ -37,7 +37,7 @@ def test_precedence(sac: Sac, library: str, tmp_path: Path) -> None:
 def test_a_key_at_the_top_is_for_every_command(tmp_path: Path) -> None:
     (tmp_path / "sac.toml").write_text(
         'library = "a.lib"\nquiet = true\n[ask]\nmax-new-tokens = 7\nlibrary = "b.lib"\n'
-        '[train]\nratios = [2, 5]\n[eval]\nratio = [5, 15]\nreader = "text"\n[models.pull]\nwheelhouse = "w"\n'
+        '[train]\nratios = [2, 5]\n[eval]\nratio = [5, 15]\nreader = "text"\n'
     )
     found = tree(tmp_path)
     assert found["quiet"] is True and found["index"]["quiet"] is True
@@ -46,7 +46,26 @@ def test_a_key_at_the_top_is_for_every_command(tmp_path: Path) -> None:
     assert found["ask"]["max_new_tokens"] == 7
     assert found["train"]["ratios"] == [2, 5] and found["eval"]["ratio"] == [5, 15]
     assert found["eval"]["reader"] == ["text"]
-    assert found["models"]["pull"]["wheelhouse"] == "w"
+
+
+def test_the_users_own_file_says_anything_and_is_the_weakest(
+    sac: Sac, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'model = "owner/model"\nlibrary = "/elsewhere/x.lib"\n[rm]\nyes = true\n[index]\nsync = true\n'
+        '[models.pull]\nwheelhouse = "/w"\n[ask]\nk = 4\nmin-score = 0.1\n'
+    )
+    monkeypatch.setenv("SAC_CONFIG", str(own))
+    (tmp_path / "sac.toml").write_text("library = 'sac.lib'\n[ask]\nk = 3\n")
+    found = tree(tmp_path)
+    assert found["index"]["model"] == "owner/model" and found["index"]["sync"] is True
+    assert found["rm"]["yes"] is True and found["models"]["pull"]["wheelhouse"] == "/w"
+    assert (found["ask"]["k"], found["ask"]["min_score"], found["ask"]["library"]) == (3, 0.1, "sac.lib")
+    assert sac("rm", "docs/*", SAC_CONFIG=str(own), SAC_LIBRARY=library).code == 0
+    own.write_text("[rm]\nyess = true\n")
+    result = sac("ls", SAC_CONFIG=str(own))
+    assert result.code == 2 and "own.toml: unknown setting [rm] 'yess'. Did you mean 'yes'?" in result.err
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,16 @@ def test_train_makes_an_adapter_that_index_takes(sac: Sac, toys: Toys, data: str
     assert other.code == 2 and "lora" in other.err and not Path("runs/c").exists()
 
 
+def test_a_flag_that_the_objective_does_not_read_is_passed_over_with_a_word(sac: Sac, toys: Toys, data: str) -> None:
+    Path("book.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
+    flags = ("--base", str(toys.base), "--steps", "1", "--lora-rank", "2", "--json", *SMALL)
+    for objective in ("lm", "ae"):
+        made = sac("train", "book.txt", "-o", objective, *flags, "--objective", objective, "--recall-weight", "0.3")
+        assert made.code == 0 and f"--objective {objective} does not read --recall-weight" in made.err
+        (stage,) = made.json["training"]["stages"]
+        assert stage["objective"] == objective and "recall_weight" not in stage and stage["examples"] > 0
+
+
 def test_a_layout_is_the_models_own_but_for_what_is_given(sac: Sac, toys: Toys, data: str) -> None:
     from sac_rag.compress.templates import layout_of
     from sac_rag.models.loading import load_base
@@ -266,3 +276,30 @@ def test_help_names_every_recipe(sac: Sac) -> None:
 
     shown = " ".join(sac("train", "--help", COLUMNS="400").out.split())
     assert [name for name in RECIPES if name not in shown] == []
+
+
+def test_a_qwen3_folder_is_trained_indexed_and_asked(sac: Sac, toys: Toys, data: str, documents: Path) -> None:
+    """From a base model of another family than the default's, with norms of heads and a width that is not theirs."""
+    from tests.conftest import byte_tokenizer, tiny_model
+
+    for saved in (tiny_model("qwen3"), byte_tokenizer()):
+        saved.save_pretrained("qwen3")
+    flags = ("--lora-rank", "2", "--ratios", "4", "--ratio-weights", "1")
+    done = sac("train", data, "-o", "runs/q", "--base", "qwen3", "--steps", "2", "--json", *SMALL, *flags)
+    assert done.code == 0, done.err
+    made = {**toys.environment, "SAC_MODEL": "qwen3", "SAC_ADAPTER": "runs/q", "SAC_RATIO": "4"}
+    indexed = sac("index", "docs", "--library", "q.lib", **made)
+    assert indexed.code == 0, indexed.err
+    asked = sac("ask", "Where is the spare key?", "--library", "q.lib", "--json", "-k", "2", SAC_DTYPE="float32")
+    assert asked.code == 0, asked.err
+    assert len(asked.json["sources"]) == 2 and asked.json["usage"]["completion_tokens"] > 0
+
+
+def test_a_family_that_is_not_read_is_refused_before_training(sac: Sac, data: str) -> None:
+    from tests.conftest import byte_tokenizer, tiny_model
+
+    for saved in (tiny_model("mistral", sliding_window=64), byte_tokenizer()):
+        saved.save_pretrained("mistral")
+    done = sac("train", data, "-o", "runs/m", "--base", "mistral", *SMALL)
+    assert done.code != 0 and "Mistral model whose layers attend a sliding window of 64 tokens" in done.err
+    assert not Path("runs/m").exists()

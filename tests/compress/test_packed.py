@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.packed import Packed, pack
 from sac_rag.compress.session import Session
-from tests.conftest import byte_tokenizer, tiny_llama
+from sac_rag.families import FAMILIES
+from tests.conftest import byte_tokenizer, tiny_model
 
 
 @pytest.mark.parametrize("rows", [1, 2, 16, 33, 200])
@@ -33,8 +34,17 @@ def test_what_the_kernels_do_not_take_stays_as_it_is(monkeypatch):
     assert pack(half) is half
 
 
-def test_a_packed_backbone_reads_the_same():
-    plain, packed = (Backbone(tiny_llama().bfloat16(), byte_tokenizer()) for _ in range(2))
+@pytest.mark.parametrize("rows", [1, 2, 33])
+def test_a_packed_weight_adds_its_bias(rows):
+    weight, bias, x = torch.randn(96, 64).bfloat16(), torch.randn(96).bfloat16(), torch.randn(rows, 64).bfloat16()
+    packed = pack(weight, bias)
+    got = packed.times(x, bias) if isinstance(packed, Packed) else F.linear(x, packed, bias)
+    torch.testing.assert_close(got, F.linear(x, weight, bias), atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_backbone_reads_the_same(family):
+    plain, packed = (Backbone(tiny_model(family).bfloat16(), byte_tokenizer()) for _ in range(2))
     packed.pack()
     prompt = [[torch.arange(3, 40).tolist()]]
     with torch.inference_mode():

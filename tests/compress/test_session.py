@@ -12,7 +12,8 @@ from sac_rag.compress.backbone import Backbone, Reading
 from sac_rag.compress.placing import compose
 from sac_rag.compress.session import BLOCK, SPARED, Session, _near
 from sac_rag.errors import MemoryInvalid
-from tests.conftest import by_transformers, byte_tokenizer, tiny_llama
+from sac_rag.families import FAMILIES
+from tests.conftest import by_transformers, byte_tokenizer, tiny_llama, tiny_model
 from tests.laws.test_memory_laws import ids
 
 CLOSE = {"atol": 3e-5, "rtol": 1e-4}
@@ -205,10 +206,14 @@ REAL = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
 """Widths at which kernels choose between ways to sum, where they have several."""
 
 
-@pytest.mark.parametrize("settings", [{}, REAL], ids=["tiny", "real"])
-def test_a_row_computes_the_same_bits_in_any_company(settings):
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [*((family, {}) for family in FAMILIES), ("llama", REAL), ("qwen2", REAL)],
+    ids=[*FAMILIES, "real", "real-biases"],
+)
+def test_a_row_computes_the_same_bits_in_any_company(family, settings):
     """Prefill, steps and a later turn in bf16: not close, but equal, whoever stands beside it in the batch."""
-    b = Backbone(tiny_llama(**settings).bfloat16(), byte_tokenizer())
+    b = Backbone(tiny_model(family, **settings).bfloat16(), byte_tokenizer())
     b.pack()
     rows = [[text(n, n)] for n in (5, 130, 40, 64, 1, 77, *range(20, 34))]
     with torch.inference_mode():

@@ -23,7 +23,7 @@ def test_keys_alone_grow_and_only_above_five(backbone):
     plain, sharp = (Sac(backbone, PromptLayout(prefix="x"), sharpness=s) for s in (0.0, 0.15))
     ratios = [1.0, 2.0, 5.0, 15.0, 51.0]
     with torch.no_grad():
-        pairs = list(zip(plain.write([TEXT] * 5, ratios), sharp.write([TEXT] * 5, ratios), strict=True))
+        pairs = list(zip(plain.write_chunks([TEXT] * 5, ratios), sharp.write_chunks([TEXT] * 5, ratios), strict=True))
     factors = [1.0, 1.0, 1.0, 3.0**0.15, 10.2**0.15]
     for (a, b), factor in zip(pairs, factors, strict=True):
         assert torch.allclose(b.keys, a.keys * factor) and torch.equal(b.values, a.values)

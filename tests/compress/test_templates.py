@@ -68,3 +68,17 @@ def test_a_model_without_chat_template_and_unknown_names():
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     with pytest.raises(ConfigError, match="drops a part"):
         layout_of(tokenizer)
+
+
+THINKING = TEMPLATE.removesuffix("{% endif %}") + (
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""As Qwen3's: a model that may think is told by an empty thought not to."""
+
+
+def test_a_model_that_may_think_answers_at_once(make_sac):
+    method = make_sac(layout=PromptLayout())
+    method.backbone.tokenizer.chat_template = THINKING
+    nowhere = Shelf("s", lambda i: [], lambda i: [], lambda i: False)
+    (read,) = chat_prompt(method, [Message("user", ("Why?",))], nowhere).parts
+    assert method.backbone.tokenizer.decode(read).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")

@@ -13,11 +13,12 @@ from sac_rag.compress import adapter
 from sac_rag.compress.adapter import Card
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.evaluate import calibrate as core
-from sac_rag.evaluate.calibrate import calibrate, check_writable, mismatched, store, stored
+from sac_rag.evaluate.calibrate import calibrate, check_writable, store, stored
 from sac_rag.evaluate.harness import evaluate
 from sac_rag.evaluate.metrics import contains
 from sac_rag.evaluate.results import Results
 from sac_rag.evaluate.runs import Run
+from sac_rag.evaluate.sources import mismatched
 from sac_rag.evaluate.tasks import Task, load_task
 from sac_rag.train.data import Question
 

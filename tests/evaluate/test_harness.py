@@ -15,11 +15,21 @@ from sac_rag.compress.session import Session
 from sac_rag.config import IndexConfig
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate import harness, prompts
-from sac_rag.evaluate.harness import evaluate, score_task
+from sac_rag.evaluate.harness import evaluate
 from sac_rag.evaluate.metrics import Score
-from sac_rag.evaluate.prompts import ANSWER_TOKENS, decoding_batches, prompts_of
+from sac_rag.evaluate.prompts import ANSWER_TOKENS, decoding_batches
+from sac_rag.evaluate.readers import Closed, reader_of
+from sac_rag.evaluate.sources import Given, score
 from sac_rag.evaluate.tasks import load_task
 from sac_rag.train.data import Question
+
+
+def prompts_of(method, contexts, reader, ratio):
+    return prompts.prompts_of(method, contexts, reader_of(reader), ratio)
+
+
+def score_task(engine, task, reader, ratio, batch):
+    return score(Given(task, ratio), engine, reader_of(reader), batch, reader)
 
 
 def engine_of(tiny, method="sac"):
@@ -95,7 +105,7 @@ def test_closed_book_decodes_in_wide_batches_and_never_tokenises_contexts(write_
     texts, tokens = [], engine.method.backbone.tokens
     monkeypatch.setattr(engine.method.backbone, "tokens", lambda t: texts.append(t) or tokens(t), raising=False)
     score_task(engine, task, "closed", None, batch=2)
-    assert sizes == [8, 2] and harness.CLOSED_BATCH == 4
+    assert sizes == [8, 2] and Closed.wide == 4
     assert not set(texts) & {text for text, _ in task.contexts}
 
 
@@ -161,13 +171,13 @@ def test_groups_and_adapters_in_one_table(write_set, tiny, tiny_adapter, tmp_pat
     gain = {"whole": 0.0, "other": 0.25}
     now = []
     monkeypatch.setattr("sac_rag.evaluate.runs.score", lambda *_: Score(0.5 + now[0], 0.0, 0.5, 0.0))
-    whole = harness.score_task
+    whole = harness.score
 
-    def scoring(*args, label, **kwargs):
+    def scoring(source, engine, reader, batch, label, listen):
         now[:] = [gain.get(label.rpartition(" ")[2], 0.25)]
-        return whole(*args, label=label, **kwargs)
+        return whole(source, engine, reader, batch, label, listen)
 
-    monkeypatch.setattr(harness, "score_task", scoring)
+    monkeypatch.setattr(harness, "score", scoring)
     other = shutil.copytree(tiny_adapter, tmp_path / "other")
     files = {"in": [write_set("lamps"), write_set("keys", contexts=5, questions=1)], "out": [write_set("boats")]}
     readers, adapters = ("text", "memory", "full-ft"), {"whole": str(tiny_adapter), "other": str(other)}

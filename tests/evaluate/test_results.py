@@ -52,7 +52,7 @@ def test_predictions_lie_beside_the_run(write_set, tiny, tmp_path):
 
 def test_an_interrupted_command_goes_on_where_it_stopped(write_set, tiny, tmp_path, monkeypatch):
     files = [write_set(n) for n in ("a", "b", "c")]
-    whole, count = harness.score_task, []
+    whole, count = harness.score, []
 
     def dying(*args, **kwargs):
         if len(count) == 2:
@@ -61,7 +61,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(write_set, tiny, tmp_pa
         return whole(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(harness, "score_task", dying)
+        patch.setattr(harness, "score", dying)
         with pytest.raises(KeyboardInterrupt):
             evaluate(files, results=Results(tmp_path / "r"), **tiny)
     results, plain = Results(tmp_path / "r"), evaluate(files, **tiny)

@@ -15,6 +15,7 @@ from sac_rag.evaluate import retrieved
 from sac_rag.evaluate.metrics import contains, score
 from sac_rag.evaluate.results import Results
 from sac_rag.evaluate.retrieved import evaluate_retrieved
+from sac_rag.evaluate.runs import RetrievedRun
 from sac_rag.evaluate.tasks import load_task
 from sac_rag.records import Document
 
@@ -33,8 +34,9 @@ def test_batched_answers_are_those_of_ask_one_by_one(write_set, tiny_config, ful
     monkeypatch.setattr(Reader, "generate", lambda self, p, s: sizes.append(len(p)) or whole(self, p, s))
     results = Results(tmp_path / "r")
     runs = evaluate_retrieved(
-        [path], config=tiny_config, ask=ASK, readers=retrieved.READERS, batch=4, results=results, **full
-    )
+        [path], config=tiny_config, ask=ASK, batch=4, results=results,
+        readers=("memory", "mixed", "text", "full-ft"), **full,
+    )  # fmt: skip
     assert sizes == [4, 4, 2] * 4
     assert [(r.reader, r.method, r.ratio) for r in runs] == [
         ("memory", "sac", 5.0), ("mixed", "sac", 5.0), ("text", None, None), ("full-ft", "full-ft", None),
@@ -60,7 +62,7 @@ def test_batched_answers_are_those_of_ask_one_by_one(write_set, tiny_config, ful
     assert wanted["full-ft"] != wanted["text"] != wanted["mixed"] != wanted["memory"]
     for run in runs:
         (file,) = (p for p in (tmp_path / "r").glob(f"lamps.{run.reader}.*.json"))
-        scored = results.find(retrieved.RetrievedRun, _settings(file))
+        scored = results.find(RetrievedRun, _settings(file))
         assert [p.prediction for p in scored.predictions] == wanted[run.reader]
         f1 = [score(a, q.answers).f1 for a, q in zip(wanted[run.reader], questions, strict=True)]
         assert run.f1 == pytest.approx(sum(f1) / 10) and run.f1_low <= run.f1 <= run.f1_high
@@ -79,13 +81,13 @@ def _settings(file):
 
 def libraries(monkeypatch) -> list[int]:
     """Sizes of the libraries that are made from here on."""
-    made, whole = [], retrieved._answer
+    made, whole = [], retrieved.Found
 
-    def answer(rag, *rest):
+    def found(task, rag, *rest):
         made.append((id(rag), rag.stats().documents))
-        return whole(rag, *rest)
+        return whole(task, rag, *rest)
 
-    monkeypatch.setattr(retrieved, "_answer", answer)
+    monkeypatch.setattr(retrieved, "Found", found)
     return made
 
 

@@ -12,10 +12,12 @@ import threading
 import pytest
 import torch
 
+from sac_rag import processes
 from sac_rag.errors import AdapterError, ConfigError, SacError
 from sac_rag.evaluate import workers
 from sac_rag.evaluate.harness import ALL, evaluate
-from sac_rag.evaluate.jobs import Job, Variant, Work, cost_of, take
+from sac_rag.evaluate.jobs import Job, Variant, Work, take
+from sac_rag.evaluate.readers import reader_of
 from sac_rag.evaluate.results import Results
 from sac_rag.evaluate.tasks import Task
 from sac_rag.train.data import Question
@@ -28,13 +30,13 @@ def timeless(runs):
 @pytest.fixture
 def started(monkeypatch):
     """The child processes that were started."""
-    made, whole = [], workers.subprocess.Popen
+    made, whole = [], processes.subprocess.Popen
 
     def start(*args, **kwargs):
         made.append(whole(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(workers.subprocess, "Popen", start)
+    monkeypatch.setattr(processes.subprocess, "Popen", start)
     return made
 
 
@@ -81,7 +83,7 @@ def test_one_missing_run_is_computed_here(write_set, tiny, tmp_path, started):
 def test_an_error_of_a_worker_is_raised_as_it_was_and_the_others_stop(write_set, tiny, tmp_path, started):
     with pytest.raises(ConfigError, match="unknown prompt 'poem'") as caught:
         evaluate([write_set("lamps"), write_set("keys")], prompts=("poem",), workers=2, **tiny)
-    assert "in _work" in str(caught.value.__cause__)
+    assert "in work" in str(caught.value.__cause__)
     assert all(child.poll() is not None for child in started)
     bad = shutil.copytree(tiny["adapter"], tmp_path / "bad")
     (bad / "adapter.safetensors").write_bytes(b"no tensors")
@@ -123,7 +125,8 @@ def test_ctrl_c_stops_workers_and_keeps_what_is_stored(write_set, tiny, tmp_path
 def test_a_worker_ends_with_its_parent(write_set, tiny, tmp_path):
     events = queue.SimpleQueue()
     work = Work(tiny["model"], None, 0, 1, "cpu", "float32")
-    worker = workers._Worker(work, tmp_path, events)
+    setup = {"work": dataclasses.asdict(work), "results": str(tmp_path)}
+    worker = processes.Child("sac_rag.evaluate.worker:work", setup, events)
     worker._child.stdin.close()  # as the system closes it when the parent dies
     assert events.get(timeout=600) == (worker, None) and worker.stop() == 0
 
@@ -148,7 +151,7 @@ def test_long_jobs_go_first_and_stay_with_their_adapter():
 def test_costs_follow_what_a_reader_reads():
     q = Question("", "?", ("a",))
     task = Task("t", (("x" * 1000, (q,) * 3), ("x" * 500, (q,))))
-    assert [cost_of(task, r) for r in ("closed", "memory", "full-ft", "text")] == [1600, 3100, 3100, 5100]
+    assert [reader_of(r).cost(task) for r in ("closed", "memory", "full-ft", "text")] == [1600, 3100, 3100, 5100]
 
 
 def test_jobs_survive_their_way_to_a_worker(write_set, tiny):

@@ -309,8 +309,8 @@ def test_a_memory_of_another_tenant_is_no_memory(rag: SacRag, monkeypatch: pytes
 
 def test_any_retrievers_nodes_get_a_memory_once(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    compress = rag.engine.method.compress
-    monkeypatch.setattr(rag.engine.method, "compress", lambda c, r: made.append(len(c)) or compress(c, r))
+    compress = rag.engine.method.compress_contexts
+    monkeypatch.setattr(rag.engine.method, "compress_contexts", lambda c, r: made.append(len(c)) or compress(c, r))
     stored = SacRetriever(rag, k=1).retrieve(QUESTION)[0]
     foreign = [TextNode(text="A heron waits in shallow water."), Document(text="An otter swims."), TextNode(text=" ")]
     given = [stored, *(NodeWithScore(node=n, score=0.5) for n in foreign)]

@@ -19,24 +19,29 @@ SHELLS = {
     "llama_index": ROOT / "integrations/llama-index-sac/llama_index",
 }
 
-BASE = {"errors", "config", "records", "registry"}
+BASE = {"errors", "config", "families", "records", "registry", "foreign"}
 WRITING = BASE | {"text", "compress"}
 READING = WRITING | {"models", "library", "answer"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
+    "foreign": set(),
+    "families": {"errors"},
     "config": {"errors"},
     "registry": {"errors"},
+    "processes": {"errors"},
     "samples": set(),
     "text": BASE,
     "compress": BASE,
     "models": BASE,  # a side room: it says where weights lie, and knows of nothing that uses them
     "library": BASE | {"compress"},
     "answer": WRITING | {"models", "library"},
-    "indexing": READING,
-    "pipeline": READING | {"indexing"},
+    "indexing": WRITING | {"library", "processes"},  # it is handed what compresses and embeds
+    "maker": READING | {"indexing", "processes"},
+    "mending": READING | {"indexing"},
+    "pipeline": READING | {"indexing", "maker", "mending"},
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
-    "evaluate": READING | {"pipeline", "train", "samples"},  # it measures what the others make
+    "evaluate": READING | {"indexing", "pipeline", "processes", "train", "samples"},  # it measures what the others make
 }
 """Room of sac_rag -> the rooms it may import, besides itself."""
 
@@ -172,6 +177,34 @@ def test_only_the_backbone_knows_llama_internals() -> None:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute) and node.attr == "layers":
                 wrong.append(f"{place(path, node)}: touches .layers (of an AnchorKV: use counts.shape[0])")
+    assert not wrong, "\n".join(wrong)
+
+
+METHODS = "sac_rag.compress.methods"
+
+
+def test_nobody_asks_for_a_concrete_method() -> None:
+    """What differs between methods is an attribute of `Method`: outside their folder only it and the table appear."""
+    wrong = []
+    for path in sources(ROOT / "sac_rag", *SHELLS.values()):
+        if path.is_relative_to(ROOT / "sac_rag/compress/methods"):
+            continue
+        for node, name in imported(path):
+            if name.startswith(f"{METHODS}.") and not name.startswith((f"{METHODS}.METHODS", f"{METHODS}.base")):
+                wrong.append(f"{place(path, node)}: {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_placing_has_one_owner() -> None:
+    """A policy is asked; names of positions and orders are compared in its own file alone."""
+    names = {"source", "packed", "best-last", "best-first"}
+    wrong = []
+    for path in sources(ROOT / "sac_rag", *SHELLS.values()):
+        if path == ROOT / "sac_rag/compress/placing.py":
+            continue
+        for node in (n for n in ast.walk(tree(path)) if isinstance(n, ast.Compare)):
+            compared = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+            wrong += [f"{place(path, node)}: compares {name!r}" for name in compared & names]
     assert not wrong, "\n".join(wrong)
 
 

@@ -16,7 +16,7 @@ from sac_rag.compress.placing import compose, packed
 from sac_rag.compress.rope import rotate
 from sac_rag.compress.selectors import SELECTORS, anchor_count, uniform
 from sac_rag.compress.session import Session
-from tests.conftest import grid, tiny_llama
+from tests.conftest import grid, tiny_model
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -96,10 +96,10 @@ def test_law_3_a_passage_loaded_at_an_offset_is_the_passage_computed_there(make_
     assert memory.next_position == 83
 
 
-def test_law_4_the_decoder_is_the_base_model_bit_for_bit(make_sac):
-    base, method = tiny_llama(), make_sac(trained=True)
+def test_law_4_the_decoder_is_the_base_model_bit_for_bit(make_sac, family):
+    base, method = tiny_model(family), make_sac(trained=True)
     b = method.backbone
-    loss = sum(m.values.square().sum() for m in method.write([ids(40).tolist()], [5.0]))
+    loss = sum(m.values.square().sum() for (m,) in method.write([[ids(40).tolist()]], [5.0]))
     optimiser = torch.optim.SGD(method.parameters().values(), lr=0.1)
     loss.backward()
     optimiser.step()
@@ -190,9 +190,9 @@ def test_training_attention_equals_the_fused_kernel(make_sac, budget):
     method = make_sac(trained=True, budget=budget)
     chunk, text = ids(70).tolist(), Reading(ids(9, seed=1), torch.arange(9), 0)
     with torch.no_grad():
-        (fused,) = method.write([chunk], [5.0])
+        ((fused,),) = method.write([[chunk]], [5.0])
         want = method.backbone.read([method.memory([fused])], [text])
-    (manual,) = method.write([chunk], [5.0])
+    ((manual,),) = method.write([[chunk]], [5.0])
     assert manual.keys.requires_grad and not fused.keys.requires_grad
     torch.testing.assert_close(manual.keys.detach(), fused.keys, atol=2e-6, rtol=1e-5)
     got = method.backbone.read([method.memory([manual])], [text])
@@ -244,18 +244,18 @@ def test_runs_of_several_memories_are_joined_head_by_head(make_backbone, seed):
 @pytest.mark.parametrize("grad", [False, True])
 def test_every_head_attends_its_own_run(grad):
     """Against one head at a time, each in front of the tokens with its own run alone."""
-    from sac_rag.compress.backbone import _attend, _Front, _fronts
+    from sac_rag.compress.attention import Front, attend_packed, fronts_of
 
     made = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(7, h, 8, generator=made) for h in (6, 3, 3))
     counts = torch.tensor([[4, 0, 9]])
     keys, values = torch.randn(2, 13, 8, generator=made)
-    (front,) = _fronts(Memory(keys, values, counts, 20, 20))
-    got = _attend(q.requires_grad_(grad), k, v, causal=True, front=front)
+    (front,) = fronts_of(Memory(keys, values, counts, 20, 20))
+    got = attend_packed(q.requires_grad_(grad), k, v, causal=True, front=front)
     for head, run in enumerate(zip(keys.split([4, 0, 9]), values.split([4, 0, 9]), strict=True)):
-        own = None if not len(run[0]) else _Front(run[0][:, None], run[1][:, None], None)
+        own = None if not len(run[0]) else Front(run[0][:, None], run[1][:, None], None)
         part = slice(head, head + 1)
-        want = _attend(q[:, 2 * head : 2 * head + 2], k[:, part], v[:, part], causal=True, front=own)
+        want = attend_packed(q[:, 2 * head : 2 * head + 2], k[:, part], v[:, part], causal=True, front=own)
         torch.testing.assert_close(got[:, 16 * head : 16 * head + 16], want, atol=2e-6, rtol=1e-5)
 
 

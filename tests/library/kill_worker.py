@@ -2,6 +2,7 @@
 
     kill_worker.py moments <folder> <count> <seed>    SIGKILL at random moments
     kill_worker.py syscalls <folder> <share>          SIGKILL before each mutating system call, by strace
+    kill_worker.py repairs <folder> <share>           likewise, of the repair of a damaged library
 
 The child says on a pipe what it is about to do and what has been committed. After each kill the library must be in
 the state after the last acknowledged change, or, whole, in that after the change under way. Prints one JSON line.
@@ -16,21 +17,37 @@ import random
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from library_support import DIM, FINGERPRINT, State, check, held, put  # noqa: E402
+from library_support import (  # noqa: E402
+    DIM,
+    FINGERPRINT,
+    State,
+    check,
+    held,
+    memory_of,
+    put,
+    put_made,
+    vector_of,
+)
 
+from sac_rag.library import made, transaction  # noqa: E402
+from sac_rag.library.catalog import Head  # noqa: E402
+from sac_rag.library.codecs import get_codec  # noqa: E402
 from sac_rag.library.library import Library  # noqa: E402
+from sac_rag.library.repair import Remade, RepairReport, repair  # noqa: E402
+from sac_rag.records import Passage  # noqa: E402
 
 Change = tuple[str, str, list[str]]
-"""("put", uri, texts), ("remove", uri, []) or ("gc", "", [])."""
+"""("put", uri, texts), ("made", uri, texts), ("remove", uri, []) or ("gc", "", [])."""
 
 MUTATING = (
     *("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
@@ -42,7 +59,7 @@ SEGMENT_BYTES = 4000
 def after(state: State, change: Change) -> State:
     kind, uri, texts = change
     new = dict(state)
-    if kind == "put":
+    if kind in ("put", "made"):
         new[uri] = texts
     elif kind == "remove":
         new.pop(uri, None)
@@ -54,6 +71,9 @@ def apply(library: Library, change: Change) -> None:
     if kind == "gc":
         library.gc()
         return
+    if kind == "made":
+        put_made(library, uri, texts)
+        return
     with library.transaction() as tx:
         if kind == "put":
             put(tx, library, uri, texts)
@@ -63,12 +83,13 @@ def apply(library: Library, change: Change) -> None:
 
 def random_changes(rng: random.Random, state: State) -> Iterator[Change]:
     while True:
-        kind = rng.choices(["put", "remove", "shorten", "gc"], [6, 2, 1, 2])[0]
+        kind = rng.choices(["put", "made", "remove", "shorten", "gc"], [3, 3, 2, 1, 2])[0]
         uri = f"d{rng.randrange(6)}"
         texts = [f"word {rng.randrange(40)}" for _ in range(rng.randrange(1, 7))]
         if kind == "shorten":
             kind, texts = "put", state.get(uri, [])[:-1]
-        change: Change = ("gc", "", []) if kind == "gc" or (kind == "put" and not texts) else (kind, uri, texts)
+        nothing = kind in ("put", "made") and not texts
+        change: Change = ("gc", "", []) if kind == "gc" or nothing else (kind, uri, texts)
         yield change
         state = after(state, change)
 
@@ -127,6 +148,10 @@ def judge(folder: Path, acknowledged: State, perhaps: State) -> State:
 
 
 def moments(folder: Path, count: int, seed: int) -> dict[str, object]:
+    transaction.INDEX_AT_ONCE, transaction.INDEX_LAG = (
+        0,
+        2,
+    )  # some commits write the FAISS file, some note what it lacks
     rng, state, committed = random.Random(seed), State(), 0
     Library.create(folder, FINGERPRINT, dim=DIM).close()
     for n in range(count):
@@ -151,21 +176,22 @@ def moments(folder: Path, count: int, seed: int) -> dict[str, object]:
 
 SCENARIO: list[Change] = [
     ("put", "b", ["word 4", "word 2", "word 5"]),
+    ("made", "c", ["word 6", "word 7"]),
     ("remove", "a", []),
     ("gc", "", []),
 ]
 BASE: State = {"a": ["word 1", "word 2"], "b": ["word 3", "word 4"]}
 
 
-def traced(folder: Path, log: Path, *inject: str) -> tuple[int, bytes]:
-    """Run the scenario in a forked child with strace attached; (wait status, what it said)."""
+def traced(log: Path, job: Callable[[int], None], *inject: str) -> tuple[int, bytes]:
+    """Run a job, which is given a pipe, in a forked child with strace attached; (wait status, what it said)."""
     read_end, write_end = os.pipe()
     go_read, go_write = os.pipe()
 
     def body() -> None:
         ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER: any
         os.read(go_read, 1)
-        work(folder, iter(SCENARIO), write_end)
+        job(write_end)
 
     pid = fork(body)
     os.close(write_end)
@@ -196,14 +222,31 @@ def syscalls(folder: Path, share: int) -> dict[str, object]:
         for uri, texts in BASE.items():
             apply(library, ("put", uri, texts))
     shutil.copytree(base, run)
+
+    def job(pipe: int) -> None:
+        work(run, iter(SCENARIO), pipe)
+
     try:
-        status, said = traced(run, log)
+        status, said = traced(log, job)
     except PermissionError as e:
         return {"skip": f"strace may not attach here: {e}"}
     assert status == 0, status
     final, _ = possible(BASE, said)
     judge(run, final, final)
-    # strace counts each system call by itself: the nth openat, the nth write ...
+    points = points_of(log)
+    done: Counter[str] = Counter()
+    for name, nth in points[::share]:
+        shutil.rmtree(run)
+        shutil.copytree(base, run)
+        status, said = traced(log, job, "-e", f"inject={name}:signal=KILL:when={nth}")
+        assert os.WIFSIGNALED(status), (name, nth, status)
+        judge(run, *possible(BASE, said))
+        done[name] += 1
+    return {"points": len(points), "kills": sum(done.values()), "by_call": dict(done)}
+
+
+def points_of(log: Path) -> list[tuple[str, int]]:
+    """Mutating system calls of a traced run. strace counts each by itself: the nth openat, the nth write ..."""
     counts: Counter[str] = Counter()
     points = []
     for line in log.read_text().splitlines():
@@ -212,18 +255,61 @@ def syscalls(folder: Path, share: int) -> dict[str, object]:
             counts[match[1]] += 1
             if match[1] != "openat" or "O_CREAT" in line:
                 points.append((match[1], counts[match[1]]))
-    done: Counter[str] = Counter()
+    return points
+
+
+def damage(folder: Path) -> None:
+    """A segment and a passage's row are lost; the row stands in the copy beside the library."""
+    shutil.copy(folder / "catalog.sqlite", folder.parent / "copy.sqlite")
+    (folder / "seg-1.safetensors").unlink()
+    with sqlite3.connect(folder / "catalog.sqlite") as db:
+        db.execute("UPDATE passages SET text = 'other' WHERE text = 'word 4'")
+    db.close()
+
+
+def mend(folder: Path) -> RepairReport:
+    def remake(head: Head, compress: Sequence[Passage], embed: Sequence[Passage]) -> Remade:
+        pairs = [(p.id, memory_of(p.id)) for p in compress]
+        return Remade(made.write(folder, get_codec(head.codec), pairs), {p.id: vector_of(p.id) for p in embed})
+
+    return repair(folder, remake, folder.parent / "copy.sqlite")
+
+
+def repairs(folder: Path, share: int) -> dict[str, object]:
+    """Kill a repair at any point: a second one ends with the whole library."""
+    base, run, log = folder / "base", folder / "run", folder / "strace.log"
+    with Library.create(base, FINGERPRINT, dim=DIM, segment_bytes=SEGMENT_BYTES) as library:
+        for uri, texts in BASE.items():
+            apply(library, ("put", uri, texts))
+    damage(base)
+    shutil.copytree(base, run)
+    mend(run)  # what is imported at first use is imported now
+    shutil.rmtree(run)
+    shutil.copytree(base, run)
+
+    def job(pipe: int) -> None:
+        mend(run)
+
+    try:
+        status, _ = traced(log, job)
+    except PermissionError as e:
+        return {"skip": f"strace may not attach here: {e}"}
+    assert status == 0, status
+    points, done = points_of(log), Counter[str]()
     for name, nth in points[::share]:
         shutil.rmtree(run)
         shutil.copytree(base, run)
-        status, said = traced(run, log, "-e", f"inject={name}:signal=KILL:when={nth}")
+        status, _ = traced(log, job, "-e", f"inject={name}:signal=KILL:when={nth}")
         assert os.WIFSIGNALED(status), (name, nth, status)
-        judge(run, *possible(BASE, said))
+        assert mend(run).lost == []
+        with Library.open(run, write=True) as library:
+            library.gc()
+        judge(run, BASE, BASE)
         done[name] += 1
     return {"points": len(points), "kills": sum(done.values()), "by_call": dict(done)}
 
 
 if __name__ == "__main__":
     mode, where, *numbers = sys.argv[1:]
-    mode_of = {"moments": moments, "syscalls": syscalls}
+    mode_of = {"moments": moments, "syscalls": syscalls, "repairs": repairs}
     print(json.dumps(mode_of[mode](Path(where), *map(int, numbers))))

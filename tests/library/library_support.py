@@ -12,6 +12,9 @@ import numpy as np
 import torch
 
 from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.errors import LibraryCorrupt
+from sac_rag.library import made
+from sac_rag.library.codecs import get_codec
 from sac_rag.library.library import Library, Transaction
 from sac_rag.records import Document, Passage
 
@@ -62,6 +65,19 @@ def put(
     return passages
 
 
+def put_made(library: Library, uri: str, texts: Sequence[str]) -> None:
+    """As `put` in a transaction of its own, with memories out of segments that were finished before it."""
+    passages, stored = passages_of(uri, texts), set(library.passage_ids(uri))
+    new = [p.id for p in passages if p.id not in stored]
+    codec = get_codec(library.head.codec)
+    segments = made.write(library.path, codec, ((i, memory_of(i)) for i in new), library.segment_bytes)
+    with library.transaction() as tx:
+        for segment in segments:
+            tx.adopt(segment)
+        document = Document(uri, "\n".join(texts))
+        tx.put(document, passages, {}, {i: vector_of(i) for i in new}, content_hash=content_hash(texts))
+
+
 def fill(library: Library, state: Mapping[str, Sequence[str]]) -> None:
     with library.transaction() as tx:
         for uri, texts in state.items():
@@ -107,3 +123,22 @@ def check(library: Library, state: Mapping[str, Sequence[str]]) -> None:
         assert hits[0].passage.id == ids[0]
         assert abs(hits[0].score - 1) < 1e-6
         assert {h.passage.id for h in library.search(None, "word", len(ids), mode="lexical")} == set(ids)
+
+
+def check_part(library: Library, state: Mapping[str, Sequence[str]]) -> None:
+    """Of a damaged library: whatever it gives is right, and what it finds can be loaded."""
+    assert library.notice
+    expected = {p.id: p for uri in state for p in passages_of(uri, state[uri])}
+    passages = library.passages()
+    assert all(expected[p.id] == p for p in passages)
+    sound = set()
+    for p in passages:
+        try:
+            (kv,) = library.load([p.id])
+            assert same(kv, memory_of(p.id))
+            sound.add(p.id)
+        except LibraryCorrupt:
+            pass
+    found = library.search(vector_of("0" * 32), "word", 99) if passages else []
+    assert {h.passage.id for h in found} == sound
+    assert all(expected[h.passage.id] == h.passage for h in found)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from library_support import DIM, FINGERPRINT, check, fill, memory_of, passages_of, put, vector_of
+from library_support import DIM, FINGERPRINT, check, check_part, fill, memory_of, passages_of, put, vector_of
 
 from sac_rag.errors import ConfigError, LibraryCorrupt, LibraryError, LibraryMismatch, LibraryNotFound, MemoryInvalid
 from sac_rag.library import schema
@@ -119,7 +119,7 @@ def test_an_older_format_is_migrated_by_a_writer_and_read_by_a_reader(
     fill(library, {"a": ["word one", "word two"]})
     library.close()
     steps = ("CREATE TABLE extra (x INTEGER PRIMARY KEY)", "INSERT INTO extra VALUES (42)")
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("0002-extra", steps)))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("9999-extra", steps)))
     before = (folder / "catalog.sqlite").read_bytes()
     with Library.open(folder) as reader:
         check(reader, {"a": ["word one", "word two"]})
@@ -129,12 +129,12 @@ def test_an_older_format_is_migrated_by_a_writer_and_read_by_a_reader(
             assert writer.verify() == []
             check(writer, {"a": ["word one", "word two"]})
     with sqlite3.connect(folder / "catalog.sqlite") as db:
-        assert db.execute("SELECT name FROM migrations ORDER BY position").fetchall()[1] == ("0002-extra",)
+        assert db.execute("SELECT name FROM migrations ORDER BY position").fetchall()[-1] == ("9999-extra",)
         assert db.execute("SELECT x FROM extra").fetchall() == [(42,)]
     db.close()
     monkeypatch.undo()
     for write in (False, True):
-        with pytest.raises(LibraryMismatch, match=r"'0002-extra'.*upgrade"):
+        with pytest.raises(LibraryMismatch, match=r"'9999-extra'.*upgrade"):
             Library.open(folder, write=write)
 
 
@@ -145,14 +145,9 @@ def test_an_older_format_is_migrated_by_a_writer_and_read_by_a_reader(
         "CREATE VIEW v AS SELECT 1",
         "CREATE TABLE more (x)",
         "DROP INDEX memories_segment",
-        "PRAGMA journal_mode=WAL",
         "PRAGMA application_id=1",
         "DELETE FROM head",
         "DELETE FROM migrations",
-        "UPDATE passages SET text = 'other'",
-        "DELETE FROM memories",
-        "DELETE FROM documents",
-        "UPDATE memories SET segment = 99",
         "UPDATE head SET passages = 'many'",
     ],
 )
@@ -166,6 +161,33 @@ def test_a_catalog_changed_by_other_hands_is_refused(library: Library, folder: P
     for write in (False, True):
         with pytest.raises(LibraryCorrupt):
             Library.open(folder, write=write)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE passages SET text = 'other' WHERE text = 'word 2'",
+        "DELETE FROM memories WHERE passage IN (SELECT key FROM passages WHERE text = 'word 2')",
+        "DELETE FROM documents WHERE uri = 'b'",
+        "UPDATE memories SET segment = 99 WHERE passage IN (SELECT key FROM passages WHERE text = 'word 2')",
+    ],
+)
+def test_rows_changed_by_other_hands_are_left_out_and_no_writer_goes_on(
+    library: Library, folder: Path, sql: str
+) -> None:
+    fill(library, {"a": ["word 1"], "b": ["word 2"]})
+    library.close()
+    db = sqlite3.connect(folder / "catalog.sqlite")
+    with db:
+        assert db.execute(sql).rowcount == 1
+    db.close()
+    with pytest.raises(LibraryCorrupt):
+        Library.open(folder, write=True)
+    with Library.open(folder) as reader:
+        assert reader.notice and "damaged" in reader.notice
+        check_part(reader, {"a": ["word 1"], "b": ["word 2"]})
+        assert [h.passage.text for h in reader.search(vector_of("0" * 32), "word", 9)] == ["word 1"]
+        assert any("'b'" in line or "number" in line for line in reader.verify())
 
 
 def test_put_says_what_does_not_fit_and_changes_nothing(library: Library) -> None:

@@ -14,11 +14,13 @@ from library_support import memory_of, passages_of, same, vector_of
 
 from sac_rag.compress.anchor_kv import AnchorKV, Slots
 from sac_rag.errors import ConfigError, LibraryCorrupt, MemoryInvalid
-from sac_rag.library.codecs import CODECS, get_codec, pack, unpack
+from sac_rag.library.codecs import CODECS, get_codec, is_fitted, pack, unpack
 from sac_rag.library.library import Library
 from sac_rag.records import Document
 
-BOTH = pytest.mark.parametrize("name", sorted(CODECS))
+PLAIN = ("bf16", "int8")
+BOTH = pytest.mark.parametrize("name", PLAIN)
+UNFITTED = pytest.mark.parametrize("name", [*PLAIN, "int4"])
 
 
 def kv(keys: torch.Tensor, values: torch.Tensor | None = None) -> AnchorKV:
@@ -50,6 +52,11 @@ def bound(name: str, x: torch.Tensor, tensors: dict[str, torch.Tensor], which: s
     """Largest error allowed for each number of x (slots, head_dim)."""
     if name == "bf16":
         return x.float().abs() * 2**-8 + 1e-38
+    if name == "int4":  # groups are padded with what stands beside, so that they reach no further
+        groups = x.float().split(32, dim=1)
+        reach = torch.cat([(g.amax(1, True) - g.amin(1, True)).expand_as(g) for g in groups], 1)
+        most = torch.cat([g.abs().amax(1, True).expand_as(g) for g in groups], 1)
+        return reach / 15 * (0.5 + 2**-6) + most * 2**-10 + 1e-6
     scales = iter(tensors[f"{which}_scales"].float())
     rows = [next(scales).expand(n, -1) for n in tensors["counts"].flatten().tolist() if n]
     assert next(scales, None) is None
@@ -158,11 +165,11 @@ def test_int8_falls_back_to_float32_scales() -> None:
 
 def test_int8_is_about_half_of_bf16() -> None:
     memory = kv(torch.randn(4, 3, 51, 64))
-    sizes = {name: sum(len(c) for c in pack(get_codec(name).encode(memory))[1]) for name in CODECS}
-    assert sizes["int8"] < 0.54 * sizes["bf16"]
+    sizes = {name: sum(len(c) for c in pack(get_codec(name).encode(memory))[1]) for name in (*PLAIN, "int4")}
+    assert sizes["int8"] < 0.54 * sizes["bf16"] and sizes["int4"] < 0.34 * sizes["bf16"]
 
 
-@BOTH
+@UNFITTED
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_encode_rejects_what_is_not_finite(name: str, bad: float) -> None:
     keys = torch.randn(2, 2, 3, 8)
@@ -210,7 +217,7 @@ def test_decode_rejects_nan_wrong_shapes_and_missing_tensors(name: str) -> None:
             codec.decode({k: v for k, v in good.items() if k != missing})
 
 
-@BOTH
+@UNFITTED
 @pytest.mark.parametrize(
     "counts",
     [
@@ -259,7 +266,39 @@ def test_unpack_trusts_no_layout(layout: object) -> None:
 
 def test_unknown_codec_has_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'int8'"):
-        get_codec("int4")
+        get_codec("int88")
+
+
+def test_a_fitted_codec_needs_what_it_was_fitted_to() -> None:
+    with pytest.raises(ConfigError, match="run `sac codec FILES --write`"):
+        get_codec("transform")
+    with pytest.raises(LibraryCorrupt, match="does not parse"):
+        get_codec("transform", b"no tensors")
+    assert sorted(name for name in CODECS if is_fitted(name)) == ["transform"]
+
+
+@pytest.mark.parametrize("dim", [4, 32, 40, 64])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_int4_is_within_its_bound_for_any_width(dim: int, scale: float) -> None:
+    g = torch.Generator().manual_seed(dim)
+    memory = kv(torch.randn(2, 2, 5, dim, generator=g) * scale + scale)
+    out, tensors = through("int4", memory)
+    assert_close("int4", memory, out, tensors)
+    again, _ = through("int4", out)
+    assert torch.allclose(again.keys, out.keys, atol=scale * 2**-9)
+
+
+def test_int4_refuses_what_its_groups_do_not_say() -> None:
+    good = get_codec("int4").encode(uneven([[3, 0], [1, 4]]))
+    for change in (
+        {"keys": good["keys"][:, :-1]}, {"keys": good["keys"].char()}, {"key_scales": good["key_scales"].float()},
+        {"head_dim": torch.tensor([33], dtype=torch.int32)}, {"head_dim": torch.tensor([0], dtype=torch.int32)},
+        {"value_least": good["value_least"][:2]}, {"key_least": torch.full_like(good["key_least"], torch.nan)},
+    ):  # fmt: skip
+        with pytest.raises(MemoryInvalid):
+            get_codec("int4").decode(good | change)
+    with pytest.raises(MemoryInvalid, match="too large for int4"):
+        get_codec("int4").encode(kv(torch.full((1, 1, 2, 4), 7e4)))
 
 
 @BOTH

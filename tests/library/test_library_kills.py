@@ -41,3 +41,12 @@ def test_kill_before_mutating_system_calls(tmp_path: Path) -> None:
         pytest.skip(result["skip"])
     assert result["kills"] >= (100 if FULL else 25)
     assert {"rename", "fsync", "unlink", "write", "pwrite64"} <= set(result["by_call"]) | {"unlinkat"}
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_kill_of_a_repair(tmp_path: Path) -> None:
+    result = run("repairs", tmp_path, 1 if FULL else 4)
+    if "skip" in result:
+        pytest.skip(result["skip"])
+    assert result["kills"] >= (60 if FULL else 12)
+    assert {"rename", "pwrite64"} <= set(result["by_call"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import xxhash
 from library_support import DIM, FINGERPRINT, fill, put
 
 from sac_rag.library import folder as files
@@ -72,6 +74,7 @@ def test_it_answers_as_the_built_one_and_nothing_is_built(folder: Path, kept: Pa
         stats = library.stats()
         assert stats.lexical_bytes == kept.stat().st_size and library.verify() == []
         assert stats.total_bytes == sum(f.stat().st_size for f in folder.iterdir() if f.name != files.LOCK)
+    builds.clear()  # verify compares it with the text
     kept.unlink()
     assert answers(folder) == found and builds == [6]
 
@@ -98,11 +101,12 @@ def test_a_damaged_one_is_rebuilt_named_and_healed(
 def test_every_flipped_byte_is_noticed(folder: Path, kept: Path) -> None:
     good = kept.read_bytes()
     with Library.open(folder) as library:
+        keys = library._view.catalog.all_keys()
         for at in range(0, len(good), 7):
             kept.write_bytes(good[:at] + bytes([good[at] ^ 0x80]) + good[at + 1 :])
-            assert lexical_file.read(folder, library.head) is None, at
+            assert lexical_file.read(folder, library.head, keys) is None, at
         kept.write_bytes(good)
-        assert lexical_file.read(folder, library.head) is not None
+        assert lexical_file.read(folder, library.head, keys) is not None
 
 
 def test_one_of_another_library_or_other_rules_is_not_used(
@@ -190,3 +194,25 @@ def test_one_by_earlier_rules_is_made_again_and_is_no_damage(
         assert kept.read_bytes() != good and answers(folder) == found and builds == [6]
         Library.open(folder, write=True).close()
         assert kept.read_bytes() == good
+
+
+@pytest.mark.parametrize("earlier", ["words-1", "words-1 english", "words-2", "words-2 english"])
+def test_one_that_names_the_faiss_file_alone_is_of_before(
+    folder: Path, kept: Path, builds: list[int], earlier: str
+) -> None:
+    """As they were made when every commit wrote the FAISS file."""
+    found, good = answers(folder), kept.read_bytes()
+    with Library.open(folder) as library:
+        head = library.head
+    belongs = [lexical_file.FORMAT, head.library, head.faiss, (head.faiss_hash or b"").hex(), earlier]
+    data = good[16:]
+    kept.write_bytes(xxhash.xxh3_128(json.dumps(belongs).encode() + data).digest() + data)
+    builds.clear()
+    with Library.open(folder) as library:
+        assert library.verify() == []
+    assert answers(folder) == found and builds == [6]
+    Library.open(folder, write=True).close()
+    assert kept.read_bytes() == good
+    kept.write_bytes(bytes(16) + data)
+    with Library.open(folder) as library:
+        assert [line for line in library.verify() if kept.name in line], "of no rules at all is damage"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from library_support import DIM, FINGERPRINT, FULL, State, check, held, passages_of, put, same, vector_of
 
+from sac_rag.library import transaction
 from sac_rag.library.library import Library
 
 URIS = st.sampled_from(["a", "b", "../c", "d'; --", "é"])
@@ -18,8 +19,10 @@ TEXTS = st.lists(st.sampled_from(["word 1", "word 2", "word 3", "word \0", "word
 
 
 class LibraryMachine(RuleBasedStateMachine):
-    @initialize(codec_bytes=st.sampled_from([1, 1500, 1 << 28]))
-    def start(self, codec_bytes: int) -> None:
+    @initialize(codec_bytes=st.sampled_from([1, 1500, 1 << 28]), at_once=st.sampled_from([0, 4096]))
+    def start(self, codec_bytes: int, at_once: int) -> None:
+        self.lag = transaction.INDEX_AT_ONCE, transaction.INDEX_LAG
+        transaction.INDEX_AT_ONCE, transaction.INDEX_LAG = at_once, 2
         self.root = Path(tempfile.mkdtemp(prefix="sac-machine-"))
         self.cap, self.state = codec_bytes, State()
         self.library = Library.create(self.root / "x", FINGERPRINT, dim=DIM, segment_bytes=self.cap)
@@ -28,6 +31,7 @@ class LibraryMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "root"):
+            transaction.INDEX_AT_ONCE, transaction.INDEX_LAG = self.lag
             self.library.close()
             self.reader.close()
             shutil.rmtree(self.root)

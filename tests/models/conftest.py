@@ -70,13 +70,31 @@ def byte_tokens() -> list[str]:
     return [spelling[byte] for byte in range(256)] + ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "ĠĠ"]
 
 
+@pytest.fixture(scope="session")
+def tiny_families(tiny_llama: Any) -> dict[str, Any]:
+    """A random model of each architecture that .gguf files of ours name; the heads of Qwen3 have 128 numbers always."""
+    from tests.conftest import tiny_model
+
+    shape: dict[str, Any] = {
+        "vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "max_position_embeddings": 512, "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 258,
+    }  # fmt: skip
+    return {
+        "llama": tiny_llama,
+        "qwen2": tiny_model("qwen2", **shape),
+        "qwen3": tiny_model("qwen3", **shape, head_dim=128),
+    }
+
+
 @pytest.fixture
-def write_gguf(tiny_llama: Any, byte_tokens: list[str], tmp_path: Path) -> Iterator[WriteGguf]:
-    """Writes `tiny_llama` as a .gguf file (F32) the way llama.cpp lays it out; other facts can be told."""
+def write_gguf(tiny_families: dict[str, Any], byte_tokens: list[str], tmp_path: Path) -> Iterator[WriteGguf]:
+    """Writes a tiny model as a .gguf file (F32) the way llama.cpp lays it out; other facts can be told."""
     import numpy as np
     from gguf import GGUFWriter
 
     names = {
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
         "self_attn.q_proj": "attn_q",
         "self_attn.k_proj": "attn_k",
         "self_attn.v_proj": "attn_v",
@@ -102,7 +120,9 @@ def write_gguf(tiny_llama: Any, byte_tokens: list[str], tmp_path: Path) -> Itera
         rope_scaling: str = "",
         experts: int = 0,
         head_dim: int = 8,
+        window: int = 0,
     ) -> Path:
+        model = tiny_families.get(architecture, tiny_families["llama"])
         path = tmp_path / name
         writer = GGUFWriter(path, architecture)
         writer.add_name("Tiny")
@@ -118,6 +138,8 @@ def write_gguf(tiny_llama: Any, byte_tokens: list[str], tmp_path: Path) -> Itera
         writer.add_vocab_size(260)
         if rope_scaling:
             writer.add_string(f"{architecture}.rope.scaling.type", rope_scaling)
+        if window:
+            writer.add_sliding_window(window)
         if experts:
             writer.add_expert_count(experts)
         writer.add_tokenizer_model("gpt2")
@@ -131,7 +153,7 @@ def write_gguf(tiny_llama: Any, byte_tokens: list[str], tmp_path: Path) -> Itera
         writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
         if rope_factors is not None:
             writer.add_tensor("rope_freqs.weight", np.asarray(rope_factors, np.float32))
-        for key, tensor in tiny_llama.state_dict().items():
+        for key, tensor in model.state_dict().items():
             value = tensor.numpy()
             if key == "lm_head.weight":
                 continue
@@ -141,10 +163,10 @@ def write_gguf(tiny_llama: Any, byte_tokens: list[str], tmp_path: Path) -> Itera
                 writer.add_tensor("output_norm.weight", value)
             else:
                 _, _, layer, rest = key.split(".", 3)
-                part = rest.removesuffix(".weight")
-                if part.endswith(("q_proj", "k_proj")):
+                part, kind = rest.rsplit(".", 1)
+                if part.endswith(("q_proj", "k_proj")) and model is tiny_families["llama"]:
                     value = interleave(value, 4 if part.endswith("q_proj") else 2)
-                writer.add_tensor(f"blk.{layer}.{names[part]}.weight", np.ascontiguousarray(value))
+                writer.add_tensor(f"blk.{layer}.{names[part]}.{kind}", np.ascontiguousarray(value))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

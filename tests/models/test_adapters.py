@@ -36,6 +36,27 @@ def test_no_adapter_for_this_base_or_method(shipped: Path) -> None:
         find_adapter("Owner/Llama-1B", "icae")
 
 
+def test_the_wheel_leaves_out_what_only_evaluation_reads() -> None:
+    """By the builder's own list of files, made without building anything."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    root = Path(__file__).parents[2]
+    wheel = WheelBuilder(str(root))
+    held = {file.distribution_path: Path(file.path) for file in wheel.recurse_included_files()}
+    cards = [Path(path).relative_to("sac_rag/models/adapters") for path in held if path.endswith(CARD)]
+    assert {path.parts[:-1] for path in cards} == {("smollm2-135m-instruct", "sac")}
+    assert set(shipped_adapters()) == {("smollm2-135m-instruct", "sac"), *adapters.IN_CLONES}
+    assert "sac_rag/train/recipes.toml" in held and {"sac_cli/main.py", "sac_rag/py.typed"} <= set(held)
+    assert sum(path.stat().st_size for path in held.values()) < 25e6
+
+
+def test_without_a_clone_it_is_said_where_the_ceiling_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_dir", lambda self: False)
+    where = "clone it and pass its folder sac_rag/models/adapters/smollm2-135m-instruct/full-ft, or `sac train --recipe"
+    with pytest.raises(AdapterError, match=where):
+        find_adapter("smollm2-135m-instruct", "full-ft")
+
+
 def test_a_folder_of_the_user(tmp_path: Path) -> None:
     folder = make(tmp_path / "mine")
     assert find_adapter("any", "sac", str(folder)) == folder

@@ -102,7 +102,8 @@ def test_llama3_frequencies_are_recovered(tiny_llama: Any, factor: float) -> Non
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"architecture": "qwen2"}, "is a 'qwen2' model; sac-rag needs a Llama model"),
+        ({"architecture": "gemma2"}, "is a 'gemma2' model; sac-rag reads Llama, Mistral, Qwen2 or Qwen3"),
+        ({"window": 256}, "sliding window of 256 tokens"),
         ({"experts": 4}, "'llama with 4 experts'"),
         ({"rope_scaling": "yarn"}, "RoPE scaling 'yarn'.*hub id"),
         ({"rope_factors": [1.0, 2.0, 3.0, 5.0]}, r"scales RoPE by factors of no known model \(1\.\.5\)"),
@@ -155,3 +156,17 @@ def test_a_tokenizer_rebuilt_otherwise_is_refused(write_gguf: WriteGguf, tmp_pat
     out.mkdir()
     with pytest.raises(ModelError, match=r"transformers .* rebuilds the tokenizer.*gives \[.*\], expected \[1, 2\]"):
         convert(write_gguf(), out, silent, probes=(("hi", (1, 2)),))
+
+
+@pytest.mark.parametrize(("architecture", "head_dim"), [("llama", 8), ("qwen2", 8), ("qwen3", 128)])
+def test_each_family_of_files_computes_what_its_source_does(
+    write_gguf: WriteGguf, tiny_families: dict[str, Any], cache: Path, architecture: str, head_dim: int
+) -> None:
+    folder = sources.resolve_base(str(write_gguf(architecture=architecture, pre="qwen2", head_dim=head_dim)))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert model.config.model_type == architecture
+    source, ids = tiny_families[architecture], torch.arange(60, 100)[None]
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor.bfloat16().float()), name
+    with torch.no_grad():
+        assert (model(ids).logits - source(ids).logits).abs().max() < 0.03 * source(ids).logits.abs().max()

@@ -55,8 +55,8 @@ def test_the_fingerprint_follows_weights_and_config_only(llama_folder: Path) -> 
 
 
 def test_another_architecture_is_refused_by_name(llama_folder: Path) -> None:
-    (llama_folder / "config.json").write_text('{"model_type": "qwen2"}')
-    with pytest.raises(ModelError, match=r"my-llama is a 'qwen2' model; sac-rag needs the Llama architecture"):
+    (llama_folder / "config.json").write_text('{"model_type": "gemma2"}')
+    with pytest.raises(ModelError, match=r"my-llama is a 'gemma2' model; sac-rag reads Llama, Mistral, Qwen2 or Qwen3"):
         sources.resolve_base(str(llama_folder))
 
 

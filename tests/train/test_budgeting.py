@@ -11,14 +11,16 @@ from sac_rag.compress.adapter import Card
 from sac_rag.compress.anchor_kv import Memory
 from sac_rag.compress.backbone import Reading
 from sac_rag.errors import ConfigError
+from sac_rag.train.batch import readings_of
 from sac_rag.train.budgeting import budget_loss
-from sac_rag.train.config import TrainConfig
 from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import train
-from sac_rag.train.objectives import Shares, loss_of, question_batch, readings_of
+from sac_rag.train.objectives import configured
+from sac_rag.train.objectives.base import loss_of
+from sac_rag.train.objectives.questions import QuestionSettings, question_batch
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,), options={"budget": "learned"})
-CONFIG = TrainConfig(
+CONFIG = configured(
     objective="budget", steps=4, step_tokens=400, accumulate=1, learning_rate=0.1, warmup=1, first_context=120,
     max_context=120, recall_weight=0.0, distractor_share=0.0, ratios=(2.0, 5.0), ratio_weights=(0.5, 0.5),
 )  # fmt: skip
@@ -32,7 +34,8 @@ def batch_of(method, ratio=2.0):
     tokens = method.backbone.tokens
     pairs = {f"The {c} boat sails at {c * 3} each day.": ((tokens("When?"), tokens(c)),) for c in "xyz"}
     contexts = [TokenisedContext(tokens(text), asked) for text, asked in pairs.items()]
-    return question_batch(contexts, [ratio] * 3, method, Shares(recall_weight=0.0), random.Random(0))
+    settings = QuestionSettings(recall_weight=0.0, distractor_share=0.0)
+    return question_batch(contexts, [ratio] * 3, method, settings, random.Random(0))
 
 
 def test_with_all_of_it_the_loss_is_that_of_reading_everything(make_sac):
@@ -49,7 +52,7 @@ def test_a_share_mixes_the_attention_with_memory_and_without(make_sac):
     method = make_sac(budget="learned", trained=True)
     batch, backbone = batch_of(method), method.backbone
     with torch.no_grad():
-        memories = [method.memory([kv]) for kv in method.write(batch.chunks, [1.0] * 3)]
+        memories = [method.memory([kv]) for kv in batch.written(method, ratio=1.0)]
         bare = [method.memory(())] * 3
         readings = readings_of(batch)
         ones = torch.ones(3, *backbone.kv_shape[:2])
@@ -77,7 +80,7 @@ def test_the_budget_learns_and_nothing_else_moves(make_sac, data_folder, tmp_pat
     )
     moved = {n for n, p in method.parameters().items() if not torch.equal(p, before[n])}
     assert moved == {"budget.scores"}
-    questions = TrainConfig(steps=2, step_tokens=200, first_context=120, max_context=120, warmup=0, weight_decay=0.1)
+    questions = configured(steps=2, step_tokens=200, first_context=120, max_context=120, warmup=0, weight_decay=0.1)
     before = method.budget.scores.detach().clone()
     train(
         method,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sac_rag.errors import ConfigError
-from sac_rag.train.config import sources_of
+from sac_rag.train.specs import sources_of
 
 
 def test_a_weight_is_a_number_and_all_else_is_the_path(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from sac_rag.train import speed
 from tests.conftest import tiny_llama
 
 ROOT = Path(__file__).parents[2]
-ABSENT = "typer rich faiss bm25s Stemmer langchain_core llama_index platformdirs gguf pypdf docx bs4 sentencex xxhash"
+ABSENT = "typer rich faiss bm25s Stemmer langchain_core llama_index platformdirs gguf pypdfium2 lxml sentencex xxhash"
 ALONE = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys({ABSENT!r}.split()))  # importing one of them fails

@@ -21,19 +21,13 @@ from sac_rag.compress.session import Session
 from sac_rag.errors import AdapterError, ConfigError, TrainingError
 from sac_rag.records import NO_ANSWER
 from sac_rag.train import loop
-from sac_rag.train.config import TrainConfig, future_at, rate_at
+from sac_rag.train.batch import Row, asking
 from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import train
-from sac_rag.train.objectives import (
-    CUE,
-    QUOTED,
-    Row,
-    Shares,
-    asking,
-    continuation_batch,
-    loss_of,
-    question_batch,
-)
+from sac_rag.train.objectives import OBJECTIVES, configured, questions
+from sac_rag.train.objectives.base import loss_of
+from sac_rag.train.objectives.questions import GAP, QuestionSettings, question_batch
+from sac_rag.train.objectives.texts import CUE, QUOTED, continuation_batch
 from tests.conftest import by_transformers, byte_tokenizer, grid, tiny_llama
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,))
@@ -56,10 +50,20 @@ def data(tmp_path):
     return path
 
 
-CONFIG = TrainConfig(
-    steps=6, step_tokens=150, accumulate=2, ratios=(2.0, 5.0), ratio_weights=(0.5, 0.5), warmup=2, learning_rate=5e-3,
-    first_context=64, max_context=80, distractor_share=0.5,
-)  # fmt: skip
+SAME = {
+    **{"steps": 6, "step_tokens": 150, "accumulate": 2, "ratios": (2.0, 5.0), "ratio_weights": (0.5, 0.5)},
+    **{"warmup": 2, "learning_rate": 5e-3, "first_context": 64, "max_context": 80},
+}
+CONFIG = configured(**SAME)
+
+
+def settings_of(**settings):
+    """Settings of questions, alone and without recall but for what is named."""
+    return QuestionSettings(**{"recall_weight": 0.0, "distractor_share": 0.0, **settings})
+
+
+def drawn(method, mixed, config, step=0):
+    return OBJECTIVES.load(config.objective)(config, method).draw(mixed, step, 0)
 
 
 def mixture(method, data):
@@ -70,11 +74,11 @@ def weights(method):
     return {n: p.detach().clone() for n, p in method.parameters().items()}
 
 
-@pytest.mark.parametrize("objective", ["qa", "lm"])
+@pytest.mark.parametrize("objective", ["qa", "lm", "ae"])
 def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(make_sac, data, tmp_path, objective):
-    config = dataclasses.replace(CONFIG, objective=objective)
+    config = configured(objective, **SAME)
     whole, broken = make_sac(), None
-    if objective == "lm":
+    if objective != "qa":
         plain = tmp_path / "plain.txt"
         plain.write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
         data = plain
@@ -109,7 +113,7 @@ def test_an_adapter_that_a_kill_left_behind_is_written_by_the_next_run(make_sac,
 
 def test_what_it_began_from_has_its_share_in_what_it_leaves(make_sac, data, tmp_path):
     plain, shared = make_sac(trained=True), make_sac(trained=True)
-    before, config = weights(plain), dataclasses.replace(CONFIG, start_share=0.25)
+    before, config = weights(plain), CONFIG.changed(start_share=0.25)
     train(plain, mixture(plain, data), CONFIG, CARD, tmp_path / "plain")
     left = iter([False, True])
     train(shared, mixture(shared, data), config, CARD, tmp_path / "shared", stop=left.__next__)
@@ -121,12 +125,12 @@ def test_what_it_began_from_has_its_share_in_what_it_leaves(make_sac, data, tmp_
     assert any(not torch.equal(found[n], before[n]) for n in found)
     for bad in (-0.1, 1.0):
         with pytest.raises(ConfigError, match="start_share is"):
-            dataclasses.replace(CONFIG, start_share=bad)
+            CONFIG.changed(start_share=bad)
 
 
 def test_it_learns(make_sac, data, tmp_path):
     method, losses = make_sac(), []
-    config = dataclasses.replace(CONFIG, steps=30, recall_weight=0.0, distractor_share=0.0)
+    config = CONFIG.changed(steps=30, recall_weight=0.0, distractor_share=0.0)
     train(method, mixture(method, data), config, CARD, tmp_path, listen=lambda p: losses.append(p.loss))
     assert losses[-1] < losses[0] - 0.3
 
@@ -152,7 +156,7 @@ def test_loss_is_on_answer_and_end_only(make_sac):
     method = make_sac()
     b = method.backbone
     context = TokenisedContext(b.tokens("Ada went to Rome."), ((b.tokens("Who?"), b.tokens("Ada")),))
-    batch = question_batch([context], [2.0], method, Shares(recall_weight=0.0), random.Random(0))
+    batch = question_batch([context], [2.0], method, settings_of(), random.Random(0))
     (row,) = batch.readings[0]
     tokens, first, weight = row.ids, row.first, row.weight
     assert b.tokenizer.decode(tokens[first:]) == "Ada<|im_end|>" and weight == 1.0
@@ -165,7 +169,7 @@ def test_loss_equals_a_slow_oracle(make_sac):
     b = method.backbone
     pairs = ((b.tokens("Who?"), b.tokens("Ada")), (b.tokens("Where to?"), b.tokens("Rome")))
     context = TokenisedContext(b.tokens("Ada went to Rome by boat with Bo."), pairs)
-    batch = question_batch([context], [3.0], method, Shares(recall_weight=0.0), random.Random(0))
+    batch = question_batch([context], [3.0], method, settings_of(), random.Random(0))
     loss, _ = loss_of(batch, method)
     (kv,) = method.compress([context.ids], 3.0)
     nats = []
@@ -181,10 +185,11 @@ def some_contexts(b, n=6):
     return [TokenisedContext(b.tokens(f"Ada went to Rome by boat {i}."), pairs) for i in range(n)]
 
 
-def test_a_missing_passage_is_answered_so(make_sac):
+def test_a_missing_passage_is_answered_so(make_sac, monkeypatch):
     method = make_sac()
     b = method.backbone
-    shares = Shares(recall_weight=1.0, recall_tokens=4, mismatch_share=1.0)
+    monkeypatch.setattr(questions, "RECALLED", 4)
+    shares = settings_of(recall_weight=1.0, mismatch_share=1.0)
     batch = question_batch(some_contexts(b), [3.0] * 6, method, shares, random.Random(0))
     assert all(i not in front and front for i, front in enumerate(batch.front))
     for (row,) in batch.readings:
@@ -197,7 +202,7 @@ def test_a_missing_passage_is_answered_so(make_sac):
 
 def test_distractors_stand_among_the_passages(make_sac):
     method = make_sac()
-    shares = Shares(recall_weight=0.0, distractor_share=1.0)
+    shares = settings_of(distractor_share=1.0)
     batch = question_batch(some_contexts(method.backbone), [3.0] * 6, method, shares, random.Random(0))
     for i, front in enumerate(batch.front):
         assert i in front and 1 < len(front) <= 1 + shares.max_distractors and len(set(front)) == len(front)
@@ -208,8 +213,8 @@ def test_other_prompts_carry_the_same_answers_and_loss_reaches_the_encoder(make_
     method = make_sac(layout=PromptLayout())
     b = method.backbone
     other = PromptLayout("<|im_start|>user\nRead:", "\nNow ", "<|im_end|>\n<|im_start|>assistant\n")
-    shares = Shares(recall_weight=0.0, layouts=(other,), layout_share=1.0)
-    batch = question_batch(some_contexts(b), [3.0] * 6, method, shares, random.Random(0))
+    settings = settings_of(prompt_share=1.0)
+    batch = question_batch(some_contexts(b), [3.0] * 6, method, settings, random.Random(0), (other,))
     assert batch.layouts == [other] * 6
     tokens, first, *_ = batch.readings[0][0]
     assert b.tokenizer.decode(tokens[:first]).startswith("\nNow Wh")
@@ -230,7 +235,7 @@ def test_continuation_scores_the_second_half_behind_the_first(make_sac):
 def test_a_text_to_be_quoted_is_asked_for_piece_by_piece_by_their_first_tokens(make_sac, length):
     method, ids, step = make_sac(), [3 + i % 250 for i in range(length)], CUE + QUOTED
     ask = asking(method.backbone, method.layout)
-    shares = Shares(quote_weight=0.125, distractor_share=1.0)
+    shares = settings_of(recall_weight=0.25, quote_weight=0.125, distractor_share=1.0)
     for seed in range(5):
         contexts = [TokenisedContext(ids, (), quoted=True), *some_contexts(method.backbone, 2)]
         batch = question_batch(contexts, [5.0] * 3, method, shares, random.Random(seed))
@@ -251,7 +256,7 @@ def test_long_answers_weigh_more_than_short_ones_as_far_as_is_wanted(make_sac, n
     asked = (("Who?", "Ada"), ("Who else?", "Ada and her three brothers"))
     pairs = tuple((b.tokens(q), b.tokens(a)) for q, a in asked)
     context = TokenisedContext(b.tokens("Ada went to Rome by boat."), pairs)
-    shares = Shares(recall_weight=0.0, length_norm=norm)
+    shares = settings_of(length_norm=norm)
     batch = question_batch([context], [2.0], method, shares, random.Random(0))
     counts = [len(row.ids) - row.first for row in batch.readings[0]]
     sums = [n * row.weight for n, row in zip(counts, batch.readings[0], strict=True)]
@@ -259,7 +264,7 @@ def test_long_answers_weigh_more_than_short_ones_as_far_as_is_wanted(make_sac, n
     assert max(sums) / min(sums) == pytest.approx((max(counts) / min(counts)) ** (1 - norm))
     for bad in (-0.1, 1.1):
         with pytest.raises(ConfigError, match=f"length_norm is {bad:g}; it must lie in 0..1"):
-            dataclasses.replace(CONFIG, length_norm=bad)
+            CONFIG.changed(length_norm=bad)
 
 
 def test_full_ft_equals_reading_the_whole_text_with_lora():
@@ -280,7 +285,7 @@ def test_full_ft_equals_reading_the_whole_text_with_lora():
 
 def test_another_data_set_or_shape_is_refused_on_resume(make_sac, data, tmp_path):
     method = make_sac()
-    train(method, mixture(method, data), dataclasses.replace(CONFIG, steps=1), CARD, tmp_path / "run")
+    train(method, mixture(method, data), CONFIG.changed(steps=1), CARD, tmp_path / "run")
     other = tmp_path / "other.jsonl"
     other.write_text(data.read_text())
     with pytest.raises(TrainingError, match=r"other\.jsonl"):
@@ -315,7 +320,7 @@ def test_a_run_with_other_settings_is_refused_stopped_or_finished(make_sac, data
     mixed.sources[0].weight = changes.get("weight", 1.0)
     with pytest.raises(ConfigError, match=f"run holds a run with {said}; use another output folder, or the same"):
         train(
-            make_sac(), mixed, dataclasses.replace(CONFIG, **of), dataclasses.replace(CARD, **card), tmp_path / "run",
+            make_sac(), mixed, configured(**{**SAME, **of}), dataclasses.replace(CARD, **card), tmp_path / "run",
             start_from=changes.get("start_from"),
         )  # fmt: skip
     assert (tmp_path / "run/card.json").read_text() == before
@@ -325,17 +330,17 @@ def test_a_run_goes_on_at_another_rate_for_more_steps_and_from_a_checkpoint_that
     make_sac, data, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_settings", lambda config, *_: {"seed": config.seed, "learning_rate": 1.0})
+        patch.setattr(loop, "_settings", lambda config, *_: {"seed": config.seed, "learning_rate": 1.0, "dropped": 3})
         train(method := make_sac(), mixture(method, data), CONFIG, CARD, tmp_path / "run", stop=lambda: True)
-    config = dataclasses.replace(CONFIG, learning_rate=1e-3, steps=3, clip=0.5, checkpoint_minutes=1.0)
+    config = CONFIG.changed(learning_rate=1e-3, steps=3, clip=0.5, checkpoint_minutes=1.0)
     card = train(method := make_sac(), mixture(method, data), config, CARD, tmp_path / "run")
     (stage,) = card.training["stages"]
     assert (stage["steps_done"], stage["learning_rate"]) == (3, 1e-3)
 
 
 def test_rates_warm_up_hold_and_decay():
-    c = TrainConfig(steps=100, warmup=10, learning_rate=1.0, decay_from=0.6)
-    rates = [rate_at(s, c) for s in range(100)]
+    c = configured(steps=100, warmup=10, learning_rate=1.0, decay_from=0.6)
+    rates = [c.rate(s) for s in range(100)]
     assert rates[0] == 0.1 and rates[9] == rates[59] == 1.0
     assert all(a > b for a, b in zip(rates[60:], rates[61:], strict=False)) and 0.05 <= rates[-1] < 0.08
 
@@ -354,13 +359,13 @@ BAD = [
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_settings_name_the_value(bad):
     with pytest.raises(ConfigError, match=f"{next(iter(bad.values()))}".strip("(),").split(",")[0].removesuffix(".0")):
-        TrainConfig(**bad)
+        configured(**bad)
 
 
 def test_the_future_opens_linearly():
-    c = TrainConfig(steps=10, future_from=-8.0, future_steps=4)
-    assert [future_at(s, c) for s in range(6)] == [-8.0, -6.0, -4.0, -2.0, None, None]
-    assert future_at(0, TrainConfig()) is None
+    c = configured(steps=10, future_from=-8.0, future_steps=4)
+    assert [c.own.future(s) for s in range(6)] == [-8.0, -6.0, -4.0, -2.0, None, None]
+    assert configured().own.future(0) is None
 
 
 def test_a_bias_of_zero_is_bidirectional_and_a_large_one_causal(make_sac):
@@ -368,7 +373,7 @@ def test_a_bias_of_zero_is_bidirectional_and_a_large_one_causal(make_sac):
     chunks, ratios = [list(range(5, 45)), list(range(9, 30))], [4.0, 2.0]
 
     def written(bias, by):
-        return [t.detach() for kv in by.write(chunks, ratios, future_bias=bias) for t in (kv.keys, kv.values)]
+        return [t.detach() for kv in by.write_chunks(chunks, ratios, future_bias=bias) for t in (kv.keys, kv.values)]
 
     causal = make_sac(trained=True, causal=True)
     for exact in (False, True):  # by the differentiable matmuls, and by the fused attention
@@ -387,14 +392,14 @@ def test_a_biased_encoder_equals_a_slow_oracle_and_learns_through_it(make_sac):
     """Transformers' own encoder under an additive mask of the same numbers; and gradients reach all LoRA matrices."""
     method = make_sac(trained=True)
     b, ids = method.backbone, list(range(7, 31))
-    (kv,) = method.write([ids], [1.0], future_bias=-1.5)
+    ((kv,),) = method.write([[ids]], [1.0], future_bias=-1.5)
     with torch.no_grad():
         h = b.encoder.model.embed_tokens(torch.tensor([ids])) + method.anchor_embedding
         mask = torch.full((len(ids), len(ids)), -1.5).triu(1)[None, None]
         cache = b.encoder.model(inputs_embeds=h, attention_mask=mask, use_cache=True).past_key_values
     for layer, values in enumerate(grid(kv)[1]):
         torch.testing.assert_close(values.detach(), cache.layers[layer].values[0], atol=2e-5, rtol=1e-4)
-    batch = question_batch(some_contexts(b), [3.0] * 6, method, Shares(), random.Random(0))
+    batch = question_batch(some_contexts(b), [3.0] * 6, method, settings_of(recall_weight=0.25), random.Random(0))
     loss, _ = loss_of(batch, method, future_bias=-1.5)
     loss.backward()
     dead = [n for n, p in method.parameters().items() if p.requires_grad and (p.grad is None or not p.grad.any())]
@@ -402,7 +407,7 @@ def test_a_biased_encoder_equals_a_slow_oracle_and_learns_through_it(make_sac):
 
 
 def test_a_run_that_opens_the_future_resumes_exactly_and_is_not_the_plain_run(make_sac, data, tmp_path):
-    config = dataclasses.replace(CONFIG, future_from=-8.0, future_steps=5)
+    config = CONFIG.changed(future_from=-8.0, future_steps=5)
     runs = {}
     for name, c in (("whole", config), ("broken", config), ("plain", CONFIG)):
         if name == "broken":
@@ -419,7 +424,7 @@ def test_a_causal_adapter_has_no_future_to_open(make_sac, data, tmp_path):
     method = make_sac(causal=True)
     with pytest.raises(ConfigError, match="future_from is -8"):
         train(
-            method, mixture(method, data), dataclasses.replace(CONFIG, future_from=-8.0, future_steps=2), CARD, tmp_path
+            method, mixture(method, data), CONFIG.changed(future_from=-8.0, future_steps=2), CARD, tmp_path
         )
 
 
@@ -430,7 +435,7 @@ def test_long_contexts_are_written_as_sub_contexts(make_sac):
     pairs = ((b.tokens("Who?"), b.tokens("Ada")),)
     long, short = b.tokens("Ada went to Rome by boat. " * 45), b.tokens("Bo stayed at home.")
     contexts = [TokenisedContext(long, pairs), TokenisedContext(short, pairs)]
-    shares = Shares(recall_weight=0.0, distractor_share=1.0)
+    shares = settings_of(distractor_share=1.0)
     batch = question_batch(contexts, [9.0, 3.0], method, shares, random.Random(1))
     assert [len(c) for c in batch.chunks] == [510, 510, 150, 18] and batch.ratios == [9.0, 9.0, 9.0, 3.0]
     assert batch.pieces == [[0, 1, 2], [3]] and sorted(batch.front[0]) == [0, 1]
@@ -452,58 +457,58 @@ def test_texts_alone_do_not_make_a_batch_of_nothing(make_sac, data, tmp_path):
     (tmp_path / "book.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
     both = [Source(path, method.backbone.tokens, seed=1) for path in (data, str(tmp_path / "book.txt"))]
     both[0].weight = 0.02
-    config = dataclasses.replace(CONFIG, recall_weight=0.0, step_tokens=64)
+    config = CONFIG.changed(recall_weight=0.0, step_tokens=64)
     for step in range(20):
-        batch = loop._draw(method, Mixture(both, seed=step), dataclasses.replace(config, seed=step), (), 0, 0)
+        batch = drawn(method, Mixture(both, seed=step), config.changed(seed=step))
         assert any(batch.readings)
     alone = Mixture(both[1:], seed=1)
     with pytest.raises(
         TrainingError, match="the last 500 micro-batches have no questions, and recall_weight is 0.*cloze:"
     ):
-        loop._draw(method, alone, config, (), 0, 0)
+        drawn(method, alone, config)
 
 
 @pytest.mark.parametrize("length", [32, 40])
 @pytest.mark.parametrize("objective", ["qa", "budget"])
 def test_texts_that_are_too_short_to_be_recalled_make_no_batch_of_nothing(make_sac, tmp_path, length, objective):
-    method = make_sac()
+    method = make_sac(budget="learned" if objective == "budget" else "even")
     texts = ["x" * length] * 9 + ["y" * 60]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    config = dataclasses.replace(CONFIG, objective=objective, step_tokens=64)
+    config = configured(objective, **{**SAME, "step_tokens": 64})
 
-    def drawn(seed):
+    def of(seed):
         source = Source(tmp_path / "texts.jsonl", method.backbone.tokens, seed=seed)
-        return loop._draw(method, Mixture([source]), dataclasses.replace(config, seed=seed), (), 0, 0)
+        return drawn(method, Mixture([source]), config.changed(seed=seed))
 
     for seed in range(10):
-        batch = drawn(seed)
-        assert any(batch.readings) and drawn(seed) == batch
+        batch = of(seed)
+        assert any(batch.readings) and of(seed) == batch
     (tmp_path / "texts.jsonl").write_text(json.dumps({"text": texts[0]}))
     with pytest.raises(TrainingError, match=r"no questions, and recall takes texts of more than 40 tokens .*is 0\)"):
-        drawn(0)
+        of(0)
 
 
 def test_texts_whose_memory_holds_others_alone_teach_nothing(make_sac, tmp_path):
     method = make_sac()
     (tmp_path / "texts.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
-    config = dataclasses.replace(CONFIG, mismatch_share=1.0, step_tokens=150)
+    config = CONFIG.changed(mismatch_share=1.0, step_tokens=150)
     mixed = Mixture([Source(tmp_path / "texts.txt", method.backbone.tokens)])
     with pytest.raises(TrainingError, match=r"in their own memory \(mismatch_share is 1\)"):
-        loop._draw(method, mixed, config, (), 0, 0)
+        drawn(method, mixed, config)
 
 
 def test_no_context_is_longer_than_the_longest(make_sac, data):
     method = make_sac()
-    config = dataclasses.replace(CONFIG, first_context=500, max_context=70, step_tokens=600)
-    assert max(len(c) for c in loop._draw(method, mixture(method, data), config, (), 0, 0).chunks) <= 70
+    config = CONFIG.changed(first_context=500, max_context=70, step_tokens=600)
+    assert max(len(c) for c in drawn(method, mixture(method, data), config).chunks) <= 70
 
 
 def test_joined_contexts_are_one_passage_with_the_questions_of_both(make_sac, data):
     method = make_sac()
-    config = dataclasses.replace(CONFIG, step_tokens=400, distractor_share=0.0, recall_weight=0.0)
-    plain = loop._draw(method, mixture(method, data), config, (), 0, 0)
-    some = loop._draw(method, mixture(method, data), dataclasses.replace(config, joined_share=1.0), (), 0, 0)
-    gap = method.backbone.tokens(loop.GAP)
+    config = CONFIG.changed(step_tokens=400, distractor_share=0.0, recall_weight=0.0)
+    plain = drawn(method, mixture(method, data), config)
+    some = drawn(method, mixture(method, data), config.changed(joined_share=1.0))
+    gap = method.backbone.tokens(GAP)
     assert len(plain.chunks) == 5 and len(some.chunks) == 3
     assert some.chunks[2] == plain.chunks[4]
     for i, chunk in enumerate(some.chunks[:2]):
@@ -515,40 +520,40 @@ def test_joined_contexts_are_one_passage_with_the_questions_of_both(make_sac, da
 
 def test_as_many_contexts_are_joined_as_are_asked_for(make_sac, data):
     method = make_sac()
-    config = dataclasses.replace(CONFIG, step_tokens=400, joined_share=1.0, joined_texts=3, recall_weight=0.0)
-    plain = loop._draw(method, mixture(method, data), dataclasses.replace(config, joined_share=0.0), (), 0, 0)
-    some = loop._draw(method, mixture(method, data), config, (), 0, 0)
-    gap, (a, b, c, *_) = method.backbone.tokens(loop.GAP), plain.chunks
+    config = CONFIG.changed(step_tokens=400, joined_share=1.0, joined_texts=3, recall_weight=0.0)
+    plain = drawn(method, mixture(method, data), config.changed(joined_share=0.0))
+    some = drawn(method, mixture(method, data), config)
+    gap, (a, b, c, *_) = method.backbone.tokens(GAP), plain.chunks
     assert len(plain.chunks) == 5 and len(some.chunks) == 2 and some.examples == plain.examples
     assert list(some.chunks[0]) == [*a, *gap, *b, *gap, *c]
 
 
 def test_a_config_says_how_many_distractors(make_sac, data):
     method = make_sac()
-    config = dataclasses.replace(CONFIG, step_tokens=800, distractor_share=1.0, distractors_from=0.0)
+    config = CONFIG.changed(step_tokens=800, distractor_share=1.0, distractors_from=0.0)
     most = {}
     for n in (1, 9):
-        drawn = [
-            loop._draw(method, mixture(method, data), dataclasses.replace(config, max_distractors=n), (), step, 0)
+        some = [
+            drawn(method, mixture(method, data), config.changed(max_distractors=n), step)
             for step in range(4)
         ]
-        most[n] = max(len(front) for batch in drawn for front in batch.front)
+        most[n] = max(len(front) for batch in some for front in batch.front)
     assert most[1] == 2 and 6 < most[9] <= 10
     for bad in ({"max_distractors": 0}, {"joined_texts": 1}):
         with pytest.raises(ConfigError, match=f"{next(iter(bad))} {next(iter(bad.values()))}"):
-            dataclasses.replace(CONFIG, **bad)
+            CONFIG.changed(**bad)
 
 
 def test_contexts_that_together_are_no_passage_stay_apart(make_sac, data, monkeypatch):
     method = make_sac()
-    monkeypatch.setattr(loop, "MAX_PASSAGE_TOKENS", 60)
-    config = dataclasses.replace(CONFIG, step_tokens=400, joined_share=1.0)
-    assert all(len(chunk) <= 60 for chunk in loop._draw(method, mixture(method, data), config, (), 0, 0).chunks)
+    monkeypatch.setattr(questions, "MAX_PASSAGE_TOKENS", 60)
+    config = CONFIG.changed(step_tokens=400, joined_share=1.0)
+    assert all(len(chunk) <= 60 for chunk in drawn(method, mixture(method, data), config).chunks)
 
 
 def test_the_mean_of_the_last_steps_is_left_and_resumes_exactly(make_sac, data, tmp_path):
     """Weights of each step from the half on, averaged; stopped in between or not."""
-    config = dataclasses.replace(CONFIG, average_from=0.5)
+    config = CONFIG.changed(average_from=0.5)
     seen = []
 
     def go(folder, stop_at=None):
@@ -576,7 +581,7 @@ def test_ranks_fall_off_and_neighbours_come_first(make_sac):
     method = make_sac()
     method.placing = Placing(prior=0.5)
     contexts = [TokenisedContext([i] * 9, (([1], [2]),), cluster=i // 3 + 1) for i in range(6)]
-    shares = Shares(recall_weight=0, distractor_share=1.0, max_distractors=3, rank_decay=0.3)
+    shares = settings_of(distractor_share=1.0, max_distractors=3, rank_decay=0.3)
     ranks, first_beside = [], []
     for seed in range(60):
         batch = question_batch(contexts, [5.0] * 6, method, shares, random.Random(seed))
@@ -588,5 +593,5 @@ def test_ranks_fall_off_and_neighbours_come_first(make_sac):
     assert all(first_beside), "two neighbours come before any other"
     counts = [ranks.count(r) for r in range(4)]
     assert 0.65 < counts[0] / len(ranks) < 0.85 and counts == sorted(counts, reverse=True)
-    memories = batch.memories(method, method.write(batch.chunks, batch.ratios))
+    memories = batch.memories(method, batch.written(method))
     assert {round(float(m.bias.min()), 4) for m in memories} == {-0.5 * (len(f) - 1) for f in batch.front}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,12 +42,10 @@ def test_an_adapter_to_ship_chooses_anchors_and_answers_at_four_ratios(name):
     recipe = RECIPES[name]
     *before, qa = recipe.stages
     assert recipe.options == {"selector": "salient", "budget": "learned"}
-    slow, quick = ["qa", "qa", "qa", "salience", "qa", "qa", "budget", "qa", "qa"], ["salience", "budget", "lm"]
-    objectives = slow if name == "default" else quick
-    assert [s.config.objective for s in before] == objectives
+    assert [s.config.objective for s in before] == ["salience", "budget", "qa" if name == "default" else "lm"]
     assert all(s.config.ratios == (15.0,) for s in before if s.config.objective == "lm")
     assert (qa.config.objective, qa.config.ratios) == ("qa", (2.0, 5.0, 15.0, 51.0))
-    assert len(qa.config.prompts) >= 4 and {n for n in qa.config.prompts if layout_of(byte_tokenizer(), n)}
+    assert len(qa.config.own.prompts) >= 4 and {n for n in qa.config.own.prompts if layout_of(byte_tokenizer(), n)}
     assert any(spec.startswith("cloze:") for spec in qa.data)
     for stage in recipe.stages:
         assert sum(float(spec.rpartition("=")[2]) for spec in stage.data) == pytest.approx(1.0)
@@ -84,9 +84,9 @@ def test_ablations_differ_from_their_base_in_what_they_name_alone():
             plain = dataclasses.replace(plain, stages=(dataclasses.replace(qa, data=questions.data),))
         if recipe.name == "ablation-future":
             (qa,) = recipe.stages
-            assert (qa.config.future_from, qa.config.future_steps) == (-8.0, 150)
+            assert (qa.config.own.future_from, qa.config.own.future_steps) == (-8.0, 150)
             plain = dataclasses.replace(
-                plain, stages=(dataclasses.replace(qa, config=dataclasses.replace(qa.config, future_from=0.0)),)
+                plain, stages=(dataclasses.replace(qa, config=qa.config.changed(future_from=0.0)),)
             )
         assert plain == base
     told = [(r.options, r.stages) for r in ABLATIONS]
@@ -98,9 +98,10 @@ def test_their_options_are_taken_by_the_method(recipe):
     lora = {"rank": 2, "alpha": 4.0, "targets": ["q_proj"]}
     card = Card("tiny", "0", recipe.method, (5.0,), lora=lora, options=dict(recipe.options))
     method = adapter.build(tiny_llama(), byte_tokenizer(), card)
-    chunks = [list(range(5, 60))]
-    (kv,) = method.write(chunks, [5.0])
-    (base,) = adapter.build(tiny_llama(), byte_tokenizer(), dataclasses.replace(card, options={})).write(chunks, [5.0])
+    contexts = [[list(range(5, 60))]]
+    ((kv,),) = method.write(contexts, [5.0])
+    plain = adapter.build(tiny_llama(), byte_tokenizer(), dataclasses.replace(card, options={}))
+    ((base,),) = plain.write(contexts, [5.0])
     changed = recipe.name in ("ablation-causal", "ablation-random")
     assert torch.equal(kv.values, base.values) is not changed
     assert method.parameters()["anchor_embedding"].requires_grad is (recipe.name != "ablation-no-anchor-embedding")
@@ -110,7 +111,7 @@ def test_scaling_shrinks_steps_and_all_that_is_counted_in_them():
     *_, lm, qa = RECIPES["large"].scaled(0.01).stages
     assert (lm.config.steps, lm.config.warmup, qa.config.steps) == (40, 1, 30)
     future = RECIPES["ablation-future"].scaled(0.001).stages[0].config
-    assert (future.steps, future.future_steps) == (1, 1)
+    assert (future.steps, future.own.future_steps) == (1, 1)
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(ConfigError, match="scale of the steps is"):
             RECIPES["default"].scaled(bad)
@@ -124,6 +125,72 @@ def test_regrouping_keeps_the_tokens_of_a_step():
                 assert 0 <= b.step_tokens * b.accumulate - a.step_tokens * a.accumulate < b.accumulate
                 assert b.accumulate == 1 or b.step_tokens <= 1.5 * tokens
                 assert dataclasses.replace(b, step_tokens=a.step_tokens, accumulate=a.accumulate) == a
+
+
+OWN = """
+data.mine = ["mine.jsonl=1"]
+settings.quick = { steps = 7, prompts = ["chat"] }
+[recipes.mine]
+base = "tiny"
+lora = { rank = 3 }
+change.qa = { like = "quick", data = "mine", learning_rate = 1 }
+"""
+
+
+def test_a_file_of_ones_own_may_build_on_what_is_there(tmp_path):
+    (tmp_path / "mine.toml").write_text(OWN)
+    recipe, tiny = find_recipe(str(tmp_path / "mine.toml")), RECIPES["tiny"]
+    *same, qa = recipe.stages
+    assert recipe.name == "mine" and recipe.lora.rank == 3 and recipe.options == tiny.options
+    assert tuple(same) == tiny.stages[:-1] and qa.data == ("mine.jsonl=1",)
+    assert (qa.config.steps, qa.config.learning_rate, qa.config.step_tokens) == (3, 1, 256), "what a stage says, stays"
+    (tmp_path / "two.toml").write_text(OWN + '[recipes.other]\nbase = "tiny"\n')
+    with pytest.raises(ConfigError, match=r"two\.toml holds 2 recipes \(mine, other\); give a file with one"):
+        find_recipe(str(tmp_path / "two.toml"))
+    with pytest.raises(ConfigError, match=r"nowhere\.toml is no file of recipes \(.*No such file"):
+        find_recipe("nowhere.toml")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "deep"])
+def test_a_file_that_neither_hangs_nor_crashes(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mine.toml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.write_text("data = " + "[" * 100_000 + "]" * 100_000)
+    said = {"fifo": "it is not a regular file", "deep": "it is nested too deep"}[kind]
+    with pytest.raises(ConfigError, match=rf"mine\.toml is no file of recipes \({said}\)"):
+        find_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lora = { rank = 3 }", "lora = { rnk = 3 }", r"recipe mine, lora has 'rnk'; use rank, alpha"),
+        ("rank = 3", 'rank = "3"', r"lora: rank is '3', not int"),
+        ("learning_rate = 1", 'learning_rate = "1"', r"recipe mine, stage qa: learning_rate is '1', not float"),
+        ("learning_rate = 1", "stps = 1", r"stage qa has 'stps'; use .*steps"),
+        ("learning_rate = 1", "ratios = 5.0", r"stage qa: ratios is 5\.0, not tuple\[float, \.\.\.\]"),
+        ("learning_rate = 1", "steps = -1", r"steps -1"),
+        ("rank = 3", "rank = true", r"lora: rank is True, not int"),
+        ('base = "tiny"', 'base = "mine"', r"recipe mine has not the form of those in .*recipes\.toml: RecursionError"),
+        ('base = "tiny"', 'stages = ["qa"]', r"recipe mine has not the form of those in"),
+        ('data = "mine"', 'data = ["cloze:/etc/passwd=1"]', r"names 'cloze:/etc/passwd=1'; files are named relative"),
+        ('data = "mine"', 'more = ["qa/../../a.txt"]', r"names 'qa/\.\./\.\./a\.txt'; files are named relative"),
+        ('data = "mine"', 'data = "yours"', r"stage qa names the data 'yours', which is not there; use .*mine"),
+        ('like = "quick"', 'like = "slow"', r"names the settings 'slow', which is not there; use .*quick"),
+        ('base = "tiny"', 'base = "huge"', r"names the recipe 'huge', which is not there; use .*tiny"),
+        ('base = "tiny"', "", r"changes qa, which is no stage of its base None"),
+        ("change.qa", "change.qu", r"changes qu, which is no stage of its base tiny"),
+        ("[recipes.mine]", "[recipe.mine]", r"mine\.toml has 'recipe'; use data, settings, recipes"),
+        ('base = "tiny"', "base = ", r"mine\.toml is no file of recipes \("),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_its_place(tmp_path, old, new, said):
+    assert old in OWN
+    (tmp_path / "mine.toml").write_text(OWN.replace(old, new))
+    with pytest.raises(ConfigError, match=said):
+        find_recipe(str(tmp_path / "mine.toml"))
 
 
 def test_a_pattern_shares_its_weight_among_its_files(data_folder):
@@ -228,6 +295,22 @@ def test_another_recipe_or_scale_is_refused_in_the_same_folder(data_folder, made
     (tmp_path / "out/recipe.json").write_text("{")
     with pytest.raises(ConfigError, match="does not parse"):
         made_by(recipe, data_folder, tmp_path / "out")
+
+
+def test_a_plan_of_earlier_code_goes_on_where_it_means_the_same(data_folder, made_by, tmp_path):
+    """It holds settings that its objectives never read, and lacks those that came later."""
+    out, recipe = tmp_path / "out", RECIPES["tiny"]
+    made_by(recipe, data_folder, out, stop=lambda: True)
+    plan = json.loads((out / "recipe.json").read_text())
+    assert plan.pop("qa.near_share") == 0.0 and "lm.recall_weight" not in plan
+    (out / "recipe.json").write_text(json.dumps({**plan, "lm.recall_weight": 0.25, "salience.prompts": []}))
+    assert not made_by(recipe, data_folder, out, stop=lambda: True).whole
+    *same, qa = recipe.stages
+    other = dataclasses.replace(qa, config=qa.config.changed(near_share=0.5))
+    with pytest.raises(ConfigError, match=r"qa\.near_share 0\.0, this one has 0\.5"):
+        made_by(dataclasses.replace(recipe, stages=(*same, other)), data_folder, out)
+    with pytest.raises(ConfigError, match=r"holds a run with qa\.data \[.*, this one has None"):
+        made_by(dataclasses.replace(recipe, stages=tuple(same)), data_folder, out)
 
 
 def test_the_ablation_of_the_anchor_embedding_trains_everything_else(data_folder, made_by, tmp_path):

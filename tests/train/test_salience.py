@@ -10,13 +10,13 @@ import torch
 
 from sac_rag.compress.adapter import Card
 from sac_rag.errors import ConfigError, TrainingError
-from sac_rag.train.config import TrainConfig
 from sac_rag.train.data import Mixture, Source, TokenisedContext
 from sac_rag.train.loop import train
+from sac_rag.train.objectives import configured
 from sac_rag.train.salience import places_of, salience_batch, salience_loss, with_answers
 
 CARD = Card(base="tiny", base_fingerprint="0", method="sac", ratios=(5.0,), options={"selector": "salient"})
-CONFIG = TrainConfig(
+CONFIG = configured(
     objective="salience", steps=60, step_tokens=400, accumulate=1, learning_rate=2e-2, warmup=1, first_context=80,
     max_context=80,
 )  # fmt: skip
@@ -53,7 +53,7 @@ def test_questions_do_not_move_the_selector(make_sac, years, tmp_path):
     method = make_sac(selector="salient")
     torch.nn.init.normal_(method.selector.token, generator=torch.Generator().manual_seed(1))
     before = {n: p.detach().clone() for n, p in method.parameters().items()}
-    config = TrainConfig(steps=2, step_tokens=200, first_context=80, max_context=80, warmup=0, weight_decay=0.1)
+    config = configured(steps=2, step_tokens=200, first_context=80, max_context=80, warmup=0, weight_decay=0.1)
     train(method, Mixture([Source(years, method.backbone.tokens)]), config, CARD, tmp_path / "out")
     moved = {n for n, p in method.parameters().items() if not torch.equal(p, before[n])}
     assert moved and not any(n.startswith("selector.") for n in moved)

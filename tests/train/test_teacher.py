@@ -17,9 +17,10 @@ from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.full_ft import FullFt
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.models.sources import fingerprint_of
-from sac_rag.train.config import TrainConfig
 from sac_rag.train.data import TokenisedContext
-from sac_rag.train.objectives import Shares, loss_of, question_batch
+from sac_rag.train.objectives import configured
+from sac_rag.train.objectives.base import loss_of
+from sac_rag.train.objectives.questions import QuestionSettings, question_batch
 from sac_rag.train.run import run
 from sac_rag.train.teacher import Teacher, mixed_divergence
 from tests.conftest import byte_tokenizer, tiny_llama
@@ -51,9 +52,9 @@ def contexts(b, n=3):
     return [TokenisedContext(b.tokens(f"Ada went to Rome by boat number {i} of the line."), pairs) for i in range(n)]
 
 
-def batch_of(method, shares=None, **kinds):
-    shares = shares or Shares(recall_weight=0.3, recall_tokens=4, **kinds)
-    return question_batch(contexts(method.backbone), [3.0] * 3, method, shares, random.Random(0))
+def batch_of(method, layouts=(), **settings):
+    settings = QuestionSettings(**{"recall_weight": 0.3, "distractor_share": 0.0, **settings})
+    return question_batch(contexts(method.backbone), [3.0] * 3, method, settings, random.Random(0), layouts)
 
 
 def answers(batch):
@@ -109,7 +110,7 @@ def test_what_is_read_in_another_prompt_the_teacher_reads_in_its_own(make_sac):
     student = make_sac(trained=True, layout=PromptLayout())
     teacher = Teacher(full_ft(student.backbone.decoder, PromptLayout()))
     other = PromptLayout("<|im_start|>user\nRead:", "\nNow ", "<|im_end|>\n<|im_start|>assistant\n")
-    batch = batch_of(student, Shares(recall_weight=0.0, layouts=(other,), layout_share=1.0))
+    batch = batch_of(student, (other,), recall_weight=0.0, prompt_share=1.0)
     asked, decode = teacher._same_questions(batch), student.backbone.tokenizer.decode
     rows = [row for rows in asked.readings for row in rows]
     assert len(rows) == len(answers(batch)) == 6
@@ -151,7 +152,7 @@ def test_the_base_is_held_once(student, teacher):
 
 # -- by `run` ------------------------------------------------------------------------------------------------
 
-QUICK = TrainConfig(
+QUICK = configured(
     steps=3, step_tokens=150, ratios=(2.0,), ratio_weights=(1.0,), warmup=1, learning_rate=5e-3,
     first_context=80, max_context=80, distil_weight=0.5,
 )  # fmt: skip
@@ -205,7 +206,7 @@ def test_run_teaches_and_resumes_exactly(data, make_adapter, tiny_base, tmp_path
     stopped = iter([False, True])
     run([data], tmp_path / "broken", QUICK, teacher=teacher, stop=stopped.__next__, **same)
     run([data], tmp_path / "broken", QUICK, teacher=teacher, **same)
-    run([data], tmp_path / "untaught", dataclasses.replace(QUICK, distil_weight=0.0), **same)
+    run([data], tmp_path / "untaught", QUICK.changed(distil_weight=0.0), **same)
     made = {n: (tmp_path / n / "adapter.safetensors").read_bytes() for n in ("whole", "broken", "untaught")}
     assert made["whole"] == made["broken"] != made["untaught"]
     (stage,) = whole.training["stages"]
@@ -220,12 +221,12 @@ def test_run_teaches_and_resumes_exactly(data, make_adapter, tiny_base, tmp_path
 
 
 def test_a_teacher_is_trained_in_all_that_it_reads_with(data, tiny_base, tmp_path):
-    config = dataclasses.replace(QUICK, distil_weight=0.0, steps=1)
+    config = QUICK.changed(distil_weight=0.0, steps=1)
     plain = run([data], tmp_path / "sac", config, **settings(tiny_base))
     card = run([data], tmp_path / "full", config, method="full-ft", **settings(tiny_base))
     assert plain.lora["whole"] is False and card.lora == {**plain.lora, "whole": True}
     with pytest.raises(ConfigError, match="full-ft reads in its own layout; leave the prompts chat out"):
-        asked = dataclasses.replace(config, prompts=("chat",))
+        asked = config.changed(prompts=("chat",))
         run([data], tmp_path / "other", asked, method="full-ft", **settings(tiny_base))
 
 
@@ -246,11 +247,15 @@ def test_a_teacher_that_does_not_fit_is_refused(data, make_adapter, tiny_base, t
 def test_a_weight_needs_a_teacher_and_a_teacher_a_weight(data, make_adapter, tiny_base, tmp_path):
     with pytest.raises(ConfigError, match="distil_weight is 0.5 without a teacher"):
         run([data], tmp_path / "out", QUICK, **settings(tiny_base))
-    plain = dataclasses.replace(QUICK, distil_weight=0.0)
+    plain = QUICK.changed(distil_weight=0.0)
     with pytest.raises(ConfigError, match="distil_weight is 0 with a teacher"):
         run([data], tmp_path / "out", plain, teacher=make_adapter(), **settings(tiny_base))
     with pytest.raises(ConfigError, match="objective lm"):
-        dataclasses.replace(QUICK, objective="lm")
+        configured("lm", distil_weight=0.5)
+    with pytest.raises(ConfigError, match="distil_weight is 0.5 with objective budget"):
+        configured("budget", distil_weight=0.5)
+    with pytest.raises(ConfigError, match="objective lm has no use for a teacher"):
+        run([data], tmp_path / "out", configured("lm"), teacher=make_adapter(), **settings(tiny_base))
 
 
 def test_full_ft_reads_several_passages_as_one_text(teacher):

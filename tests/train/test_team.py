@@ -24,7 +24,7 @@ from sac_rag.compress.adapter import Card
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.sac import Sac
 from sac_rag.train.data import Mixture, Source
-from sac_rag.train.config import TrainConfig
+from sac_rag.train.objectives import configured
 from sac_rag.train.loop import train
 from tests.conftest import byte_tokenizer, tiny_llama
 
@@ -32,7 +32,7 @@ data, out = sys.argv[1:]
 method = Sac(Backbone(tiny_llama(), byte_tokenizer(), LoraSpec(4, 8.0)), PromptLayout(prefix="x"))
 mixture = Mixture([Source(data, method.backbone.tokens)])
 sizes = {"step_tokens": 150, "accumulate": 3, "first_context": 80, "max_context": 80}
-config = TrainConfig(steps=3, warmup=1, learning_rate=1e-2, **sizes)
+config = configured(steps=3, warmup=1, learning_rate=1e-2, **sizes)
 train(method, mixture, config, Card("tiny", "0", "sac", (5.0,)), Path(out))
 """
 

@@ -114,8 +114,9 @@ class SacChain(RunnableBindingBase[Any, dict[str, Any]]):
         return _made, ({**self.given, "source": path},)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> SacChain:
-        given = {k: v if k == "source" else copy.deepcopy(v, memo) for k, v in self.given.items()}
-        return _made(given)
+        given = dict(self.given)
+        source = given.pop("source")
+        return _made({**copy.deepcopy(given, memo), "source": source})
 
 
 def _made(given: dict[str, Any]) -> Any:

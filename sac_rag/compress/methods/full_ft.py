@@ -14,13 +14,15 @@ from torch import nn
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.layout import PromptLayout
-from sac_rag.compress.methods.base import Method
+from sac_rag.compress.methods.base import Chunk, PerChunk
 
 
-class FullFt(Method):
+class FullFt(PerChunk):
     """Ratio 1: every token is kept, the layout's prefix included; ratios are ignored."""
 
     name = "full-ft"
+    carries = "text"
+    adapts = "whole"
     reads_with_lora = True
     causal = True
 
@@ -28,13 +30,17 @@ class FullFt(Method):
         super().__init__(backbone, layout)
         self._front = backbone.template(layout.prefix)
 
-    def write(
-        self, chunks: Sequence[Sequence[int]], ratios: Sequence[float], *, future_bias: float | None = None
+    def ahead(self, *, layout: PromptLayout | None = None, start: int = 0, opens: bool = True) -> list[AnchorKV]:
+        """Nothing: what it writes holds the prefix."""
+        return []
+
+    def write_chunks(
+        self, chunks: Sequence[Chunk], ratios: Sequence[float], *, future_bias: float | None = None
     ) -> list[AnchorKV]:
         ids = [torch.tensor([*self._front, *c]) for c in chunks]
         return self.backbone.encode(ids, [self.backbone.even(torch.arange(len(i))) for i in ids], causal=True)
 
-    def pieces(self, token_ids: Sequence[int]) -> list[Sequence[int]]:
+    def pieces(self, token_ids: Chunk) -> list[Chunk]:
         """The whole context: every token of it sees all those before."""
         return [token_ids]
 

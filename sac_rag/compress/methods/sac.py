@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +17,12 @@ from sac_rag.compress.anchor_kv import AnchorKV, Slots
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.budgets import BUDGETS, Budget
 from sac_rag.compress.layout import PromptLayout
-from sac_rag.compress.methods.base import BUDGET, SELECTOR, Method
+from sac_rag.compress.methods.base import BUDGET, SELECTOR, Chunk, PerChunk
 from sac_rag.compress.selectors import SELECTORS, Selector, anchor_count
 from sac_rag.errors import ConfigError, MemoryInvalid
 
 
-class Sac(Method):
+class Sac(PerChunk):
     """One anchor embedding for all ratios, so one adapter serves them all.
 
     selector: which tokens become anchors. budget: how many of them each head keeps. causal, mark_anchors: the ablations
@@ -33,6 +34,8 @@ class Sac(Method):
 
     name = "sac"
     SHARP_FROM = 5.0
+    selector: Selector
+    budget: Budget
 
     def __init__(
         self,
@@ -50,8 +53,8 @@ class Sac(Method):
         if not 0 <= sharpness <= 1:
             raise ConfigError(f"sharpness is {sharpness:g}; it must be from 0 (off) to 1")
         self.sharpness = sharpness
-        self.selector: Selector = SELECTORS.load(selector)(backbone)
-        self.budget: Budget = BUDGETS.load(budget)(backbone)
+        self.selector = SELECTORS.load(selector)(backbone)
+        self.budget = BUDGETS.load(budget)(backbone)
         self.causal = causal
         zeros = torch.zeros(backbone.width, device=backbone.device)
         self.anchor_embedding = nn.Parameter(zeros, requires_grad=mark_anchors)
@@ -63,8 +66,13 @@ class Sac(Method):
     def prefix(self) -> AnchorKV | None:
         return self._prefix.kv() if self._prefix else None
 
-    def write(
-        self, chunks: Sequence[Sequence[int]], ratios: Sequence[float], *, future_bias: float | None = None
+    def identity(self) -> dict[str, Any]:
+        """Selector and budget always, as all libraries name them; what the adapter's tensors tell, not at all."""
+        found = {"selector": self.options["selector"], "budget": self.options["budget"], **super().identity()}
+        return {name: value for name, value in found.items() if name not in ("mark_anchors", "learn_prefix")}
+
+    def write_chunks(
+        self, chunks: Sequence[Chunk], ratios: Sequence[float], *, future_bias: float | None = None
     ) -> list[AnchorKV]:
         if not all(chunks):
             raise MemoryInvalid("an empty passage cannot be compressed; give at least one token")

@@ -230,8 +230,8 @@ async def test_documents_of_any_retriever_get_memories_once(
 ) -> None:
     compressor, method = SacDocumentCompressor(rag=rag), rag.engine.method
     compressed: list[int] = []
-    compress = method.compress
-    monkeypatch.setattr(method, "compress", lambda c, r: compressed.append(len(c)) or compress(c, r))  # type: ignore[func-returns-value]
+    compress = method.compress_contexts
+    monkeypatch.setattr(method, "compress_contexts", lambda c, r: compressed.append(len(c)) or compress(c, r))  # type: ignore[func-returns-value]
     stored = found(rag, 1)[0]
     given = [
         Document(page_content="Mary built a barn in 1902.", metadata={"source": "a"}, id="7"),

@@ -1,0 +1,134 @@
+"""Attention of packed sequences: each attends to itself and to what stands in front of it, head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from sac_rag.compress.anchor_kv import Memory
+
+TILE = 8
+"""CPU kernels sum the last queries of an attention otherwise when their count is no multiple of it."""
+
+
+class Front(NamedTuple):
+    """What one layer attends in front of a text: k and v (n, kv_heads, d), the runs of its heads from the left,
+    (n, kv_heads) where a shorter run has no slot (None: nowhere), and (kv_heads, n) what is added to the scores
+    (None: nothing)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    hidden: torch.Tensor | None
+    bias: torch.Tensor | None = None
+
+
+def fronts_of(memory: Memory) -> list[Front | None]:
+    """A memory layer by layer; None where a layer keeps nothing."""
+    fronts: list[Front | None] = []
+    biases = memory.layer_biases()
+    for layer, (runs, counts) in enumerate(zip(memory.layer_runs(), memory.counts, strict=True)):
+        most = int(counts.max())
+        if not most:
+            fronts.append(None)
+            continue
+        keys, values = (pad_sequence([run[i] for run in runs]) for i in (0, 1))
+        hidden = None if bool((counts == most).all()) else (torch.arange(most)[:, None] >= counts).to(keys.device)
+        bias = None if biases is None else pad_sequence(biases[layer], batch_first=True).to(keys.dtype)
+        fronts.append(Front(keys, values, hidden, bias))
+    return fronts
+
+
+def front_at(fronts: Sequence[list[Front | None] | None], memory: int | None, layer: int) -> Front | None:
+    found = None if memory is None else fronts[memory]
+    return found[layer] if found else None
+
+
+def attend_packed(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    front: Front | None = None,
+    future_bias: float | None = None,
+    own: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of one packed sequence: q (n, heads, d), k and v (n, kv_heads, d); `front` is attended by all.
+
+    future_bias: added to the scores of later tokens, where these are seen. own: (n, n), True where a token sees
+    another, in place of `causal`.
+    """
+    n, mask, bias = q.shape[0], None, None
+    if front is not None:
+        k, v = torch.cat((front.keys, k)), torch.cat((front.values, v))
+    m, heads, groups, dim = k.shape[0], q.shape[1], k.shape[1], q.shape[2]
+    if own is not None:
+        mask = F.pad(own.to(q.device), (m - n, 0), value=True)
+    elif n > 1 and causal:
+        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+    elif future_bias:
+        bias = torch.full((n, m), future_bias, dtype=q.dtype, device=q.device).triu(1 + m - n)
+    if front is not None and front.hidden is not None:
+        seen = F.pad(~front.hidden.T, (0, n), value=True)[:, None]
+        mask = seen.expand(-1, n, -1) if mask is None else seen & mask
+    prior = None if front is None or front.bias is None else F.pad(front.bias, (0, n))[:, None]
+    if q.requires_grad and q.device.type == "cpu":
+        # The fused CPU kernel's backward is four times slower than two small matmuls at these lengths.
+        q = q.view(n, groups, heads // groups, dim).permute(1, 2, 0, 3).reshape(groups, -1, dim)
+        scores = torch.bmm(q, k.permute(1, 2, 0)) * dim**-0.5
+        if mask is not None:
+            mask = ~(mask if mask.ndim == 2 else mask[:, None])
+            scores = scores.view(groups, -1, n, m).masked_fill(mask, float("-inf")).view(groups, -1, m)
+        if bias is not None:
+            scores = (scores.view(groups, -1, n, m) + bias).view(groups, -1, m)
+        if prior is not None:
+            scores = scores + prior
+        out = torch.bmm(scores.softmax(-1), v.transpose(0, 1))
+        return out.view(groups, heads // groups, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
+    if bias is not None:
+        bias = bias.repeat(heads // groups, 1)
+    if mask is not None:
+        mask = spread(mask, heads // groups, q.dtype)
+        mask = mask if bias is None else mask + F.pad(bias, (0, 0, 0, mask.shape[-2] - bias.shape[0]))
+    else:
+        mask = bias
+    if prior is not None:
+        rows = heads // groups * n
+        mask = prior.expand(-1, rows + -rows % TILE, -1) if mask is None else mask + prior
+    return attend(q, k.transpose(0, 1), v.transpose(0, 1), mask=mask)
+
+
+def spread(mask: torch.Tensor, repeat: int, dtype: torch.dtype) -> torch.Tensor:
+    """A mask (..., n, m), True where a query sees a key, as `attend` adds it: 0 or -inf, (..., repeat * n, m), and
+    rows that hide nothing up to a multiple of `TILE`."""
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    rows = repeat * mask.shape[-2]
+    return F.pad(torch.cat([added] * repeat, dim=-2), (0, 0, 0, -rows % TILE))
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: torch.Tensor | None = None, causal: bool = False
+) -> torch.Tensor:
+    """Fused attention of one sequence: q (n, heads, d), k and v (kv_heads, m, d) -> (n, heads * d).
+
+    mask: of `spread`, for all heads or (kv_heads, rows, m); without it a query sees all keys, or with `causal` (n <= m)
+    those up to its own place.
+    """
+    n, heads, dim = q.shape
+    groups, repeat = k.shape[0], heads // k.shape[0]
+    if causal:
+        q = F.pad(q, (0, 0, 0, 0, 0, k.shape[1] - n))
+        k, v = k.repeat_interleave(repeat, dim=0), v.repeat_interleave(repeat, dim=0)
+        out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], is_causal=True)
+        return out[0, :, :n].transpose(0, 1).reshape(n, -1)
+    # The query heads that share a key head become more of its queries: a long memory is not copied.
+    q = q.view(n, groups, repeat, dim).permute(1, 2, 0, 3).reshape(groups, repeat * n, dim)
+    if mask is not None:
+        q = F.pad(q, (0, 0, 0, mask.shape[-2] - repeat * n))
+        mask = mask if mask.ndim == 2 else mask[None]
+    out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0, :, : repeat * n]
+    return out.view(groups, repeat, n, dim).permute(2, 0, 1, 3).reshape(n, -1)

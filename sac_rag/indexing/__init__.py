@@ -1,0 +1,14 @@
+"""The indexing room: documents into a library, in three steps.
+
+`plan` says what is new, changed and gone, and cuts it into orders of bounded size; `make` turns an order into finished
+segment files and vectors, needing neither library nor lock, here or in child processes (`makers`); the indexer
+commits what was made, in order, as the one writer. Knows nothing of answering.
+"""
+
+from sac_rag.indexing.indexer import Indexer
+from sac_rag.indexing.known_vectors import KnownVectors
+from sac_rag.indexing.makers import Workers
+from sac_rag.indexing.plan import GROUP_BYTES, check_meta
+from sac_rag.indexing.report import IndexReport, Listen, Skip
+
+__all__ = ["GROUP_BYTES", "IndexReport", "Indexer", "KnownVectors", "Listen", "Skip", "Workers", "check_meta"]

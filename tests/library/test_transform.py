@@ -1,0 +1,190 @@
+"""Transform coding: its error is bounded, its integers are exact, hostile bytes are refused, and it is small."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sac_rag.compress.anchor_kv import AnchorKV, Slots
+from sac_rag.errors import LibraryCorrupt, MemoryInvalid
+from sac_rag.library.transform import DEAD, PER_BYTE, Basis, Transform, _packed, _unpacked, _whole, _whole_bytes
+
+LAYERS, HEADS, DIM = 3, 2, 12
+"""A width that is no whole number of groups."""
+
+
+def memory(seed: int, tokens: int = 60, scale: float = 1.0, dim: int = DIM) -> AnchorKV:
+    """Uneven runs whose numbers vary along a few axes of each head, off their mean."""
+    g = torch.Generator().manual_seed(seed)
+    fixed = torch.Generator().manual_seed(1)
+    counts = torch.randint(0, tokens // 2, (LAYERS * HEADS,), generator=g)
+    counts[seed % len(counts)] = 0
+    counts[(seed + 1) % len(counts)] = tokens // 2
+    runs = [torch.randperm(tokens, generator=g)[:n].sort().values for n in counts.tolist()]
+    slots = Slots.of(runs, LAYERS, HEADS)
+    found = []
+    for _ in range(2):
+        axes = torch.randn(LAYERS * HEADS, dim, dim, generator=fixed) * torch.logspace(1, -3, dim)
+        mean = torch.randn(LAYERS * HEADS, dim, generator=fixed) * 3
+        noise = torch.randn(len(slots.positions), dim, generator=g)
+        each = slots.runs()
+        found.append((torch.einsum("sd,sed->se", noise, axes[each]) + mean[each]) * scale)
+    return AnchorKV(*found, slots.positions, slots.counts, tokens).validate()
+
+
+@pytest.fixture(scope="module")
+def basis() -> Basis:
+    return Basis.from_bytes(Basis.fit([memory(seed) for seed in range(20)], step=0.3).to_bytes())
+
+
+def test_axes_are_orthonormal_and_the_most_varied_first(basis: Basis) -> None:
+    axes = basis.axes.float()
+    assert basis.shape == (LAYERS, HEADS, DIM)
+    assert torch.allclose(axes.transpose(-1, -2) @ axes, torch.eye(DIM).expand_as(axes), atol=5e-3)
+    kv = [memory(seed) for seed in range(20)]
+    for which, name in enumerate(("keys", "values")):
+        whole = torch.cat([getattr(m, name).split(m.counts.flatten().tolist())[3] for m in kv])
+        spread = ((whole - whole.mean(0)) @ axes[which].flatten(0, 1)[3]).var(0)
+        assert torch.equal(spread, spread.sort(descending=True).values) and spread[0] > 1e3 * spread[-1]
+    variance = torch.cat([m.values for m in kv]).var()
+    assert float(basis.steps[1]) < 0.3 * float(variance.sqrt()), "of what varies about each head's mean"
+
+
+@given(seed=st.integers(0, 2**20), scale=st.sampled_from([1e-3, 1.0, 50.0]), low=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_error_is_bounded(basis: Basis, seed: int, scale: float, low: bool) -> None:
+    """Also of what is unlike all that the basis was fitted on."""
+    before = memory(seed, scale=scale).to(dtype=torch.bfloat16 if low else torch.float32)
+    codec = Transform(basis)
+    after = codec.decode(codec.encode(before))
+    assert torch.equal(after.positions, before.positions) and torch.equal(after.counts, before.counts)
+    assert after.source_len == before.source_len
+    for which, name in enumerate(("keys", "values")):
+        error = (getattr(after, name) - getattr(before, name).float()).norm(dim=1)
+        most = DEAD * float(basis.steps[which]) * DIM**0.5 * (1 + 1e-2)
+        assert float(error.max()) <= most + 1e-5 * float(getattr(before, name).float().abs().max())
+
+
+def test_what_was_decoded_is_coded_to_the_same_bytes(basis: Basis) -> None:
+    codec = Transform(basis)
+    coded = codec.encode(memory(3))["coded"]
+    again = codec.encode(codec.decode({"coded": coded}))["coded"]
+    assert torch.equal(coded, again), "a library may be recoded without drifting"
+
+
+def test_it_is_small(basis: Basis) -> None:
+    """Far below bf16, and near the entropy of its integers."""
+    codec, before = Transform(dataclasses.replace(basis, steps=basis.steps * 3)), memory(5, tokens=1200)
+    counts = before.counts.flatten().tolist()
+    bits = 0.0
+    for which, tensor in enumerate((before.keys, before.values)):
+        integers = codec._integers(which, tensor, counts)
+        for at in range(0, len(integers), 8):
+            part = integers[at : at + 8]
+            share = np.unique(part, return_counts=True)[1] / part.size
+            bits -= float((share * np.log2(share)).sum()) * part.size
+    size = codec.encode(before)["coded"].numel()
+    places = 2 * len(before.positions)
+    assert size < 1.15 * bits / 8 + places
+    assert size < 0.25 * (before.keys.numel() + before.values.numel()) * 2
+
+
+@pytest.mark.parametrize("limit", sorted(PER_BYTE))
+@pytest.mark.parametrize("count", [1, 2, 5, 40, 41])
+def test_integers_are_packed_without_loss(limit: int, count: int) -> None:
+    part = np.random.default_rng(count).integers(-limit, limit + 1, count)
+    part[:2] = (limit, -limit)[: len(part)]
+    data = _packed(part, limit)
+    frame = zstandard.compress(data) if data else b""
+    assert len(data) == (-(-count // PER_BYTE[limit]) if limit else 0)
+    assert _unpacked(frame, count, limit).tolist() == part.tolist()
+
+
+@pytest.mark.parametrize("numbers", [[0], [5, 4, 3], [-(1 << 15), (1 << 15) - 1], [1 << 15, 0, -7], [1 << 30] * 3])
+def test_whole_numbers_keep_their_value_in_two_bytes_or_four(numbers: list[int]) -> None:
+    data = _whole_bytes(np.array(numbers))
+    assert len(data) == len(numbers) * (2 if min(numbers) >= -(1 << 15) and max(numbers) < 1 << 15 else 4)
+    assert _whole(zstandard.compress(data), len(numbers)).tolist() == numbers
+
+
+def test_outliers_are_kept(basis: Basis) -> None:
+    before = memory(1)
+    keys = before.keys.clone()
+    keys[7] += 4e4 * float(basis.steps[0])
+    codec = Transform(basis)
+    after = codec.decode(codec.encode(dataclasses.replace(before, keys=keys)))
+    assert torch.allclose(after.keys[7], keys[7], rtol=1e-4, atol=float(basis.steps[0]) * DIM**0.5)
+    keys[7] = 3e38
+    with pytest.raises(MemoryInvalid, match=r"keys are more than 2\^31 steps"):
+        codec.encode(dataclasses.replace(before, keys=keys))
+
+
+def test_memories_of_another_shape_are_refused(basis: Basis) -> None:
+    with pytest.raises(MemoryInvalid, match=r"\(3, 2, 16\).*does not fit \(3, 2, 12\)"):
+        Transform(basis).encode(memory(1, dim=16))
+    with pytest.raises(MemoryInvalid, match="no basis in common"):
+        Basis.fit([memory(1), memory(2, dim=16)])
+    with pytest.raises(MemoryInvalid, match="at least one"):
+        Basis.fit([])
+
+
+def test_every_flipped_or_lost_byte_is_an_error_or_a_whole_memory(basis: Basis) -> None:
+    """Checksums stand in front of this; behind them nothing crashes, hangs or grows."""
+    codec = Transform(basis)
+    good = codec.encode(memory(2))["coded"]
+    random = np.random.default_rng(0)
+    refused = 0
+    for trial in range(400):
+        bad = good.clone()
+        for _ in range(1 + trial % 3):
+            at = int(random.integers(len(bad)) if trial % 2 else random.integers(120))
+            bad[at] = int(random.integers(256))
+        bad = bad[: int(random.integers(1, len(bad)))] if trial % 5 == 0 else bad
+        try:
+            found = codec.decode({"coded": bad})
+            assert found.keys.shape == found.values.shape and bool(torch.isfinite(found.keys).all())
+        except MemoryInvalid:
+            refused += 1
+    assert refused > 200
+
+
+def test_a_frame_that_grows_is_not_read_to_its_end(basis: Basis) -> None:
+    codec = Transform(basis)
+    data = codec.encode(memory(2))["coded"].numpy().tobytes()
+    bomb = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 28))
+    groups = 2 * codec._groups
+    start = 12 + groups
+    lengths = np.frombuffer(data, "<u4", 2 + 2 * (codec._groups + 1), start).copy()
+    body = start + 4 * len(lengths)
+    for frame in range(len(lengths)):
+        at = body + int(lengths[:frame].sum())
+        changed = lengths.copy()
+        changed[frame] = len(bomb)
+        whole = data[:start] + changed.tobytes() + data[body:at] + bomb + data[at + int(lengths[frame]) :]
+        with pytest.raises(MemoryInvalid, match="more than its"):
+            codec.decode({"coded": torch.frombuffer(bytearray(whole), dtype=torch.uint8)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"axes": torch.zeros(2, 3, 2, 12, 11).half()}, {"axes": torch.zeros(3, 2, 12, 12).half()},
+        {"axes": torch.zeros(2, 3, 2, 12, 12)}, {"means": torch.zeros(2, 3, 2, 11).half()},
+        {"means": torch.full((2, 3, 2, 12), torch.nan).half()}, {"steps": torch.tensor([1.0, 0.0])},
+        {"steps": torch.tensor([1.0])}, {"steps": torch.tensor([1.0, torch.inf])}, {"more": torch.zeros(1)},
+    ],
+)  # fmt: skip
+def test_a_basis_is_looked_at(basis: Basis, change: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save
+
+    tensors = {"axes": basis.axes, "means": basis.means, "steps": basis.steps} | change
+    with pytest.raises(LibraryCorrupt, match="basis"):
+        Basis.from_bytes(save(tensors))
+    with pytest.raises(LibraryCorrupt, match="does not parse"):
+        Basis.from_bytes(b"no tensors")
