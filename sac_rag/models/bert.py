@@ -1,4 +1,4 @@
-"""The forward pass of a BERT (Devlin et al., 2018), as most small embedders are, without transformers' modelling code."""
+"""The forward pass of a BERT (Devlin et al., 2018), which most small embedders are, without transformers."""
 
 from __future__ import annotations
 

@@ -38,6 +38,20 @@ class Norm(nn.Module):
         self.weight, self.variance_epsilon = nn.Parameter(weight, requires_grad=False), epsilon
 
 
+class Linear(nn.Linear):
+    """A linear layer that is given its weights, so that none are drawn."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """Likewise."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Rotary(nn.Module):
     """The frequencies of RoPE, (head_dim / 2,) in fp32, and what cosines and sines are multiplied by."""
 
@@ -69,13 +83,12 @@ class Decoder(nn.Module):
         """transformers' own model over the same weights: what gates and tests compare with."""
         import transformers
 
-        config = transformers.AutoConfig.for_model(**self.config.to_dict())
+        config, like = transformers.AutoConfig.for_model(**self.config.to_dict()), self.model.embed_tokens.weight
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=self.get_input_embeddings().weight.dtype)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=like.dtype)
         model.load_state_dict(self.state_dict(), assign=True)
         model.tie_weights()
-        device = self.get_input_embeddings().weight.device
-        model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+        model.model.rotary_emb = type(model.model.rotary_emb)(config).to(like.device)
         return model.eval().requires_grad_(False)
 
 
@@ -156,8 +169,11 @@ def _leaf(name: str, weights: Mapping[str, torch.Tensor], epsilon: float) -> nn.
     if weight.ndim == 1:
         return Norm(weight, epsilon)
     outputs, inputs = weight.shape
-    with torch.device("meta"):
-        module = nn.Embedding(outputs, inputs) if "embed" in name else nn.Linear(inputs, outputs, "bias" in weights)
+    module: nn.Module
+    if "embed" in name:
+        module = Embedding(outputs, inputs, device="meta")
+    else:
+        module = Linear(inputs, outputs, "bias" in weights, device="meta")
     for kind, value in weights.items():
         own = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
         setattr(module, kind, own)

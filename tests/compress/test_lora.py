@@ -35,7 +35,7 @@ def by_peft(model: Any, spec: LoraSpec) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spec", [LoraSpec(4, 8.0), LoraSpec(2, 6.0, ("q_proj", "v_proj")), LoraSpec(4, 8.0, whole=True)])
+@pytest.mark.parametrize("spec", [LoraSpec(4, 8.0), LoraSpec(2, 6.0, ("q_proj", "v_proj")), LoraSpec(4, whole=True)])
 def test_it_starts_as_that_of_peft(dtype: torch.dtype, spec: LoraSpec) -> None:
     model = tiny_model("qwen2").to(dtype)
     wanted = {n.replace(".default", ""): p for n, p in by_peft(model, spec).named_parameters() if "lora_" in n}
