@@ -9,6 +9,9 @@ import torch
 
 from sac_rag.errors import MemoryInvalid
 
+MOST = 1e3
+"""Largest magnitude of a slot's bias, in nats: beyond any attention score, and within every number type."""
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -51,6 +54,8 @@ class AnchorKV:
     are stored **before** RoPE, so that a passage can be placed anywhere by one rotation at load.
     positions, counts: as in `Slots`, 0 <= p < source_len: each slot's index in its own passage.
     source_len: tokens of the passage. The text that follows continues at this position (SAC, section 3.3).
+    bias: shape (slots,), fp32: added to the attention scores of each slot, for methods that let one slot weigh as much
+    as several tokens; None is 0 everywhere.
     """
 
     keys: torch.Tensor
@@ -58,6 +63,7 @@ class AnchorKV:
     positions: torch.Tensor
     counts: torch.Tensor
     source_len: int
+    bias: torch.Tensor | None = None
 
     @classmethod
     def even(cls, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, source_len: int) -> AnchorKV:
@@ -88,7 +94,8 @@ class AnchorKV:
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AnchorKV:
         """A copy with keys and values in another dtype or on another device."""
         keys, values = self.keys.to(device=device, dtype=dtype), self.values.to(device=device, dtype=dtype)
-        return AnchorKV(keys, values, self.positions.to(device=device), self.counts, self.source_len)
+        bias = None if self.bias is None else self.bias.to(device=device)
+        return AnchorKV(keys, values, self.positions.to(device=device), self.counts, self.source_len, bias)
 
     def validate(self) -> AnchorKV:
         """Return self, or raise MemoryInvalid naming what is wrong (shape, dtype, range, NaN, Inf)."""
@@ -107,6 +114,9 @@ class AnchorKV:
         falls = (p[1:] <= p[:-1]) & (runs[1:] == runs[:-1])
         if int(p.min()) < 0 or int(p.max()) >= self.source_len or bool(falls.any()):
             raise MemoryInvalid(f"positions must ascend within [0, {self.source_len}), got {p.tolist()[:8]}...")
+        b = self.bias
+        if b is not None and (b.shape != p.shape or not b.dtype.is_floating_point or not bool((b.abs() <= MOST).all())):
+            raise MemoryInvalid(f"biases {tuple(b.shape)} {b.dtype} must be one a slot, of at most {MOST:g} nats")
         for name, t in (("keys", k), ("values", v)):
             # One NaN or Inf spoils the sum, which is one fast pass; only then is it worth looking at each.
             if not bool(torch.isfinite(t.sum())) and not bool(torch.isfinite(t).all()):

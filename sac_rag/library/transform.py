@@ -20,6 +20,7 @@ import zstandard
 
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.errors import LibraryCorrupt, MemoryInvalid
+from sac_rag.library.codecs import bias_of, biases_of
 
 GROUP = 8
 """Axes that are coded together."""
@@ -160,12 +161,12 @@ class Transform:
         head = _HEAD.pack(VERSION, self._groups, 0, memory.source_len, memory.positions.numel())
         lengths = np.array([len(c) for c in coded], "<u4").tobytes()
         data = bytearray(b"".join((head, bytes(limits), lengths, *coded)))
-        return {"coded": torch.frombuffer(data, dtype=torch.uint8)}
+        return {"coded": torch.frombuffer(data, dtype=torch.uint8), **biases_of(memory)}
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
         """Raises MemoryInvalid for bytes that are no memory in this basis; nothing is made larger than they say."""
         coded = tensors.get("coded")
-        if coded is None or len(tensors) > 1 or coded.ndim != 1 or coded.dtype != torch.uint8:
+        if coded is None or set(tensors) - {"coded", "bias"} or coded.ndim != 1 or coded.dtype != torch.uint8:
             raise MemoryInvalid(f"stored memory has {', '.join(sorted(tensors))}; a transformed one has bytes, `coded`")
         layers, heads, dim = self.basis.shape
         source_len, slots, limits, parts = self._opened(coded.numpy().tobytes())
@@ -187,7 +188,7 @@ class Transform:
             found.append(self._numbers(which, torch.from_numpy(integers).view(-1, slots)[:used], counts))
         sizes = torch.from_numpy(counts).view(layers, heads)
         keys, values = found
-        return AnchorKV(keys, values, torch.from_numpy(positions), sizes, source_len).validate()
+        return AnchorKV(keys, values, torch.from_numpy(positions), sizes, source_len, bias_of(tensors)).validate()
 
     def _integers(self, which: int, numbers: torch.Tensor, counts: list[int]) -> np.ndarray:
         """Numbers (slots, head_dim) as steps along the axes of their heads, (whole groups of axes, slots)."""

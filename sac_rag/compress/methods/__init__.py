@@ -5,6 +5,7 @@ from sac_rag.registry import Registry
 METHODS = Registry(
     "method",
     {
+        "attention-matching": "sac_rag.compress.methods.attention_matching:AttentionMatching",
         "sac": "sac_rag.compress.methods.sac:Sac",
         "full-ft": "sac_rag.compress.methods.full_ft:FullFt",
         "full-kv": "sac_rag.compress.methods.full_kv:FullKv",
