@@ -139,6 +139,11 @@ class AskConfig:
     """Drop hits with a cosine similarity below this; None keeps all."""
     search: str = "hybrid"
     """"hybrid" (dense and BM25 fused by reciprocal rank), "dense" or "lexical"."""
+    rerank: str | None = None
+    """A cross-encoder that orders what the search has found: a folder, or a hub id that `sac models pull` has fetched.
+    None leaves the search's order, or that of `SacRag.reranker`."""
+    candidates: int = 20
+    """Passages that a reranker chooses from, at least `k`."""
     placing: str | None = None
     """"source": each passage occupies its source length; "packed": as many positions as a head has slots of it; None
     is as the adapter was trained."""
@@ -151,6 +156,9 @@ class AskConfig:
     fidelity: str = "memory"
     """How passages are read: "memory"; "text"; "mixed" (the best as text, the rest as memory); "auto" (memory, and
     text when that answer is doubtful; needs `sac calibrate`)."""
+    reader: str = "base"
+    """What reads memory: "base", the model as it is (the paper's), or "adapter", with the adapter's own reader where it
+    has one: better answers from the same library, at the price of a second copy of the model in memory."""
     text_passages: int = 1
     """Most passages that a mixed prompt holds as text, the best first."""
     text_tokens: int = 512
@@ -173,6 +181,8 @@ class AskConfig:
 
     def __post_init__(self) -> None:
         check_k(self.k)
+        if self.candidates < 1:
+            raise ConfigError(f"candidates is {self.candidates}; a reranker needs at least 1")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         check_sampling(self.temperature, self.top_p, self.seed)
@@ -180,6 +190,14 @@ class AskConfig:
             raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
         if self.fidelity not in ("memory", "text", "mixed", "auto"):
             raise ConfigError(f"fidelity is {self.fidelity!r}; use memory, text, mixed or auto")
+        if self.reader not in ("base", "adapter"):
+            raise ConfigError(f"reader is {self.reader!r}; use base or adapter")
+        if self.reader == "adapter" and (self.abstain or self.fidelity in ("auto", "text")):
+            what = "abstain" if self.abstain else f"fidelity {self.fidelity!r}"
+            raise ConfigError(
+                f"reader is 'adapter', which {what} does not go with: thresholds were calibrated, and text is read, "
+                "with the model as it is; leave one of them out"
+            )
         if self.fidelity == "mixed" and self.text_score is not None and self.search == "lexical":
             raise ConfigError(
                 f"text_score is {self.text_score}, a cosine similarity, and lexical search has none: use hybrid, dense"

@@ -35,6 +35,7 @@ from sac_rag.maker import setup_of
 from sac_rag.models.adapters import codec_state
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
+from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
 from sac_rag.records import Answer, Document, Hit, Passage
 
 SAME_EMBEDDER = 0.99
@@ -63,6 +64,8 @@ class SacRag(Serving):
         self.embedder = embedder
         self.report = IndexReport()
         """What the last `add` or `put` did, or is doing."""
+        self.reranker: Reranker | None = None
+        """Orders what a search has found, in every `retrieve` and `ask` that names no cross-encoder of its own."""
         self._made = KnownVectors()
         self._to_write, self._opening = to_write, threading.Lock()
 
@@ -206,9 +209,7 @@ class SacRag(Serving):
         if workers:
             where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
             beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
-        return self._indexer().add(
-            paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading
-        )
+        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading)
 
     def put(
         self,
@@ -313,9 +314,12 @@ class SacRag(Serving):
         vector = None
         if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
-        return library.search(
-            vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score, distinct=True
+        reranker = CrossEncoder.shared(ask.rerank) if ask.rerank else self.reranker
+        most = max(ask.k, ask.candidates) if reranker else ask.k
+        hits = library.search(
+            vector, question, most, mode=ask.search, where=where, min_score=ask.min_score, distinct=True
         )
+        return reranked(question, hits, reranker)[: ask.k] if reranker else hits
 
     def ask(
         self,
@@ -359,10 +363,11 @@ class SacRag(Serving):
             base = dataclasses.asdict(ask) if ask else {}
             ask = from_mapping(AskConfig, {**base, **settings})
         ask = ask or AskConfig()
-        own = dataclasses.replace(ask, fidelity="text") if text else ask
+        own = dataclasses.replace(ask, fidelity="text", reader="base") if text else ask
         if not (question := question.strip()):
             raise ConfigError("the question is empty; ask something")
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
+        self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
         library = self.newest()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,12 @@ from sac_rag.answer.service import Service
 from sac_rag.compress import adapter as adapters
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
 from sac_rag.config import DEFAULT_MODEL, IndexConfig, options_of
-from sac_rag.errors import ConfigError, SacError, check_process
+from sac_rag.errors import AdapterError, ConfigError, SacError, check_process
 from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.loading import choose_device, choose_dtype, eos_ids, load_base
@@ -114,10 +116,9 @@ class Encoder:
             card, found = Card.read(self.adapter_path), adapter_sha256(self.adapter_path)
         except (SacError, OSError):
             return False
-        mine, options = self.card, {**card.options, **self._options}
-        return found == self.adapter_sha256 and (card.lora, options, card.layout, card.placing) == (
-            *(mine.lora, mine.options, mine.layout, mine.placing),
-        )
+        card = dataclasses.replace(card, options={**card.options, **self._options})
+        fixed = ("lora", "options", "layout", "placing", "reader")
+        return found == self.adapter_sha256 and all(getattr(card, n) == getattr(self.card, n) for n in fixed)
 
     def fingerprint(self, config: IndexConfig, embedder: Embedder) -> dict[str, Any]:
         """Everything that stored memories depend on, by name: what a library is opened against."""
@@ -160,10 +161,40 @@ class Engine(Encoder):
         backbone = self.method.backbone
         if not self.method.reads_with_lora:
             backbone.pack()
-        stop = backbone.template(self.method.layout.end)[:1]
-        self.reader = Reader(backbone, [*stop, *self._ends], use_lora=self.method.reads_with_lora)
+        self.reader = self._reading(backbone, use_lora=self.method.reads_with_lora)
         self.service = Service(self.reader, self.busy)
         """Answers questions of all threads as one batch."""
+        self._adapted: Service | None = None
+
+    def service_of(self, reader: str) -> Service:
+        """What answers with "base", the model as it is, or with "adapter", the reader beside this engine's adapter,
+        which is loaded at its first use. Raises AdapterError where there is none."""
+        if reader not in ("base", "adapter"):
+            raise ConfigError(f"reader is {reader!r}; use base or adapter")
+        return self.service if reader == "base" else self.adapted
+
+    @property
+    def adapted(self) -> Service:
+        """Answers with the adapter's own reader, as a batch of its own. Raises AdapterError where it has none."""
+        with self.busy():
+            if self._adapted is None:
+                if self.adapter_path is None:
+                    raise AdapterError(f"method {self.method_name!r} has no adapter, and so no reader: use reader base")
+                with torch.inference_mode(False):
+                    backbone = adapters.load_reader(self.adapter_path, self.method, self.card).folded()
+                backbone.pack()
+                self._adapted = Service(self._reading(backbone), self.busy)
+                self._adapted.max_rows = self.service.max_rows
+            return self._adapted
+
+    def limit_rows(self, rows: int) -> None:
+        """Make at most so many answers at the same time, with either reader."""
+        for service in filter(None, (self.service, self._adapted)):
+            service.max_rows = rows
+
+    def _reading(self, backbone: Backbone, *, use_lora: bool = False) -> Reader:
+        stop = backbone.template(self.method.layout.end)[:1]
+        return Reader(backbone, [*stop, *self._ends], use_lora=use_lora)
 
     @classmethod
     def shared(
