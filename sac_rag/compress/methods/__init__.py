@@ -8,6 +8,7 @@ METHODS = Registry(
         "icae": "sac_rag.compress.methods.icae:Icae",
         "500x": "sac_rag.compress.methods.x500:FiveHundredX",
         "epl": "sac_rag.compress.methods.epl:Epl",
+        "attention-matching": "sac_rag.compress.methods.attention_matching:AttentionMatching",
         "sac": "sac_rag.compress.methods.sac:Sac",
         "full-ft": "sac_rag.compress.methods.full_ft:FullFt",
         "full-kv": "sac_rag.compress.methods.full_kv:FullKv",
