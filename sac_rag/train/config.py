@@ -27,7 +27,7 @@ class TrainConfig:
 
     objective: str = "qa"
     """qa (answer questions: of the file, or made out of any text), summarise (say summaries of documents), lm (continue
-    a text), ae (say a text again, piece by piece), salience (learn which tokens questions ask for: fits the selector
+    a text), ae (say a text again, piece by piece), ae+lm (both, of the two halves of a text), salience (learn which tokens questions ask for: fits the selector
     alone) or budget (learn which heads need the memory: fits the budget alone)."""
     own: Settings
     """What the objective alone reads."""
