@@ -145,7 +145,7 @@ def _attempt(
             yield NO_ANSWER
         return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
     sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-    reply = Reply.begin(engine.service, assembled.prompt, sampling, keep=way.conversation is not None)
+    reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, keep=way.conversation is not None)
     for piece in reply:
         if not held:
             yield piece

@@ -36,10 +36,14 @@ def make(make_backbone: Any) -> Any:
         method = METHODS.load(name)(make_backbone(lora=False), PromptLayout(prefix=prefix))
         with torch.no_grad():
             for i, p in enumerate(method.parameters().values()):
-                p.add_(moved * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+                p.add_(moved * (1 if p.ndim == 1 else 10) * torch.randn(p.shape, generator=seeded(i)))
         return method
 
     return made
+
+
+def seeded(i: int) -> torch.Generator:
+    return torch.Generator().manual_seed(i)
 
 
 class Split(nn.Module):
@@ -55,6 +59,8 @@ class Split(nn.Module):
         plain = self.layer(x)
         if weight is None:  # queries of the last layer serve nothing that is kept
             return plain
+        weight = self.layer.weight + 0.1 * weight
+        bias = self.layer.bias if bias is None else self.layer.bias + 0.1 * bias
         return torch.where(self.marked[:, None], nn.functional.linear(x, weight, bias), plain)
 
 
@@ -108,7 +114,7 @@ def test_windows_are_those_of_transformers(make: Any, prefix: str) -> None:
 
 
 def test_before_training_a_beacon_is_the_token_that_ends_a_text(make: Any) -> None:
-    """Copies of the model's projections: its memory is that of the base model reading EOS there."""
+    """Its projections begin as the model's: its memory is that of the base model reading EOS there."""
     method = make(moved=0.0)
     ids, ends = WINDOWS[0], ENDS[0]
     (kv,) = method.compress([ids], RATIO)
@@ -134,6 +140,10 @@ def test_what_is_trained(make: Any, family: str) -> None:
     assert names == {"embedding", *shapes} - {f"beacon.2.q_proj.{k}" for k in kinds}
     eos = method.backbone.decoder.get_input_embeddings().weight[method.backbone.tokenizer.eos_token_id]
     assert torch.equal(method.embedding, eos)
+    base = dict(method.backbone.decoder.model.layers.named_parameters())
+    for name, p in method.differences.items():
+        index, projection, kind = name.split(".")
+        assert p.shape == base[f"{index}.self_attn.{projection}.{kind}"].shape and not bool(p.any())
     (kv,) = method.write([[WINDOWS[0]]], [RATIO])[0]
     (kv.keys + kv.values).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for n, p in method.parameters().items() if ".bias" not in n)

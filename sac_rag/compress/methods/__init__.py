@@ -12,5 +12,7 @@ METHODS = Registry(
         "dast": "sac_rag.compress.methods.dast:Dast",
         "sac": "sac_rag.compress.methods.sac:Sac",
         "full-ft": "sac_rag.compress.methods.full_ft:FullFt",
+        "full-kv": "sac_rag.compress.methods.full_kv:FullKv",
+        "kvzip": "sac_rag.compress.methods.kvzip:KvZip",
     },
 )

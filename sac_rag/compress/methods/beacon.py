@@ -11,9 +11,9 @@ ratios 15 and 51, nor passages. Ours:
   anyway: windows are read behind it, as the base model reads it. Where a prompt has no prefix, it is the model's BOS.
 
 As published: beacons see all that stands before them, tokens and beacons alike (full coverage), and so do tokens; the
-projections of queries, keys and values that beacons have for themselves begin as copies of the model's, the beacon's
-embedding as that of EOS, and these alone are trained; keys are kept before RoPE and stand at compact positions,
-while a window is read as later.
+projections of queries, keys and values that beacons have for themselves begin as the model's, the beacon's embedding as
+that of EOS, and these alone are trained; keys are kept before RoPE and stand at compact positions while later windows
+are read.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ from sac_rag.compress.selectors import anchor_count
 from sac_rag.errors import MemoryInvalid
 
 
+PACE = 0.1
+"""What is learned of a projection is its difference from the model's, so many times the parameter. Adam moves each
+number by about the learning rate, however large it is: whole projections take a tenth of what LoRA takes."""
+
+
 class Beacon(Method):
     """Contexts are written window by window, the first windows of all of a batch together."""
 
@@ -47,7 +52,8 @@ class Beacon(Method):
         super().__init__(backbone, layout)
         end = backbone.tokenizer.eos_token_id
         self.embedding = nn.Parameter(backbone.embed(torch.tensor([end]))[0].float())
-        self.projections = {name: nn.Parameter(t.float().clone()) for name, t in backbone.projections()}
+        shapes = backbone.projections()
+        self.differences = {name: nn.Parameter(torch.zeros(shape, device=backbone.device)) for name, shape in shapes}
         self._sink: AnchorKV | None = None
 
     @property
@@ -73,7 +79,7 @@ class Beacon(Method):
         return {**super().identity(), "prefix": self.layout.prefix}
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        return {"embedding": self.embedding, **{f"beacon.{n}": p for n, p in self.projections.items()}}
+        return {"embedding": self.embedding, **{f"beacon.{n}": p for n, p in self.differences.items()}}
 
     def write(
         self, contexts: Sequence[Sequence[Chunk]], ratios: Sequence[float], *, future_bias: float | None = None
@@ -129,9 +135,10 @@ class Beacon(Method):
             layer: int, name: str, x: torch.Tensor, out: torch.Tensor, rows: torch.Tensor
         ) -> torch.Tensor:
             at = is_beacon[rows].nonzero()[:, 0]
-            weight = self.projections[f"{layer}.{name}.weight"].to(x.dtype)
-            bias = self.projections.get(f"{layer}.{name}.bias")
-            return out.index_copy(0, at, F.linear(x[at], weight, None if bias is None else bias.to(x.dtype)))
+            weight = self.differences[f"{layer}.{name}.weight"].to(x.dtype)
+            bias = self.differences.get(f"{layer}.{name}.bias")
+            more = F.linear(x[at], weight, None if bias is None else bias.to(x.dtype))
+            return out.index_add(0, at, more, alpha=PACE)
 
         return project
 

@@ -20,6 +20,7 @@ OBJECTIVES = Registry(
         "ae+lm": "sac_rag.train.objectives.texts:Both",
         "salience": "sac_rag.train.salience:Salience",
         "budget": "sac_rag.train.budgeting:HeadBudget",
+        "reader": "sac_rag.train.objectives.reading:Answering",
     },
 )
 
