@@ -171,8 +171,10 @@ class Embedder:
         import transformers
         from safetensors import SafetensorError
 
+        from sac_rag.models.checking import check_sample
         from sac_rag.models.quiet import quiet
 
+        check_sample(self.path)
         self._device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder = self.path / self._plan.transformer
         with quiet():

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from sac_rag.errors import ConfigError, ModelError
+from sac_rag.models.checking import check_sample
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_base(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(model, tokenizer) of a model folder, safetensors only."""
+    """(model, tokenizer) of a model folder, safetensors only. Raises ModelError, HashMismatch for rotten bytes."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    check_sample(path)
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
