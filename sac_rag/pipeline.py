@@ -429,7 +429,10 @@ class SacRag(Serving):
             self._check_gate()
 
         def find() -> list[Hit]:
-            return list(hits) if hits is not None else self._retrieve(library, question, own, where)
+            if hits is not None:
+                return list(hits)
+            query = question if conversation is None else conversation.searched(question)
+            return self._retrieve(library, query, own, where)
 
         def lay(found: Sequence[Hit], text: bool) -> Assembled:
             return self._assemble(library, found, question, own, text, conversation)

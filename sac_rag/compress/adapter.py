@@ -251,7 +251,12 @@ def load_reader(folder: Path, method: Method, card: Card) -> ReaderAdapter:
 
 
 def _check_options(card: Card, make: Any) -> None:
-    """AdapterError for an option that is of another type than its default."""
+    """AdapterError for an option that a method has not, and for one of another type than its default."""
+    known = [p.name for p in inspect.signature(make.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if unknown := sorted(set(card.options) - set(known)):
+        raise AdapterError(
+            f"option {unknown[0]} of {card.method!r} is not known; it takes {', '.join(known) or 'none'}"
+        )
     for name, parameter in inspect.signature(make).parameters.items():
         value, usual = card.options.get(name), parameter.default
         if value is None or usual is parameter.empty:
