@@ -302,6 +302,12 @@ class SacRag(Serving):
             ids = random.Random(self.library.head.generation).sample(ids, min(sample, len(ids)))
         return list(gate.mismatches(self.engine, self.library, ids))
 
+    def model_problems(self) -> list[str]:
+        """What is wrong with the files of the base model and of the embedder, read whole; a line for each."""
+        from sac_rag.models.checking import problems
+
+        return [*problems(self.engine.path), *problems(self.embedder.path)]
+
     def stats(self) -> Stats:
         return self.library.stats()
 
@@ -495,16 +501,18 @@ class SacRag(Serving):
         return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
 
 
-def recode(library: str | Path, codec: str, done: Callable[[int, int], None] = lambda n, of: None) -> int:
+def recode(
+    library: str | Path, codec: str, done: Callable[[int, int], None] = lambda n, of: None, *, wait: float = 0.0
+) -> int:
     """Store all memories of a library by another codec, in one commit; returns how many. No model is loaded.
 
-    done: called with the number stored so far, and of how many. A finer codec than before brings nothing back. Raises
-    LibraryError when they are stored so already, ConfigError for an unknown codec, and for one that has to be fitted
-    where the library's adapter has nothing that was.
+    done: called with the number stored so far, and of how many. wait: seconds to wait for another writer. A finer codec
+    than before brings nothing back. Raises LibraryError when they are stored so already, ConfigError for an unknown
+    codec, and for one that has to be fitted where the library's adapter has nothing that was.
     """
     config = config_of(library)
     state = codec_state(adapter_folder(config.model, config.method, config.adapter))
-    with Library.open(library, write=True) as opened:
+    with Library.open(library, write=True, wait=wait) as opened:
         passages = opened.head.passages
         with opened.transaction() as tx:
             return tx.recode(codec, state, lambda count: done(count, passages))
@@ -536,14 +544,20 @@ def _settings(head: Head, library: str | Path) -> IndexConfig:
 
 
 def repair(
-    library: str | Path, *, copy: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+    library: str | Path,
+    *,
+    copy: str | Path | None = None,
+    wait: float = 0.0,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> RepairReport:
     """Mend a damaged library: what is sound stays; search indexes, vectors and memories are made again from the rest.
 
     copy: an older catalog.sqlite of the same library, or a folder with one, out of which damaged rows are taken back;
     where no catalog is left, all of it, also what was removed since. The model is loaded only if something has to be
-    made again. The report says what is lost. Raises LibraryNotFound, LibraryLocked, LibraryMismatch for another model
-    or a copy of another library, LibraryCorrupt when nothing can be read.
+    made again. The report says what is lost. wait: seconds to wait for another writer. Raises LibraryNotFound,
+    LibraryLocked, LibraryMismatch for another model or a copy of another library, LibraryCorrupt when nothing can be
+    read.
     """
     folder = Path(library).absolute()
 
@@ -557,7 +571,7 @@ def repair(
             state = codec_state(adapter_folder(config.model, config.method, config.adapter))
         return remade(folder, head, config, compress, embed, codec_state=state, device=device, dtype=dtype)
 
-    return mend(folder, remake, Path(copy) if copy is not None else None)
+    return mend(folder, remake, Path(copy) if copy is not None else None, wait=wait)
 
 
 def _as_stored(document: Document) -> Document:
