@@ -181,6 +181,8 @@ class AskConfig:
 
     def __post_init__(self) -> None:
         check_k(self.k)
+        if self.min_score is not None and not -1 <= self.min_score <= 1:
+            raise ConfigError(f"min_score is {self.min_score}; a cosine similarity lies in -1..1, None keeps all")
         if self.candidates < 1:
             raise ConfigError(f"candidates is {self.candidates}; a reranker needs at least 1")
         if self.max_new_tokens < 1:

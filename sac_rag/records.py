@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -145,6 +146,11 @@ class Answer:
     """Whether `text` is NO_ANSWER: the model's answer was doubtful, or there was no passage and it was not asked."""
     withheld: str | None = None
     """The model's answer when that was doubtful."""
+
+
+def nfc(text: str) -> str:
+    """The form of Unicode in which texts are stored, asked and compared."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def unicode_of(text: str) -> str:

@@ -20,6 +20,7 @@ from sac_rag.config import fingerprint
 from sac_rag.errors import GateError, MemoryDamaged, PassageGone
 from sac_rag.library.library import Library
 from sac_rag.models.cache import cache_root
+from sac_rag.models.notes import version_of
 
 PROBE = (
     "The lighthouse at Cape Verity was built in 1874 by the engineer Ada Quill. Its lamp burned whale oil until "
@@ -202,8 +203,6 @@ def _place(key: Mapping[str, Any]) -> Path:
 
 
 def _settings(engine: Engine, library: Library) -> dict[str, Any]:
-    import transformers
-
     return {
         "fingerprint": library.fingerprint,
         "codec": library.head.codec,
@@ -211,6 +210,6 @@ def _settings(engine: Engine, library: Library) -> dict[str, Any]:
         "adapter": engine.adapter_sha256,
         "device": engine.device.type,
         "dtype": str(engine.dtype),
-        "versions": [torch.__version__, transformers.__version__],
+        "versions": [torch.__version__, version_of("transformers")],
         "gate": 4,
     }

@@ -45,6 +45,9 @@ class Codec(Protocol):
     `positions` is (slots,) and `counts` (layers, kv_heads), both int16 where the passage is short enough and int32
     elsewhere, `source_len` (1,) int32. Of all codecs `bias` is (slots,) float16, and there for memories with biases
     alone. Both directions raise MemoryInvalid on NaN, Inf, or wrong shapes and dtypes.
+
+    `decode` is `parse`, which several threads may do at once, and `finish`, which does together what memories share:
+    the same bits for one memory and for many.
     """
 
     name: str
@@ -54,6 +57,10 @@ class Codec(Protocol):
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]: ...
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV: ...
+
+    def parse(self, tensors: dict[str, torch.Tensor]) -> Any: ...
+
+    def finish(self, parsed: Sequence[Any]) -> list[AnchorKV]: ...
 
 
 def is_fitted(name: str) -> bool:
@@ -76,7 +83,20 @@ def get_codec(name: str, state: bytes | None = None) -> Codec:
     return fitted
 
 
-class Bf16:
+class OneByOne:
+    """A codec whose memories have nothing to share in decoding."""
+
+    def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
+        raise NotImplementedError
+
+    def parse(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
+        return self.decode(tensors)
+
+    def finish(self, parsed: Sequence[AnchorKV]) -> list[AnchorKV]:
+        return list(parsed)
+
+
+class Bf16(OneByOne):
     """Two bytes a number. Decodes to bfloat16: relative error at most 2^-9, none for bfloat16 input."""
 
     name = "bf16"
@@ -94,7 +114,7 @@ class Bf16:
         return memory_of(tensors, need(tensors, "keys"), need(tensors, "values"))
 
 
-class Int8:
+class Int8(OneByOne):
     """One byte a number, symmetric, with one scale for each (run, channel); runs without slots have none.
 
     Decodes to float32; |error| <= scale / 2, where scale is the stored one, at least max|x| / 127 over the run.

@@ -166,8 +166,8 @@ def test_memories_are_sound(name: str, family: str, engine: Any) -> None:
             assert kv.validate().source_len >= len(ids) and kv.slots.anchors.numel()
             assert tuple(kv.counts.shape) == method.backbone.kv_shape[:2]
         assert 1 <= high.anchors <= low.anchors
-    again = method.compress(IDS, 5.0)
-    assert all(torch.equal(a.keys, b.keys) and torch.equal(a.positions, b.positions) for a, b in zip(again, at[5.0]))
+    for kv, repeated in zip(at[5.0], method.compress(IDS, 5.0), strict=True):
+        assert torch.equal(kv.keys, repeated.keys) and torch.equal(kv.positions, repeated.positions)
 
 
 @matrix

@@ -9,6 +9,8 @@ METHODS = Registry(
         "500x": "sac_rag.compress.methods.x500:FiveHundredX",
         "epl": "sac_rag.compress.methods.epl:Epl",
         "attention-matching": "sac_rag.compress.methods.attention_matching:AttentionMatching",
+        "beacon": "sac_rag.compress.methods.beacon:Beacon",
+        "dast": "sac_rag.compress.methods.dast:Dast",
         "sac": "sac_rag.compress.methods.sac:Sac",
         "full-ft": "sac_rag.compress.methods.full_ft:FullFt",
         "full-kv": "sac_rag.compress.methods.full_kv:FullKv",
