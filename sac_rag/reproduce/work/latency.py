@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from statistics import median
@@ -10,13 +9,12 @@ from typing import Any
 
 import torch
 
-from sac_rag.compress.adapter import Card, build
 from sac_rag.compress.backbone import Backbone, LoraSpec
 from sac_rag.compress.methods import METHODS
-from sac_rag.compress.templates import layout_of
 from sac_rag.reproduce.place import Place
 from sac_rag.reproduce.specs import Latency
 from sac_rag.reproduce.systems import system_of
+from sac_rag.reproduce.work.fresh import fresh
 from sac_rag.reproduce.work.passes import APPENDED, write
 
 
@@ -51,19 +49,9 @@ def compute(
 
 def _way(name: str, model: Any, tokenizer: Any, spec: Latency) -> Callable[[list[list[int]]], object]:
     """What compresses a batch in one pass; the bare pass of appended tokens, where a method is not registered."""
-    lora = LoraSpec(**dict(spec.lora))
     system = system_of(name)
     if system.method not in METHODS:
-        backbone = Backbone(model, tokenizer, lora)
+        backbone = Backbone(model, tokenizer, LoraSpec(**dict(spec.lora)))
         return lambda chunks: write(backbone, APPENDED, [torch.tensor(c) for c in chunks], spec.ratio)
-    card = Card(
-        base="",
-        base_fingerprint="",
-        method=system.method,
-        ratios=(spec.ratio,),
-        lora=dataclasses.asdict(lora) if METHODS.load(system.method).adapts != "nothing" else {},
-        options=dict(system.options),
-        layout=layout_of(tokenizer).to_mapping(),
-    )
-    method = build(model, tokenizer, card)
+    method = fresh(system, model, tokenizer, spec.lora)
     return lambda chunks: method.compress(chunks, spec.ratio, batch_tokens=spec.batch * spec.tokens)
