@@ -18,24 +18,26 @@ from sac_rag.answer import gate
 from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_of
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
-from sac_rag.answer.engine import Engine, adapter_folder
+from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.serving import Serving
-from sac_rag.answer.stream import Stream, Way
+from sac_rag.answer.stream import RETRIES, Stream, Way
 from sac_rag.compress.methods import METHODS
-from sac_rag.config import AskConfig, IndexConfig, ReadConfig, from_mapping
-from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
+from sac_rag.config import AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
+from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
-from sac_rag.library.catalog import Head
+from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import codec_state_of, compare, head_of
 from sac_rag.library.repair import Remade, RepairReport
 from sac_rag.library.repair import repair as mend
+from sac_rag.library.vectors import marginal
 from sac_rag.maker import setup_of
 from sac_rag.models.adapters import codec_state
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
-from sac_rag.records import Answer, Document, Hit, Passage
+from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
+from sac_rag.records import Answer, Document, Hit, Passage, nfc
 
 SAME_EMBEDDER = 0.99
 """Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
@@ -63,6 +65,8 @@ class SacRag(Serving):
         self.embedder = embedder
         self.report = IndexReport()
         """What the last `add` or `put` did, or is doing."""
+        self.reranker: Reranker | None = None
+        """Orders what a search has found, in every `retrieve` and `ask` that names no cross-encoder of its own."""
         self._made = KnownVectors()
         self._to_write, self._opening = to_write, threading.Lock()
 
@@ -134,7 +138,7 @@ class SacRag(Serving):
         """
         if fetch is None:
             fetch = ("model", "embedder") if config else ()
-        config, write = _absolute(config) if config else None, write or create
+        config, write = _settled(config) if config else None, write or create
         exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
             own = config_of(library)
@@ -148,7 +152,8 @@ class SacRag(Serving):
                 f"choose a compressing method, or compare with it by `sac eval --reader {config.method}`"
             )
         where = {"device": device, "dtype": dtype}
-        engine = Engine.shared(config.model, config.method, config.adapter, **where, fetch="model" in fetch)
+        made: dict[str, Any] = {"option": config.option, **where, "fetch": "model" in fetch}
+        engine = Engine.shared(config.model, config.method, config.adapter, **made)
         embedder = Embedder.shared(config.embedder, device=str(engine.device), fetch="embedder" in fetch)
         wanted = engine.fingerprint(config, embedder)
         to_write = functools.partial(Library.open, library, fingerprint=wanted, write=True, share=True, wait=wait)
@@ -205,9 +210,9 @@ class SacRag(Serving):
         if workers:
             where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
             beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
-        return self._indexer().add(
-            paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading
-        )
+        report = self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading)
+        self._note_stale(report)
+        return report
 
     def put(
         self,
@@ -217,14 +222,14 @@ class SacRag(Serving):
         embedder: str | None = None,
     ) -> IndexReport:
         """Index documents that are already text (no files); one commit. Of several with one uri the last one counts.
-        Metadata are stored as `sac_rag.library.filters.plain` gives them.
+        Texts are stored in NFC, metadata as `sac_rag.library.filters.plain` gives them.
 
         vectors: uri -> a vector that is ready, of shape (dim,), for any of the documents; taken where a document is one
         passage, while longer ones are embedded passage by passage. embedder: the fingerprint of the Embedder that made
         them. Raises LibraryMismatch when that is not the library's, LibraryError for a vector of another shape,
         ConfigError for one of no document; nothing is stored then.
         """
-        documents = [dataclasses.replace(d, meta=_plain_meta(d)) for d in documents]
+        documents = [_as_stored(d) for d in documents]
         return self._indexer().put(documents, vectors=vectors, embedder=embedder)
 
     def embed(self, texts: Sequence[str], *, kind: str = "passage") -> np.ndarray:
@@ -252,7 +257,7 @@ class SacRag(Serving):
         return None
 
     def remove(self, uris: Sequence[str]) -> int:
-        """Remove documents by uri; gone from search at once. Returns their number of passages.
+        """Remove documents by uri, in NFC or as it is; gone from search at once. Returns their number of passages.
 
         Waits for a group of documents that another thread is storing. Raises LibraryError naming a uri that is not
         stored; nothing is removed then.
@@ -260,9 +265,27 @@ class SacRag(Serving):
         with self.changing() as library:
             stored = {d.uri for d in library.documents(uris)}
             if unknown := [u for u in uris if u not in stored]:
+                forms = {nfc(d.uri): d.uri for d in library.documents()}
+                uris = [u if u in stored else forms.get(nfc(u), u) for u in uris]
+                unknown = [u for u in unknown if nfc(u) not in forms]
+            if unknown:
                 raise LibraryError(f"no document {unknown[0]!r} in {library.path}; `sac ls` prints what is there")
             with library.transaction() as tx:
                 return sum(tx.remove_document(uri) for uri in dict.fromkeys(uris))
+
+    def _note_stale(self, report: IndexReport) -> None:
+        """Keep with stored documents why their newer version could not be read: they still answer."""
+        reasons = {Path(skip.path).as_posix(): skip.reason for skip in report.skipped}
+        with self.changing() as library:
+            stale = [d for d in library.documents(list(reasons)) if d.stale != reasons[d.uri]]
+            if not stale:
+                return
+            with library.transaction() as tx:
+                for d in stale:
+                    # Another hash: whatever the file holds when it can be read again is another version.
+                    seen = d.content_hash and f"{d.content_hash.removesuffix(f' {STALE}')} {STALE}"
+                    about = Document(d.uri, "", d.media_type, meta={**d.meta, STALE: reasons[d.uri]})
+                    tx.put(about, library.passages(d.uri), {}, {}, content_hash=seen)
 
     def gc(self, *, min_dead: float = 0.0) -> GcReport:
         """Give the bytes of removed passages back and erase their text."""
@@ -308,13 +331,43 @@ class SacRag(Serving):
         """The passages that a question would be answered from, best first, of those with the same words one."""
         return self._retrieve(self.newest(), question, ask or AskConfig(), where)
 
+    def diverse(
+        self, question: str | Sequence[float], k: int, *, fetch: int, weight: float = 0.5, **search: Any
+    ) -> list[Hit]:
+        """k of the best `fetch` passages by maximal marginal relevance (Carbonell, Goldstein 1998): close to the
+        question and unlike each other.
+
+        question: its words, or its vector for a dense search. weight: 1 is closeness alone. search: mode, where and
+        distinct, as of `Library.search`.
+        """
+        check_k(k)
+        if isinstance(question, str):
+            text: str | None = nfc(question)
+            vector = self.embed([nfc(question)], kind="query")[0]
+        else:
+            text, vector = None, np.asarray(question, np.float32)
+        mode = search.pop("mode", "hybrid" if text is not None else "dense")
+        for again in range(RETRIES, -1, -1):
+            library = self.newest()
+            hits = library.search(vector, text, max(k, fetch), mode=mode, **search)
+            try:
+                rows = library.vectors([hit.passage.id for hit in hits])
+                break
+            except PassageGone:  # removed by another thread since it was found
+                if not again:
+                    raise
+        return [hits[i] for i in marginal(vector, rows, k, weight)]
+
     def _retrieve(self, library: Library, question: str, ask: AskConfig, where: Mapping[str, Any] | None) -> list[Hit]:
-        vector = None
+        vector, question = None, nfc(question)
         if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
-        return library.search(
-            vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score, distinct=True
+        reranker = CrossEncoder.shared(ask.rerank) if ask.rerank else self.reranker
+        most = max(ask.k, ask.candidates) if reranker else ask.k
+        hits = library.search(
+            vector, question, most, mode=ask.search, where=where, min_score=ask.min_score, distinct=True
         )
+        return reranked(question, hits, reranker)[: ask.k] if reranker else hits
 
     def ask(
         self,
@@ -358,10 +411,11 @@ class SacRag(Serving):
             base = dataclasses.asdict(ask) if ask else {}
             ask = from_mapping(AskConfig, {**base, **settings})
         ask = ask or AskConfig()
-        own = dataclasses.replace(ask, fidelity="text") if text else ask
-        if not (question := question.strip()):
+        own = dataclasses.replace(ask, fidelity="text", reader="base") if text else ask
+        if not (question := nfc(question).strip()):
             raise ConfigError("the question is empty; ask something")
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
+        self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
         library = self.newest()
@@ -369,12 +423,19 @@ class SacRag(Serving):
             self._check_gate()
 
         def find() -> list[Hit]:
-            return list(hits) if hits is not None else self._retrieve(library, question, own, where)
+            if hits is not None:
+                return list(hits)
+            query = question if conversation is None else conversation.searched(question)
+            return self._retrieve(library, query, own, where)
 
         def lay(found: Sequence[Hit], text: bool) -> Assembled:
             return self._assemble(library, found, question, own, text, conversation)
 
-        return Stream(self.engine, Way(find, lay, own, thresholds, conversation))
+        def about(read: Sequence[Hit]) -> list[str]:
+            found = library.documents([hit.passage.document for hit in read])
+            return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
+
+        return Stream(self.engine, Way(find, lay, own, thresholds, conversation, about))
 
     def _thresholds(self) -> Thresholds:
         """As the card says now: it may have been calibrated since the engine was loaded."""
@@ -461,14 +522,15 @@ def config_of(library: str | Path) -> IndexConfig:
 
 def _settings(head: Head, library: str | Path) -> IndexConfig:
     stored = head.fingerprint
-    names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec"}
+    names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec", "option"}
     if missing := sorted(names - stored.keys()):
         raise LibraryMismatch(
             f"{library} does not say with which {missing[0]} it was made: open it with Library.open, "
             "or index its documents again"
         )
     try:
-        return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
+        option = stored.get("option", [])  # which most libraries do not name
+        return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "option": option, "codec": head.codec})
     except ConfigError as error:
         raise LibraryMismatch(f"{library} says that it was made with what cannot be: {error}") from error
 
@@ -498,6 +560,15 @@ def repair(
     return mend(folder, remake, Path(copy) if copy is not None else None)
 
 
+def _as_stored(document: Document) -> Document:
+    """A document in NFC, its metadata as JSON."""
+    text, meta = nfc(document.text), _plain_meta(document)
+    if text == document.text:
+        return dataclasses.replace(document, meta=meta)
+    headings = tuple((len(nfc(document.text[:at])), path) for at, path in document.headings)
+    return dataclasses.replace(document, text=text, headings=headings, meta=meta)
+
+
 def _plain_meta(document: Document) -> dict[str, Any]:
     out = {}
     for key, value in document.meta.items():
@@ -508,13 +579,28 @@ def _plain_meta(document: Document) -> dict[str, Any]:
     return out
 
 
-def _absolute(config: IndexConfig) -> IndexConfig:
-    """Folders and files by absolute path: a library opens from any working directory."""
+def _settled(config: IndexConfig) -> IndexConfig:
+    """Folders and files by absolute path, so that a library opens from any working directory, and the ratio of a method
+    that has one alone. Raises ConfigError where another was asked for."""
 
     def place(name: str) -> str:
         local = Path(name).expanduser()
-        return str(local.resolve()) if name not in ("default", *PINNED) and local.exists() else name
+        return str(local.resolve()) if name not in ("default", UNTRAINED, *PINNED) and local.exists() else name
 
     return dataclasses.replace(
-        config, model=place(config.model), adapter=place(config.adapter), embedder=place(config.embedder)
+        config,
+        model=place(config.model),
+        adapter=place(config.adapter),
+        embedder=place(config.embedder),
+        ratio=_ratio_of(config),
     )
+
+
+def _ratio_of(config: IndexConfig) -> float:
+    only: float | None = METHODS.load(config.method).only_ratio
+    if only is not None and config.ratio not in (only, IndexConfig.ratio):
+        raise ConfigError(
+            f"ratio is {config.ratio:g}, but method {config.method!r} keeps every token: leave the ratio out, or "
+            "choose a method that compresses"
+        )
+    return config.ratio if only is None else only

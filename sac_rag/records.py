@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -62,6 +63,8 @@ class Hit:
     """BM25 score, if the lexical search found it."""
     fused: float | None = None
     """Score of reciprocal rank fusion, of a hybrid search; comparable within one search only."""
+    reranked: float | None = None
+    """What a reranker gave it; hits are then in this order. Comparable within one reranker only."""
 
 
 class Read(Protocol):
@@ -143,6 +146,11 @@ class Answer:
     """Whether `text` is NO_ANSWER: the model's answer was doubtful, or there was no passage and it was not asked."""
     withheld: str | None = None
     """The model's answer when that was doubtful."""
+
+
+def nfc(text: str) -> str:
+    """The form of Unicode in which texts are stored, asked and compared."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def unicode_of(text: str) -> str:

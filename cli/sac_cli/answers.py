@@ -33,6 +33,7 @@ def answer_dict(answer: Answer) -> dict[str, Any]:
                 "end": hit.passage.end,
                 "score": hit.score,
                 "fused": hit.fused,
+                **({} if hit.reranked is None else {"reranked": hit.reranked}),
                 "text": hit.passage.text,
             }
             for hit in answer.sources

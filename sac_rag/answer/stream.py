@@ -27,7 +27,8 @@ class Way:
     """How one question is answered.
 
     find: the hits. lay: hits -> prompt, as `ask.fidelity` says or, when True, as text. thresholds: needed for
-    fidelity "auto" and for abstaining. conversation: where the answer is kept for the next question.
+    fidelity "auto" and for abstaining. conversation: where the answer is kept for the next question. about: what a user
+    should know of the passages that were read.
     """
 
     find: Callable[[], Sequence[Hit]]
@@ -35,6 +36,7 @@ class Way:
     ask: AskConfig
     thresholds: Thresholds | None = None
     conversation: Conversation | None = None
+    about: Callable[[Sequence[Hit]], Sequence[str]] = lambda read: ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Stream(Iterator[str]):
             notices.insert(0, f"no passage matched{alone}")
         elif not hits:
             notices.append(f"no passage was read{alone}")
+        notices += way.about(hits)
         first = time.perf_counter() if held else attempt.first
         if held and text:
             yield text
@@ -145,7 +148,7 @@ def _attempt(
             yield NO_ANSWER
         return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
     sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-    reply = Reply.begin(engine.service, assembled.prompt, sampling, keep=way.conversation is not None)
+    reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, keep=way.conversation is not None)
     for piece in reply:
         if not held:
             yield piece
