@@ -82,6 +82,8 @@ def reproduce(
             listen=listen,
             stop=lambda: asked.stop,
         )
+    for notice in made.notices:
+        console.notice(notice)
     for label, why in made.failed.items():
         console.error(f"{label}: {why}")
     if as_json:

@@ -19,11 +19,21 @@ EXPERIMENTS = Registry(
         "methods": "sac_rag.reproduce.experiments.questions:Methods",
         "components": "sac_rag.reproduce.experiments.questions:Components",
         "selection": "sac_rag.reproduce.experiments.questions:Selection",
+        "autoencoding": "sac_rag.reproduce.experiments.texts:Autoencoding",
+        "sizes": "sac_rag.reproduce.experiments.sizes:Sizes",
+        "summaries": "sac_rag.reproduce.experiments.texts:Summaries",
+        "pretraining": "sac_rag.reproduce.experiments.texts:Pretraining",
         "flops": "sac_rag.reproduce.experiments.costs:Operations",
         "latency": "sac_rag.reproduce.experiments.costs:Compression",
+        "long": "sac_rag.reproduce.experiments.texts:Long",
+        "space": "sac_rag.reproduce.experiments.pictures:Space",
+        "losses": "sac_rag.reproduce.experiments.pictures:Losses",
+        "attention": "sac_rag.reproduce.experiments.pictures:Maps",
+        "gradients": "sac_rag.reproduce.experiments.pictures:Angles",
+        "trade-off": "sac_rag.reproduce.experiments.pictures:TradeOff",
     },
 )
-"""One page each, in the order of the paper's tables."""
+"""One page each, in the order of the paper's tables, then of its figures."""
 
 
 class Experiment(ABC):

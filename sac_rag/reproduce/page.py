@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sac_rag.reproduce.drawing import Picture
 from sac_rag.reproduce.order import AGREES, DISAGREES, OPEN, Pair
 
 
@@ -17,12 +18,11 @@ class Section:
     text: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
-    figures: dict[str, str] = field(default_factory=dict)
-    """File name -> what the picture shows."""
+    pictures: list[Picture] = field(default_factory=list)
 
     def markdown(self, folder: str) -> str:
         parts = [f"## {self.title}", self.text, table(self.rows), order(self.pairs)]
-        parts += [f"![{shown}]({folder}/{name})" for name, shown in self.figures.items()]
+        parts += [f"![{p.shown}]({folder}/{p.name})" for p in self.pictures]
         return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sac_rag.compress.methods import METHODS
+from sac_rag.evaluate.readers import reader_of
 from sac_rag.reproduce.order import Sample
 from sac_rag.reproduce.place import Place
 from sac_rag.reproduce.scales import FINETUNE, PRETRAIN, SALIENCE, Scale
@@ -31,6 +32,8 @@ class Plan:
     def adapter(self, name: str, model: str | Model | None = None, for_: str = QUESTIONS) -> Train | None:
         """The last stage of a system's training; None for one that has none."""
         system = system_of(name)
+        if system.like:
+            return self.adapter(system.like, model, for_)
         if not system.trains:
             return None
         model = self.scale.model if model is None else model
@@ -85,14 +88,13 @@ class Plan:
     ) -> Score:
         """A system's answers to the questions of a file."""
         system = system_of(name)
-        reads = METHODS.load(system.method).reads_with_lora
         return Score(
             system=name,
             method=system.method,
-            reader="full-ft" if reads else "memory",
+            reader=system.reader,
             file=file,
             model=self.scale.model if model is None else model,
-            ratio=None if reads else ratio,
+            ratio=ratio if reader_of(system.reader).compressed else None,
             limit=self.scale.limit,
             seed=self.scale.seed,
             adapter=self.adapter(name, model, for_),

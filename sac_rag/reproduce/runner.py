@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.compress.adapter import write_atomic
-from sac_rag.errors import SacError
+from sac_rag.errors import ConfigError, SacError
 from sac_rag.reproduce.experiment import chosen, experiment_of
 from sac_rag.reproduce.page import Section
 from sac_rag.reproduce.place import FIGURES, Place
@@ -39,6 +39,8 @@ class Reproduced:
     """Runs that were found instead of computed."""
     failed: dict[str, str]
     """Label of a run -> why it brought nothing."""
+    notices: list[str]
+    """What hindered pictures."""
     whole: bool
 
 
@@ -93,9 +95,9 @@ def reproduce(
             failed[spec] = str(error)
     listen(ALL, len(specs), len(specs))
     place.unload()
-    pages, tables = _pages(names, plan, Found(results, failed))
+    pages, tables, notices = _pages(names, plan, Found(results, failed))
     told = {spec.label: why for spec, why in failed.items()}
-    return Reproduced(pages, tables, len(results) - taken, taken, told, whole)
+    return Reproduced(pages, tables, len(results) - taken, taken, told, notices, whole)
 
 
 def needed(specs: Iterable[Spec]) -> list[Spec]:
@@ -114,13 +116,16 @@ def _computed(spec: Spec, place: Place, store: Store, listen: Listen, stop: Call
     return result
 
 
-def _pages(names: Sequence[str], plan: Plan, found: Found) -> tuple[dict[str, Path], dict[str, list[dict[str, Any]]]]:
-    """Write a page for each experiment and one that names all that lie there."""
-    pages, tables = {}, {}
+def _pages(
+    names: Sequence[str], plan: Plan, found: Found
+) -> tuple[dict[str, Path], dict[str, list[dict[str, Any]]], list[str]]:
+    """Write a page for each experiment and one that names all that lie there; what hindered pictures comes last."""
+    pages, tables, notices = {}, {}, set[str]()
     output = plan.place.output
     for name in names:
         experiment = experiment_of(name)
         sections = experiment.sections(plan, found)
+        notices |= _draw(output / FIGURES, sections)
         pages[name] = output / f"{name}.md"
         write_atomic(pages[name], _markdown(experiment.title, plan, sections).encode())
         tables[name] = [_plain(section) for section in sections]
@@ -128,7 +133,26 @@ def _pages(names: Sequence[str], plan: Plan, found: Found) -> tuple[dict[str, Pa
     lines = [f"* [{experiment_of(name).title}]({name}.md)" for name in here]
     head = f"# The paper's tables and figures, {_scale(plan)}"
     write_atomic(output / PAGE, ("\n\n".join((head, "\n".join(lines))) + "\n").encode())
-    return pages, tables
+    return pages, tables, sorted(notices)
+
+
+def _draw(folder: Path, sections: Sequence[Section]) -> set[str]:
+    """Write the pictures of a page; what hinders one is told in its place, and returned."""
+    hindered = set()
+    for section in sections:
+        drawn = []
+        for picture in section.pictures:
+            try:
+                svg = picture.draw()
+            except ConfigError as error:
+                hindered.add(str(error))
+                section.text += f"\n\nNo picture: {error}."
+                continue
+            folder.mkdir(exist_ok=True)
+            write_atomic(folder / picture.name, svg.encode())
+            drawn.append(picture)
+        section.pictures = drawn
+    return hindered
 
 
 def _markdown(title: str, plan: Plan, sections: Sequence[Section]) -> str:

@@ -62,8 +62,10 @@ class Scale:
     """Of the model whose operations are counted beside the formula."""
     latency_tokens: int = 510
     """Tokens of the sub-contexts whose compression is timed."""
-    gradient_steps: int = 50
-    """Steps of the run that records the cosine of two losses' gradients."""
+    points: int = 300
+    """Slots, and tokens, that are projected to two dimensions."""
+    map_tokens: int = 256
+    """Tokens of the text whose attention maps are drawn."""
     batch: int = 32
     """Questions decoded together."""
     rounds: int = 7
@@ -89,7 +91,7 @@ TINY = Scale(
     model="",
     ratios=(5.0, 15.0),
     settings={
-        PRETRAIN: {**_TINY_STAGE, "steps": 2},
+        PRETRAIN: {**_TINY_STAGE, "steps": 2, "cosine_every": 1},
         FINETUNE: {**_TINY_STAGE, "steps": 3, "max_context": 256, "first_context": 256, "distractor_share": 0.0},
         SALIENCE: {"steps": 2, "step_tokens": 128, "max_context": 256, "first_context": 256},
     },
@@ -117,7 +119,8 @@ TINY = Scale(
         }
     ),
     latency_tokens=60,
-    gradient_steps=3,
+    points=24,
+    map_tokens=64,
     rounds=2,
 )
 SMALL = Scale(
@@ -125,7 +128,10 @@ SMALL = Scale(
     model=DEFAULT_MODEL,
     ratios=(5.0, 15.0, 51.0),
     settings={
-        PRETRAIN: {**_SMALL_STAGE, "steps": 100, "learning_rate": 6e-4, "max_context": 1020, "first_context": 1020},
+        PRETRAIN: {
+            **{**_SMALL_STAGE, "steps": 100, "learning_rate": 6e-4, "max_context": 1020, "first_context": 1020},
+            "cosine_every": 5,
+        },
         FINETUNE: {**_SMALL_STAGE, "steps": 300, "first_context": 288, "distractor_share": 0.0},
         SALIENCE: {"steps": 600, "step_tokens": 3000, "learning_rate": 1e-3, "max_context": 510, "first_context": 510},
     },
@@ -179,7 +185,6 @@ PAPER = Scale(
     held_out_texts=1000,
     text_tokens=1020,
     sizes=(("Llama-3.2-3B", "meta-llama/Llama-3.2-3B", 1.0), ("Llama-3.1-8B", "meta-llama/Llama-3.1-8B", 1.0)),
-    gradient_steps=2000,
     rounds=30,
 )
 SCALES = {scale.name: scale for scale in (TINY, SMALL, PAPER)}

@@ -21,7 +21,6 @@ KINDS = Registry(
         "perplexity": "sac_rag.reproduce.work.perplexity:compute",
         "flops": "sac_rag.reproduce.work.flops:compute",
         "latency": "sac_rag.reproduce.work.latency:compute",
-        "gradients": "sac_rag.reproduce.work.gradients:compute",
         "vectors": "sac_rag.reproduce.work.vectors:compute",
         "attention": "sac_rag.reproduce.work.attention:compute",
     },
@@ -175,7 +174,7 @@ class Flops(Spec):
     shape: Pairs
     """Fields of transformers' LlamaConfig."""
     way: str
-    """Of `work.passes.WAYS`."""
+    """Of `work.flops.WAYS`."""
     tokens: int
     ratio: float
     rank: int
@@ -204,31 +203,6 @@ class Latency(Spec):
     @property
     def label(self) -> str:
         return f"latency of {' and '.join(self.systems)}"
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return (self.model,)
-
-
-@dataclass(frozen=True)
-class Gradients(Spec):
-    """The cosine of the gradients of AE and LM while a method is trained by the mean of both."""
-
-    kind: ClassVar[str] = "gradients"
-    system: str
-    method: str
-    model: str
-    data: tuple[str, ...]
-    settings: Pairs
-    lora: Pairs = ()
-
-    @property
-    def label(self) -> str:
-        return f"gradients of {self.system}"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return tuple(spec.partition("=")[0] for spec in self.data)
 
     @property
     def models(self) -> tuple[str, ...]:

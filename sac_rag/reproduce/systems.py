@@ -22,10 +22,12 @@ class System:
     method: str
     objectives: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    in_paper: bool = True
-    """Whether the paper compares it."""
     note: str = ""
     """What a reader of the page must know of it."""
+    reader: str = "memory"
+    """Of `sac eval`; those that read no memory have no ratio."""
+    like: str = ""
+    """Another system whose adapter it has: for readers that take nothing but its prompt."""
 
     @property
     def trains(self) -> bool:
@@ -46,7 +48,9 @@ RIVALS = ("ae+lm",)
 """How the systems that append memory tokens are pretrained (methods of the paper, appendix A)."""
 
 _ALL = (
-    System("full-ft", "Full-FT", "full-ft", note="LoRA that reads the whole text: the ceiling"),
+    System("full-ft", "Full-FT", "full-ft", note="LoRA that reads the whole text: the ceiling", reader="full-ft"),
+    System("text", "frozen model on the text", "sac", ("lm",), reader="text", like="sac"),
+    System("closed", "frozen model without the text", "sac", ("lm",), reader="closed", like="sac"),
     System("sac", "SAC", "sac", ("lm",)),
     System("icae", "ICAE", "icae", RIVALS),
     System("500x", "500xCompressor", "500x", RIVALS, note="the form of the paper: AE and LM, then questions"),
@@ -54,14 +58,14 @@ _ALL = (
     System("beacon", "Activation Beacon", "beacon", ("lm",), note="our interpretation"),
     System("dast", "DAST", "dast", ("lm",), note="our interpretation"),
     System("llmlingua2", "LLMLingua-2", "llmlingua2"),
-    System("full-kv", "all keys and values", "full-kv", in_paper=False, note="no training; ratio 1"),
-    System("kvzip", "KVzip", "kvzip", in_paper=False, note="no training"),
-    System("attention-matching", "Attention Matching", "attention-matching", in_paper=False, note="no training"),
+    System("full-kv", "all keys and values", "full-kv", note="no training; ratio 1"),
+    System("kvzip", "KVzip", "kvzip", note="no training"),
+    System("attention-matching", "Attention Matching", "attention-matching", note="no training"),
     System("sac-no-mask", "SAC without bidirectional mask", "sac", ("lm",), {"causal": True}),
     System("sac-no-anchor", "SAC without anchor embedding", "sac", ("lm",), {"mark_anchors": False}),
     System("sac-random", "SAC, random anchors", "sac", ("lm",), {"selector": "random"}),
     System("sac-llmlingua2", "SAC, LLMLingua-2 anchors", "sac", ("lm",), {"selector": "llmlingua2"}),
-    System("sac-salient", "SAC, salient anchors", "sac", ("salience", "lm"), {"selector": "salient"}, in_paper=False),
+    System("sac-salient", "SAC, salient anchors", "sac", ("salience", "lm"), {"selector": "salient"}),
     System("sac-ae", "SAC, pretrained by AE", "sac", ("ae",)),
     System("sac-ae+lm", "SAC, pretrained by AE and LM", "sac", ("ae+lm",)),
 )

@@ -14,8 +14,7 @@ from sac_rag.reproduce.runner import reproduce
 from sac_rag.reproduce.scales import PAPER_SHAPE, TINY
 from sac_rag.reproduce.specs import Latency
 from sac_rag.reproduce.work import latency
-from sac_rag.reproduce.work.flops import FUSED, _fused, analytic, counted
-from sac_rag.reproduce.work.passes import ANCHORS, APPENDED, PLAIN
+from sac_rag.reproduce.work.flops import ANCHORS, APPENDED, FUSED, PLAIN, _fused, analytic, counted
 
 SHAPE = dict(TINY.counted_shape)
 

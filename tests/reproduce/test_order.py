@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sac_rag.reproduce.drawing import Picture
 from sac_rag.reproduce.order import AGREES, DISAGREES, OPEN, Sample, compared
 from sac_rag.reproduce.page import Section, cell, order, table
 
@@ -53,4 +54,6 @@ def test_unknown_cells_stay_empty() -> None:
         "| a | b | c |\n| --- | --- | --- |\n| 1.00 |  |  |\n| x\\|y |  | 2 |"
     )
     assert cell(12345.6) == "12,346"
-    assert Section("T", figures={"f.svg": "Loss"}).markdown("figures") == "## T\n\n![Loss](figures/f.svg)\n"
+    assert (
+        Section("T", pictures=[Picture("f.svg", "Loss", str)]).markdown("figures") == "## T\n\n![Loss](figures/f.svg)\n"
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from sac_rag.reproduce import paper
@@ -10,7 +11,7 @@ from sac_rag.reproduce.experiment import Experiment
 from sac_rag.reproduce.order import Sample, compared
 from sac_rag.reproduce.page import Section, with_interval
 from sac_rag.reproduce.plan import Found, Plan
-from sac_rag.reproduce.specs import Spec
+from sac_rag.reproduce.specs import Score, Spec
 from sac_rag.reproduce.systems import system_of
 
 METRIC, EXACT, SQUAD = "rouge1", "em_raw", "f1"
@@ -20,73 +21,73 @@ METRICS = (
     "means over sets. SQuAD F1 is normalised, with the best of all accepted answers. Intervals are of 95 %, "
     "bootstrapped over questions within sets."
 )
-CEILING = "full-ft"
+SHARES = {"full-ft": "of Full-FT F1, percent", "text": "of frozen text F1, percent"}
+"""System that others are shares of -> column."""
+GROUPS = (paper.ID, paper.OOD)
 
 
-class Methods(Experiment):
-    """Every system at every ratio on sets in and out of domain."""
+class Answers(Experiment):
+    """Systems on sets of questions: a table for each ratio and group, in the order of `systems`."""
 
-    covers = ("table1", "table2", "table7", "table11", "table15")
-    title = "Methods on questions (tables 1, 2, 7, 11, 15)"
-    systems: ClassVar[tuple[str, ...]] = (
-        *("full-ft", "sac", "epl", "500x", "icae", "beacon", "dast", "llmlingua2"),
-        *("full-kv", "kvzip", "attention-matching"),
-    )
-    groups = (paper.ID, paper.OOD)
+    systems: ClassVar[tuple[str, ...]]
+    about: ClassVar[str]
+    groups: ClassVar[tuple[str, ...]] = GROUPS
+    shares: ClassVar[Mapping[str, str]] = {}
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """More of `Plan.score`."""
+
+    def ratios(self, plan: Plan) -> Sequence[float]:
+        return plan.scale.ratios
+
+    @abstractmethod
+    def known(self, ratio: float, group: str) -> Mapping[str, tuple[float, float | None]]:
+        """F1 and EM of the paper by system, as far as they are known."""
+
+    def scores(self, plan: Plan, name: str, group: str, ratio: float) -> list[Score]:
+        return plan.scores(name, group, ratio, **self.settings)
 
     def runs(self, plan: Plan) -> Sequence[Spec]:
         return [
             run
-            for ratio in plan.scale.ratios
+            for ratio in self.ratios(plan)
             for group in self.groups
             for name in plan.ready(self.systems)
-            for run in plan.scores(name, group, ratio)
+            for run in self.scores(plan, name, group, ratio)
         ]
 
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
-        head = Section(
-            "What was run",
-            "\n\n".join(
-                part
-                for part in (
-                    "The paper spreads these figures over several tables; here is one a ratio and group of sets.",
-                    METRICS,
-                    plan.lacking(self.systems),
-                    found.failures([s for run in self.runs(plan) for s in (*run.before(), run)]),
-                )
-                if part
-            ),
-        )
-        grids = [self._grid(plan, found, ratio, group) for ratio in plan.scale.ratios for group in self.groups]
-        return [head, *grids]
+        failures = found.failures(every(self.runs(plan)))
+        text = "\n\n".join(p for p in (self.about, METRICS, plan.lacking(self.systems), failures) if p)
+        grids = [self._grid(plan, found, ratio, group) for ratio in self.ratios(plan) for group in self.groups]
+        return [Section("What was run", text), *grids]
 
     def _grid(self, plan: Plan, found: Found, ratio: float, group: str) -> Section:
+        said = self.known(ratio, group)
         rows: list[dict[str, Any]] = []
         samples: dict[str, Sample] = {}
-        known: dict[str, float] = {}
-        ceiling = found.sample(plan.scores(CEILING, group, ratio), METRIC)
+        wholes = {n: found.sample(self.scores(plan, n, group, ratio), METRIC) for n in plan.ready(self.shares)}
         for name in self.systems:
-            system = system_of(name)
-            said = paper.METHODS.get((name, None if name == CEILING else ratio, group))
-            row: dict[str, Any] = {
-                "system": system.called,
-                "paper F1": said and said[0],
-                "paper EM": said and said[1],
-            }
+            system, (f1, em) = system_of(name), said.get(name, (None, None))
+            row: dict[str, Any] = {"system": system.called, "paper F1": f1, "paper EM": em}
             if system.lacks() is None:
-                runs = plan.scores(name, group, ratio)
+                runs = self.scores(plan, name, group, ratio)
                 row |= scored(found, runs)
                 if sample := found.sample(runs, METRIC):
                     samples[name] = sample
-                    if ceiling and ceiling.value:
-                        row["of Full-FT F1, percent"] = 100 * sample.value / ceiling.value
+                    for whole, column in self.shares.items():
+                        if (of := wholes.get(whole)) and of.value:
+                            row[column] = 100 * sample.value / of.value
                 row["bytes a source token"] = found.mean(runs, "bytes_per_source_token")
-            row["note"] = system.note or None
-            rows.append(row)
-            if said:
-                known[name] = said[0]
-        files = ", ".join(plan.scale.sets[group])
-        return Section(f"{ratio:g}x, {group}", f"Sets: {files}.", rows, compared(known, samples))
+            rows.append({**row, "note": system.note or None})
+        text = f"Sets: {', '.join(plan.scale.sets[group])}."
+        if not said:
+            text += " The paper's figures are not known here."
+        return Section(f"{ratio:g}x, {group}", text, rows, compared({n: v[0] for n, v in said.items()}, samples))
+
+
+def every(runs: Iterable[Spec]) -> list[Spec]:
+    """Runs with those that they need, each once."""
+    return list(dict.fromkeys(s for run in runs for s in (*run.before(), run)))
 
 
 def scored(found: Found, runs: Sequence[Any]) -> dict[str, Any]:
@@ -100,52 +101,44 @@ def scored(found: Found, runs: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-class Ablation(Experiment):
-    """Variants of SAC at the scale's ratios, in and out of domain. known: the paper's in-domain F1 at `known_ratio`."""
+class Methods(Answers):
+    """Every system at every ratio on sets in and out of domain."""
 
-    systems: ClassVar[tuple[str, ...]]
-    known: ClassVar[Mapping[str, float]]
-    known_ratio: ClassVar[float] = 5.0
-    about: ClassVar[str]
+    covers = ("table1", "table2", "table7", "table11", "table15")
+    title = "Methods on questions (tables 1, 2, 7, 11, 15)"
+    about = (
+        "The paper spreads these figures over several tables; here is one for each ratio and group of sets. Methods "
+        "without training are none of the paper's: the frozen model on the text is their ceiling."
+    )
+    systems = (
+        *("full-ft", "sac", "epl", "500x", "icae", "beacon", "dast", "llmlingua2"),
+        *("text", "closed", "full-kv", "kvzip", "attention-matching"),
+    )
+    shares = SHARES
 
-    def runs(self, plan: Plan) -> Sequence[Spec]:
-        return [
-            run
-            for ratio in plan.scale.ratios
-            for group in (paper.ID, paper.OOD)
-            for name in plan.ready(self.systems)
-            for run in plan.scores(name, group, ratio)
-        ]
+    def known(self, ratio: float, group: str) -> Mapping[str, tuple[float, float | None]]:
+        return {
+            name: figures
+            for (name, at, where), figures in paper.METHODS.items()
+            if where == group and at in (ratio, None)
+        }
 
-    def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
-        failures = found.failures([s for run in self.runs(plan) for s in (*run.before(), run)])
-        text = "\n\n".join(p for p in (self.about, METRICS, plan.lacking(self.systems), failures) if p)
-        return [
-            Section("What was run", text),
-            *(self._grid(plan, found, r, group) for r in plan.scale.ratios for group in (paper.ID, paper.OOD)),
-        ]
 
-    def _grid(self, plan: Plan, found: Found, ratio: float, group: str) -> Section:
-        told = self.known if (ratio, group) == (self.known_ratio, paper.ID) else {}
-        rows, samples = [], {}
-        for name in self.systems:
-            system = system_of(name)
-            row: dict[str, Any] = {"system": system.called, "paper F1": told.get(name)}
-            if system.lacks() is None:
-                runs = plan.scores(name, group, ratio)
-                row |= scored(found, runs)
-                if sample := found.sample(runs, METRIC):
-                    samples[name] = sample
-            rows.append(row)
-        note = "" if told else "The paper's figures of this ratio and group are not known here."
-        return Section(f"{ratio:g}x, {group}", note, rows, compared(told, samples))
+class Ablation(Answers):
+    """Variants of SAC. figures: in-domain F1 of the paper by ratio."""
+
+    figures: ClassVar[Mapping[float, Mapping[str, float]]]
+
+    def known(self, ratio: float, group: str) -> Mapping[str, tuple[float, float | None]]:
+        told = self.figures.get(ratio, {}) if group == paper.ID else {}
+        return {name: (f1, None) for name, f1 in told.items()}
 
 
 class Components(Ablation):
     covers = ("table3", "table16", "table17")
     title = "Components (tables 3, 16, 17)"
     systems = ("sac", "sac-no-mask", "sac-no-anchor")
-    known = paper.COMPONENTS
+    figures = paper.COMPONENTS
     about = "SAC without its bidirectional mask, and without the embedding that marks anchors, all else alike."
 
 
@@ -153,7 +146,7 @@ class Selection(Ablation):
     covers = ("table4",)
     title = "Selection of anchors (table 4)"
     systems = ("sac", "sac-random", "sac-llmlingua2", "sac-salient")
-    known = paper.SELECTION
+    figures = paper.SELECTION
     about = (
         "SAC with anchors spread evenly, drawn at random, and chosen by scores. Salient anchors are ours: a small "
         "perceptron that learns which tokens questions ask for."

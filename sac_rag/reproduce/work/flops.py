@@ -9,11 +9,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sac_rag.compress.backbone import Backbone, LoraSpec
+from sac_rag.compress.layout import PromptLayout
+from sac_rag.compress.methods import METHODS
 from sac_rag.compress.selectors import anchor_count
 from sac_rag.reproduce.place import Place
 from sac_rag.reproduce.specs import Flops
-from sac_rag.reproduce.work.passes import ANCHORS, APPENDED, PLAIN, write
 
+PLAIN, ANCHORS, APPENDED = "plain", "anchors", "appended"
+WAYS: Mapping[str, tuple[str, str]] = {
+    PLAIN: ("full-kv", "the text alone, no token sees a later one"),
+    ANCHORS: ("sac", "SAC: anchors among the tokens, every token sees all"),
+    APPENDED: ("500x", "500xCompressor, EPL: memory tokens behind the text, no token sees a later one"),
+}
+"""How a memory is written -> the method that is counted, and what it does."""
 COUNTED_LAYERS = (2, 3)
 """Models of so many layers are run; what a layer more costs, all of those between the first and the last do."""
 VOCABULARY = 64
@@ -42,7 +50,7 @@ def analytic(shape: Mapping[str, Any], way: str, tokens: int, ratio: float, rank
 
 
 def counted(shape: Mapping[str, Any], way: str, tokens: int, ratio: float, rank: int) -> float:
-    """FLOPs of our encoder's pass, counted by torch; fused attention counts every pair, seen or hidden."""
+    """FLOPs of a way's method, counted by torch; fused attention counts every pair, seen or hidden."""
     few, more = (_counted({**shape, "num_hidden_layers": n}, way, tokens, ratio, rank) for n in COUNTED_LAYERS)
     return few + (shape["num_hidden_layers"] - COUNTED_LAYERS[0]) * (more - few)
 
@@ -54,9 +62,9 @@ def _counted(shape: Mapping[str, Any], way: str, tokens: int, ratio: float, rank
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     backbone = Backbone(model, None, LoraSpec(rank, 2.0 * rank) if rank else None)
-    counter = FlopCounterMode(display=False, custom_mapping={FUSED: _fused})
-    with torch.inference_mode(), counter:
-        write(backbone, way, [torch.arange(tokens) % VOCABULARY], ratio)
+    method = METHODS.load(WAYS[way][0])(backbone, PromptLayout("", "", "", "", ""))
+    with FlopCounterMode(display=False, custom_mapping={FUSED: _fused}) as counter:
+        method.compress([[i % VOCABULARY for i in range(tokens)]], ratio)
     return float(counter.get_total_flops())
 
 

@@ -1,4 +1,4 @@
-"""A method of a system without its training: for what does not depend on weights, and for runs that train by themselves."""
+"""A method of a system without its training: for what does not depend on weights."""
 
 from __future__ import annotations
 

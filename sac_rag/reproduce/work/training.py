@@ -19,6 +19,8 @@ from sac_rag.train.specs import sources_of
 
 CURVE = 200
 """Points of a loss curve that are kept."""
+RECORDED = ("loss", "recall", "cosine")
+"""What of a step is kept, where its objective records it: all smoothed over the steps."""
 
 Listen = Callable[[int, int], None]
 """(units done, units in all)."""
@@ -78,8 +80,12 @@ def data_of(data: tuple[str, ...], place: Place) -> list[str]:
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
-    """The losses of a run by step, thinned; a step that was repeated after a kill counts once."""
+    """What was recorded of a run by step, thinned; a step that was repeated after a kill counts once."""
     lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     steps = {row["step"]: row for row in map(json.loads, lines)}
-    rows = [{"step": step, "loss": row["loss"]} for step, row in sorted(steps.items()) if "loss" in row]
+    rows = [
+        {"step": step, **{name: flat[name] for name in RECORDED if name in flat}}
+        for step, row in sorted(steps.items())
+        for flat in ({**row, **row["extra"]},)
+    ]
     return thinned(rows, CURVE)
