@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": READING | {"indexing", "maker", "mending"},
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
     "evaluate": READING | {"indexing", "pipeline", "processes", "train", "samples"},  # it measures what the others make
+    "reproduce": READING | {"train", "evaluate"},  # it trains and measures, as a user would
 }
 """Room of sac_rag -> the rooms it may import, besides itself."""
 
