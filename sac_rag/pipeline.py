@@ -22,7 +22,7 @@ from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.serving import Serving
 from sac_rag.answer.stream import RETRIES, Stream, Way
 from sac_rag.compress.methods import METHODS
-from sac_rag.config import AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
+from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
 from sac_rag.library.catalog import STALE, Head
@@ -33,7 +33,7 @@ from sac_rag.library.repair import Remade, RepairReport
 from sac_rag.library.repair import repair as mend
 from sac_rag.library.vectors import marginal
 from sac_rag.maker import setup_of
-from sac_rag.models.adapters import codec_state
+from sac_rag.models.adapters import codec_state, usual_codec
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
@@ -142,8 +142,10 @@ class SacRag(Serving):
         exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
             own = config_of(library)
+            given = config or own
+            given = dataclasses.replace(given, codec=own.codec) if given.codec == AUTO else given
             # Before the model is loaded, and for what its fingerprint does not hold: the codec.
-            compare(Path(library), dataclasses.asdict(own), dataclasses.asdict(config or own))
+            compare(Path(library), dataclasses.asdict(own), dataclasses.asdict(given))
             config = own
         config = config or IndexConfig()
         if METHODS.load(config.method).reads_with_lora:
@@ -158,6 +160,8 @@ class SacRag(Serving):
         wanted = engine.fingerprint(config, embedder)
         to_write = functools.partial(Library.open, library, fingerprint=wanted, write=True, share=True, wait=wait)
         if create and not exists:
+            if config.codec == AUTO:
+                config = dataclasses.replace(config, codec=usual_codec(engine.adapter_path))
             opened = Library.create(
                 library,
                 wanted,
