@@ -41,7 +41,8 @@ def serve(setup: Mapping[str, Any], requests: Iterator[Mapping[str, Any]], tell:
     torch.set_num_threads(1)
     config, folder = from_mapping(IndexConfig, setup["config"]), Path(setup["folder"])
     # Whoever started this has both already; nothing is fetched here.
-    encoder = Encoder(config.model, config.method, config.adapter, **setup["where"], fetch=False)
+    made = {"option": config.option, **setup["where"]}
+    encoder = Encoder(config.model, config.method, config.adapter, **made, fetch=False)
     embedder = Embedder.shared(config.embedder, device=str(encoder.device), fetch=False)
     compare(folder, setup["fingerprint"], encoder.fingerprint(config, embedder))
     codec = get_codec(config.codec, codec_state_of(folder))

@@ -18,7 +18,7 @@ from sac_rag.answer import gate
 from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_of
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
-from sac_rag.answer.engine import Engine, adapter_folder
+from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.serving import Serving
 from sac_rag.answer.stream import Stream, Way
 from sac_rag.compress.methods import METHODS
@@ -35,6 +35,7 @@ from sac_rag.maker import setup_of
 from sac_rag.models.adapters import codec_state
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
+from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
 from sac_rag.records import Answer, Document, Hit, Passage
 from sac_rag.text.readers import read_bytes
 
@@ -64,6 +65,8 @@ class SacRag(Serving):
         self.embedder = embedder
         self.report = IndexReport()
         """What the last `add` or `put` did, or is doing."""
+        self.reranker: Reranker | None = None
+        """Orders what a search has found, in every `retrieve` and `ask` that names no cross-encoder of its own."""
         self._made = KnownVectors()
         self._to_write, self._opening = to_write, threading.Lock()
 
@@ -135,7 +138,7 @@ class SacRag(Serving):
         """
         if fetch is None:
             fetch = ("model", "embedder") if config else ()
-        config, write = _absolute(config) if config else None, write or create
+        config, write = _settled(config) if config else None, write or create
         exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
             own = config_of(library)
@@ -149,7 +152,8 @@ class SacRag(Serving):
                 f"choose a compressing method, or compare with it by `sac eval --reader {config.method}`"
             )
         where = {"device": device, "dtype": dtype}
-        engine = Engine.shared(config.model, config.method, config.adapter, **where, fetch="model" in fetch)
+        made: dict[str, Any] = {"option": config.option, **where, "fetch": "model" in fetch}
+        engine = Engine.shared(config.model, config.method, config.adapter, **made)
         embedder = Embedder.shared(config.embedder, device=str(engine.device), fetch="embedder" in fetch)
         wanted = engine.fingerprint(config, embedder)
         to_write = functools.partial(Library.open, library, fingerprint=wanted, write=True, share=True, wait=wait)
@@ -206,9 +210,7 @@ class SacRag(Serving):
         if workers:
             where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
             beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
-        return self._indexer().add(
-            paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading
-        )
+        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading)
 
     def put(
         self,
@@ -334,9 +336,12 @@ class SacRag(Serving):
         vector = None
         if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
-        return library.search(
-            vector, question, ask.k, mode=ask.search, where=where, min_score=ask.min_score, distinct=True
+        reranker = CrossEncoder.shared(ask.rerank) if ask.rerank else self.reranker
+        most = max(ask.k, ask.candidates) if reranker else ask.k
+        hits = library.search(
+            vector, question, most, mode=ask.search, where=where, min_score=ask.min_score, distinct=True
         )
+        return reranked(question, hits, reranker)[: ask.k] if reranker else hits
 
     def ask(
         self,
@@ -384,10 +389,11 @@ class SacRag(Serving):
             base = dataclasses.asdict(ask) if ask else {}
             ask = from_mapping(AskConfig, {**base, **settings})
         ask = ask or AskConfig()
-        own = dataclasses.replace(ask, fidelity="text") if text else ask
+        own = dataclasses.replace(ask, fidelity="text", reader="base") if text else ask
         if not (question := question.strip()):
             raise ConfigError("the question is empty; ask something")
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
+        self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
         library = self.newest()
@@ -508,14 +514,15 @@ def config_of(library: str | Path) -> IndexConfig:
 
 def _settings(head: Head, library: str | Path) -> IndexConfig:
     stored = head.fingerprint
-    names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec"}
+    names = {f.name for f in dataclasses.fields(IndexConfig)} - {"codec", "option"}
     if missing := sorted(names - stored.keys()):
         raise LibraryMismatch(
             f"{library} does not say with which {missing[0]} it was made: open it with Library.open, "
             "or index its documents again"
         )
     try:
-        return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "codec": head.codec})
+        option = stored.get("option", [])  # which most libraries do not name
+        return from_mapping(IndexConfig, {**{n: stored[n] for n in names}, "option": option, "codec": head.codec})
     except ConfigError as error:
         raise LibraryMismatch(f"{library} says that it was made with what cannot be: {error}") from error
 
@@ -555,13 +562,28 @@ def _plain_meta(document: Document) -> dict[str, Any]:
     return out
 
 
-def _absolute(config: IndexConfig) -> IndexConfig:
-    """Folders and files by absolute path: a library opens from any working directory."""
+def _settled(config: IndexConfig) -> IndexConfig:
+    """Folders and files by absolute path, so that a library opens from any working directory, and the ratio of a method
+    that has one alone. Raises ConfigError where another was asked for."""
 
     def place(name: str) -> str:
         local = Path(name).expanduser()
-        return str(local.resolve()) if name not in ("default", *PINNED) and local.exists() else name
+        return str(local.resolve()) if name not in ("default", UNTRAINED, *PINNED) and local.exists() else name
 
     return dataclasses.replace(
-        config, model=place(config.model), adapter=place(config.adapter), embedder=place(config.embedder)
+        config,
+        model=place(config.model),
+        adapter=place(config.adapter),
+        embedder=place(config.embedder),
+        ratio=_ratio_of(config),
     )
+
+
+def _ratio_of(config: IndexConfig) -> float:
+    only: float | None = METHODS.load(config.method).only_ratio
+    if only is not None and config.ratio not in (only, IndexConfig.ratio):
+        raise ConfigError(
+            f"ratio is {config.ratio:g}, but method {config.method!r} keeps every token: leave the ratio out, or "
+            "choose a method that compresses"
+        )
+    return config.ratio if only is None else only

@@ -62,6 +62,8 @@ class Hit:
     """BM25 score, if the lexical search found it."""
     fused: float | None = None
     """Score of reciprocal rank fusion, of a hybrid search; comparable within one search only."""
+    reranked: float | None = None
+    """What a reranker gave it; hits are then in this order. Comparable within one reranker only."""
 
 
 class Read(Protocol):
@@ -167,6 +169,7 @@ class Answer:
                     "end": hit.passage.end,
                     "score": hit.score,
                     "fused": hit.fused,
+                    **({} if hit.reranked is None else {"reranked": hit.reranked}),
                     "text": hit.passage.text,
                 }
                 for hit in self.sources

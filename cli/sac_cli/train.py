@@ -13,6 +13,7 @@ import typer
 from sac_cli import console, fields, interrupts
 from sac_cli.options import Device, Dtype
 from sac_cli.shell import command
+from sac_rag.config import options_of
 from sac_rag.errors import ConfigError
 from sac_rag.train import launch
 
@@ -143,7 +144,7 @@ def train(
     if steps_scale is not None or micro_tokens is not None:
         raise ConfigError("--steps-scale and --micro-tokens are for --recipe; use --steps and --step-tokens")
     lora, layout, placing = (fields.given(group, values) for group in (LORA, LAYOUT, PLACING))
-    options = _options(option or ())
+    options = options_of(option or ()) or None
     with console.working("loading"):
         from sac_rag.compress.backbone import LoraSpec
         from sac_rag.train.objectives import configured, fields_of
@@ -258,19 +259,6 @@ def _follow(
             stop=lambda: asked.stop,
         )
     _show(done.card, output, as_json, None if done.whole else at)
-
-
-def _options(given: list[str] | tuple[()]) -> dict[str, Any] | None:
-    found: dict[str, Any] = {}
-    for item in given:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--option is {item!r}; write key=value, such as selector=random")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found or None
 
 
 @contextlib.contextmanager

@@ -147,7 +147,7 @@ class Service:
     ) -> None:
         self.max_rows, self.kept_slots = max_rows, kept_slots
         self._busy, self._decoding = busy, reader.start()
-        self.backbone = reader.backbone
+        self.reader, self.backbone = reader, reader.backbone
         self._pid = os.getpid()
         self._lock = threading.Condition()
         self._waiting: list[_Job] = []

@@ -107,14 +107,16 @@ class Serving:
         *,
         stop: Sequence[str] = (),
         timeout: float | None = None,
+        reader: str = "base",
     ) -> Reply:
         """The assistant's next message, piece by piece. A conversation's next turn goes on from what was read.
 
         messages: or the prompt that `conversation` made of them. stop: strings that end it and are no part of it.
-        timeout: seconds for all of it, TimeoutError beyond. Raises as `conversation` does.
+        timeout: seconds for all of it, TimeoutError beyond. reader: as in AskConfig. Raises as `conversation` does, and
+        AdapterError for an adapter without a reader.
         """
         prompt, sampling = self._prompt(messages, sampling), sampling or Sampling()
-        return Reply.begin(self.engine.service, prompt, sampling, stop=stop, timeout=timeout)
+        return Reply.begin(self.engine.service_of(reader), prompt, sampling, stop=stop, timeout=timeout)
 
     async def areply(
         self,
@@ -123,10 +125,17 @@ class Serving:
         *,
         stop: Sequence[str] = (),
         timeout: float | None = None,
+        reader: str = "base",
     ) -> AsyncReply:
         """As `reply`, without ever blocking the running event loop."""
         prompt = await asyncio.to_thread(self._prompt, messages, sampling)
-        return AsyncReply.begin(self.engine.service, prompt, sampling or Sampling(), stop=stop, timeout=timeout)
+        return AsyncReply.begin(
+            await asyncio.to_thread(self.engine.service_of, reader),
+            prompt,
+            sampling or Sampling(),
+            stop=stop,
+            timeout=timeout,
+        )
 
     def converse(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Generation:
         """As `reply`, token by token."""
@@ -189,12 +198,12 @@ class Serving:
     def max_rows(self, rows: int) -> None:
         if rows < 1:
             raise ConfigError(f"max_rows is {rows}; at least one answer must be made at a time")
-        self.engine.service.max_rows = rows
+        self.engine.limit_rows(rows)
 
     @property
     def load(self) -> tuple[int, int]:
         """(answers being made, answers that wait for a row), of all libraries of one model."""
-        return self.engine.service.load
+        return self.engine.load
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of the base model's tokenizer; special tokens that are spelled out in the text stay text."""

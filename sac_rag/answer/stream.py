@@ -163,7 +163,7 @@ class Stream(Iterator[str]):
             return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
         sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
         keep = way.conversation is not None
-        reply = Reply.begin(engine.service, assembled.prompt, sampling, stop=way.stop, keep=keep)
+        reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=way.stop, keep=keep)
         self._reply = reply
         if self._cancelled:  # while the passages were loaded
             reply.cancel()

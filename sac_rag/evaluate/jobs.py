@@ -124,7 +124,7 @@ class Planner:
             **{"limit": self._work.limit, "seed": self._work.seed},
             **{"reader": variant.reader, "ratio": variant.ratio, "dtype": self._dtype},
             **more,
-            **(origin.determines(variant.by.by_adapter) if origin else {}),
+            **(origin.determines(variant.by.by_adapter, variant.by.reads) if origin else {}),
         }
         return Job(variant, file, task.questions, variant.by.cost(task), settings, run)
 

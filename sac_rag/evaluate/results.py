@@ -7,7 +7,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,15 @@ class Origin:
                 **({"lora": card.lora, "options": card.options} if card else {"lora": {}, "options": {}}),
                 **({"positions": positions} if positions else {}),
             },
+            reader=dict(card.reader) if card else {},
         )
 
-    def determines(self, by_adapter: bool) -> dict[str, Any]:
-        """What of it decides a reader's answers: of an adapter, some see the layout alone."""
+    reader: dict[str, Any] = field(default_factory=dict)
+    """The reader adapter that its card names; empty where there is none."""
+
+    def determines(self, by_adapter: bool, reads: str = "base") -> dict[str, Any]:
+        """What of it decides a reader's answers: of an adapter, some see the layout alone. reads: as in
+        AskConfig.reader."""
         found: dict[str, Any] = {
             "model_sha256": self.model_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
@@ -64,6 +69,8 @@ class Origin:
         }
         if by_adapter:
             found |= {"method": self.method, "adapter_sha256": self.adapter_sha256, **self.built}
+        if reads == "adapter":
+            found |= {"reader_sha256": self.reader.get("sha256")}
         return found
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_TURNS = 16
 """Earlier turns that are read; older ones are forgotten, which `cut.turns` counts."""
+OURS = frozenset({"rerank"})
+"""Settings of an answer that requests may not choose."""
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 TEXTS = ("text", "input_text", "output_text")
 """Types of a message's parts that are text."""
@@ -76,6 +78,8 @@ class Asked:
 def settings_of(limits: ServeConfig, given: Mapping[str, Any], max_tokens: int | None) -> AskConfig:
     """Settings of an answer by name; None is the default. ConfigError for what none is, or is over the limits."""
     values = {name: value for name, value in given.items() if value is not None}
+    if chosen := sorted(values.keys() & OURS):
+        raise ConfigError(f"{chosen[0]} names a model to load, which is the server's choice: leave it out")
     if max_tokens is not None:
         values["max_new_tokens"] = max_tokens
     ask = from_mapping(AskConfig, values)
@@ -145,6 +149,7 @@ def source(hit: Hit, answer: str | None = None) -> dict[str, Any]:
         "dense": hit.dense,
         "lexical": hit.lexical,
         "fused": hit.fused,
+        "reranked": hit.reranked,
         "tokens": passage.tokens,
         "meta": passage.meta,
         "text": passage.text,

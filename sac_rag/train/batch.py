@@ -99,7 +99,7 @@ class Batch:
 def scored_logits(batch: Batch, method: Method, *, future_bias: float | None = None) -> torch.Tensor:
     """Logits (scored tokens, vocabulary) of all rows in order, each behind the memory of its context."""
     memories = batch.memories(method, batch.written(method, future_bias=future_bias))
-    return method.backbone.read(memories, readings_of(batch), use_lora=method.reads_with_lora)
+    return method.read(memories, readings_of(batch))
 
 
 def readings_of(batch: Batch) -> list[Reading]:

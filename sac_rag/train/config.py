@@ -28,7 +28,8 @@ class TrainConfig:
     objective: str = "qa"
     """qa (answer questions: of the file, or made out of any text), summarise (say summaries of documents), lm (continue
     a text), ae (say a text again, piece by piece), salience (learn which tokens questions ask for: fits the selector
-    alone) or budget (learn which heads need the memory: fits the budget alone)."""
+    alone), budget (learn which heads need the memory: fits the budget alone) or reader (answer questions behind
+    memories that stay as they are: trains a reader adapter alone)."""
     own: Settings
     """What the objective alone reads."""
     steps: int = 1000

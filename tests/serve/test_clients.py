@@ -99,6 +99,7 @@ def test_settings_of_ours_and_stop_strings(openai: Any, live: Live) -> None:
         ({"temperature": -1}, None, "invalid_setting"),
         ({"max_tokens": 5000}, None, "invalid_setting"),
         ({"extra_body": {"sac": {"kk": 1}}}, None, "invalid_setting"),
+        ({"extra_body": {"sac": {"rerank": "owner/model"}}}, None, "invalid_setting"),
         ({"messages": []}, "messages", "no_messages"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0]", "unsupported_role"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "no_question"),

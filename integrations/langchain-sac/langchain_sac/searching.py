@@ -18,14 +18,20 @@ FETCH_K = 20
 """Candidates of a search for diversity, at least."""
 
 
-def search(rag: SacRag, query: str, k: int, mode: str, where: Mapping[str, Any] | None) -> list[Hit]:
-    """The best k passages. mode: as in `AskConfig.search`, or "mmr" (hybrid, then maximal marginal relevance)."""
+def search(
+    rag: SacRag, query: str, k: int, mode: str, where: Mapping[str, Any] | None, *, rerank: str | None = None
+) -> list[Hit]:
+    """The best k passages. mode: as in `AskConfig.search`, or "mmr" (hybrid, then maximal marginal relevance). rerank:
+    as in AskConfig; ConfigError with "mmr", which has an order of its own."""
     from sac_rag.config import AskConfig
+    from sac_rag.errors import ConfigError
 
     if mode == "mmr":
+        if rerank:
+            raise ConfigError(f"search_type is 'mmr', and rerank {rerank!r}: each would undo the other's order")
         hits = rag.retrieve(query, AskConfig(k=max(FETCH_K, 4 * k)), where=where)
         return diverse(rag, query_vector(rag, query), hits, k)
-    return rag.retrieve(query, AskConfig(k=k, search=mode), where=where)
+    return rag.retrieve(query, AskConfig(k=k, search=mode, rerank=rerank), where=where)
 
 
 def query_vector(rag: SacRag, query: str) -> Any:

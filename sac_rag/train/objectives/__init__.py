@@ -19,6 +19,7 @@ OBJECTIVES = Registry(
         "ae": "sac_rag.train.objectives.texts:Autoencoding",
         "salience": "sac_rag.train.salience:Salience",
         "budget": "sac_rag.train.budgeting:HeadBudget",
+        "reader": "sac_rag.train.objectives.reading:Answering",
     },
 )
 
