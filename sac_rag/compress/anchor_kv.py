@@ -9,6 +9,9 @@ import torch
 
 from sac_rag.errors import MemoryInvalid
 
+MOST = 1e3
+"""Largest magnitude of a slot's bias, in nats: beyond any attention score, and within every number type."""
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -61,6 +64,12 @@ class Slots:
         return torch.repeat_interleave(self.counts.flatten())
 
 
+def check_bias(bias: torch.Tensor, slots: int) -> None:
+    """Raises MemoryInvalid for what cannot be added to the attention scores of so many slots."""
+    if bias.shape != (slots,) or not bias.dtype.is_floating_point or not bool((bias.abs() <= MOST).all()):
+        raise MemoryInvalid(f"biases {tuple(bias.shape)} {bias.dtype} must be one a slot, of at most {MOST:g} nats")
+
+
 @dataclass(frozen=True)
 class AnchorKV:
     """The memory of one passage: what the frozen decoder attends instead of its text.
@@ -69,6 +78,8 @@ class AnchorKV:
     are stored **before** RoPE, so that a passage can be placed anywhere by one rotation at load.
     positions, counts: as in `Slots`, 0 <= p < source_len: each slot's index in its own passage.
     source_len: tokens of the passage. The text that follows continues at this position (SAC, section 3.3).
+    bias: shape (slots,), fp32: added to the attention scores of each slot, for methods that let one slot weigh as much
+    as several tokens; None is 0 everywhere.
     """
 
     keys: torch.Tensor
@@ -76,6 +87,7 @@ class AnchorKV:
     positions: torch.Tensor
     counts: torch.Tensor
     source_len: int
+    bias: torch.Tensor | None = None
 
     @classmethod
     def even(cls, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, source_len: int) -> AnchorKV:
@@ -106,7 +118,8 @@ class AnchorKV:
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AnchorKV:
         """A copy with keys and values in another dtype or on another device."""
         keys, values = self.keys.to(device=device, dtype=dtype), self.values.to(device=device, dtype=dtype)
-        return AnchorKV(keys, values, self.positions.to(device=device), self.counts, self.source_len)
+        bias = None if self.bias is None else self.bias.to(device=device)
+        return AnchorKV(keys, values, self.positions.to(device=device), self.counts, self.source_len, bias)
 
     def validate(self) -> AnchorKV:
         """Return self, or raise MemoryInvalid naming what is wrong (shape, dtype, range, NaN, Inf)."""
@@ -118,6 +131,8 @@ class AnchorKV:
         if p.shape != (k.shape[0],) or p.dtype != torch.int64:
             raise MemoryInvalid(f"positions {tuple(p.shape)} {p.dtype} do not fit {k.shape[0]} slots (int64)")
         self.slots.validate(self.source_len)
+        if self.bias is not None:
+            check_bias(self.bias, p.numel())
         for name, t in (("keys", k), ("values", v)):
             # One NaN or Inf spoils the sum, which is one fast pass; only then is it worth looking at each.
             if not bool(torch.isfinite(t.sum())) and not bool(torch.isfinite(t).all()):

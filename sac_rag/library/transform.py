@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sac_rag.compress.anchor_kv import AnchorKV, Slots, run_by_run
+from sac_rag.compress.anchor_kv import AnchorKV, Slots, check_bias, run_by_run
 from sac_rag.errors import MemoryInvalid
 from sac_rag.library.basis import UNIT, Basis, Product
+from sac_rag.library.codecs import bias_of, biases_of
 from sac_rag.library.frames import GROUP, PER_BYTE, Expander, FirstVersion, compress, packed, whole_bytes
 
 RARE = 0.003
@@ -50,6 +51,7 @@ class Steps:
     beyond: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
     slots: Slots
     source_len: int
+    bias: torch.Tensor | None = None
 
     @property
     def anchors(self) -> int:
@@ -104,7 +106,7 @@ class Transform:
         head = _HEAD.pack(VERSION, self._groups, 0, memory.source_len, memory.positions.numel())
         lengths = np.array([len(c) for c in coded], "<u4").tobytes()
         data = bytearray(b"".join((head, bytes(limits), lengths, *coded)))
-        return {"coded": torch.frombuffer(data, dtype=torch.uint8)}
+        return {"coded": torch.frombuffer(data, dtype=torch.uint8), **biases_of(memory)}
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
         return self.finish([self.parse(tensors)])[0]
@@ -112,7 +114,7 @@ class Transform:
     def parse(self, tensors: dict[str, torch.Tensor]) -> Steps:
         """Raises MemoryInvalid for bytes that are no memory in this basis; nothing is made larger than they say."""
         coded = tensors.get("coded")
-        if coded is None or len(tensors) > 1 or coded.ndim != 1 or coded.dtype != torch.uint8:
+        if coded is None or set(tensors) - {"coded", "bias"} or coded.ndim != 1 or coded.dtype != torch.uint8:
             raise MemoryInvalid(f"stored memory has {', '.join(sorted(tensors))}; a transformed one has bytes, `coded`")
         layers, heads, _ = self.basis.shape
         version, source_len, slots, limits, frames = self._opened(coded.numpy().tobytes())
@@ -137,7 +139,10 @@ class Transform:
             own.reshape(slots, -1)[places, axes] = small
             more = (values != small).nonzero()[0]
             beyond.append((places[more], axes[more], values[more].astype(np.int64) - small[more]))
-        return Steps(integers.reshape(2, slots, -1), tuple(beyond), kept, source_len)
+        bias = bias_of(tensors)
+        if bias is not None:
+            check_bias(bias, slots)
+        return Steps(integers.reshape(2, slots, -1), tuple(beyond), kept, source_len, bias)
 
     def finish(self, parsed: Sequence[Steps]) -> list[AnchorKV]:
         """Memories of what was parsed; the runs of one head are multiplied together."""
@@ -150,7 +155,7 @@ class Transform:
                 self._add_beyond(which, memory, own)
             found.append(numbers)
         return [
-            AnchorKV(keys, values, p.slots.positions, p.slots.counts, p.source_len)
+            AnchorKV(keys, values, p.slots.positions, p.slots.counts, p.source_len, p.bias)
             for p, keys, values in zip(parsed, *found, strict=True)
         ]
 
