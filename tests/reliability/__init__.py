@@ -1,0 +1,1 @@
+"""Torture: what a library, an adapter, a model and an engine must survive, counted. `make torture`, docs/reliability.md."""
