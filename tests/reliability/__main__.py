@@ -22,7 +22,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"some of: {', '.join(PARTS)}")
     parser.add_argument("--fresh", action="store_true", help="begin anew; records so far are removed")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="longest time for each part")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the counts (default: docs/reliability)")
+    parser.add_argument(
+        "--records", type=Path, default=RECORDS, help="folder of the counts (default: docs/reliability)"
+    )
     parser.add_argument("--report", action="store_true", help="write the page out of the records, and run nothing")
     parser.add_argument("--json", action="store_true", help="print the counts of all parts as one JSON object")
     own = parser.parse_args()
@@ -42,7 +44,9 @@ def main() -> int:
         (ROOT / "docs" / "reliability.md").write_text(render(RECORDS), "utf-8")
     found = {name: Record.read(own.records, name) for name in PARTS}
     if own.json:
-        print(json.dumps({n: {"counts": r.counts, "goal": dict(PARTS[n].goal), "bad": r.bad} for n, r in found.items()}))
+        print(
+            json.dumps({n: {"counts": r.counts, "goal": dict(PARTS[n].goal), "bad": r.bad} for n, r in found.items()})
+        )
     return int(any(found[n].bad or found[n].missing(PARTS[n]) for n in names))
 
 

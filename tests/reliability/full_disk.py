@@ -51,7 +51,9 @@ def piece(place: Path, number: int, short: bool) -> Found:
                 else:
                     done = 0
                     found.counts["full"] += 1
-                    found.check("no room left" in err and not is_untyped(err), f"{what}: ends with {code}: {err[-300:]}")
+                    found.check(
+                        "no room left" in err and not is_untyped(err), f"{what}: ends with {code}: {err[-300:]}"
+                    )
                     (library / "filler").unlink(missing_ok=True)
                     _judge(found, what, library, before, after, damaged)
                     code, err = kills.in_child(lambda: sac(command.args))

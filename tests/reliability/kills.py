@@ -216,7 +216,10 @@ def _adapter(place: Path, share: int, short: bool, found: Found) -> None:
     def load(folder: Path) -> tuple[object, dict[str, object]]:
         base, tokenizer = load_base(toys.base, torch.device("cpu"), torch.float32)
         method, card = adapters.load(folder, base, tokenizer, base_fingerprint=weights)
-        return method, {"card": card, **{n: p.detach().float().numpy().tobytes() for n, p in method.parameters().items()}}
+        return method, {
+            "card": card,
+            **{n: p.detach().float().numpy().tobytes() for n, p in method.parameters().items()},
+        }
 
     method, old = load(toys.adapter)
     kept = shutil.copytree(toys.adapter, place / "kept")

@@ -14,21 +14,29 @@ from pathlib import Path
 
 from sac_rag.config import IndexConfig
 from sac_rag.library.library import Library
-from tests.cli.cli_toys import Toys, make_adapter, make_bert, make_llama
+from tests.cli.cli_toys import Toys, make_adapter, make_bert
+from tests.conftest import byte_tokenizer, tiny_llama
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = "amber basin cedar delta ember field grove haven inlet jetty knoll ledge marsh north ocean plain quarry ridge".split()
+WORDS = (
+    "amber basin cedar delta ember field grove haven inlet jetty knoll ledge marsh north ocean plain quarry ridge"
+).split()
 
 
 def models(folder: Path) -> Toys:
-    """A model with a chat template, an embedder and an adapter; the cache of this process lies beside them from now on."""
+    """A model that says much, with a chat template, an embedder and an adapter that changes what is read.
+
+    The cache of this process lies beside them from now on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["SAC_CACHE"] = str(folder / "cache")
-    base = make_llama(folder / "llama")
-    (base / "chat_template.jinja").write_text(TEMPLATE)
+    base, tokenizer = folder / "llama", byte_tokenizer()
+    tiny_llama(seed=3, initializer_range=0.3, max_position_embeddings=8192).save_pretrained(base)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(base)
     return Toys(base, make_bert(folder / "bert"), make_adapter(folder / "adapter", base))
 
 

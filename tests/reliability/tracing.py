@@ -45,9 +45,7 @@ def is_there() -> bool:
     return shutil.which("strace") is not None
 
 
-def traced(
-    log: Path, job: Callable[[int], None], *options: str, calls: Sequence[str] = MUTATING
-) -> tuple[int, bytes]:
+def traced(log: Path, job: Callable[[int], None], *options: str, calls: Sequence[str] = MUTATING) -> tuple[int, bytes]:
     """Run a job, which is given a pipe, in a forked child with strace attached; (wait status, what it said).
 
     Raises PermissionError where strace may not attach.
