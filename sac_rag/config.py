@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ _PLAIN: dict[str, tuple[type, ...]] = {
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+AUTO = "auto"
+"""A codec that is chosen by the adapter; a library has one that has a name."""
 MAX_PASSAGE_TOKENS = 510
 """Sub-context length of the paper: no passage and no compressed chunk is longer."""
 
@@ -34,6 +36,27 @@ def check_ratio(ratio: float) -> None:
     """Raises ConfigError for a number of source tokens per anchor that cannot be."""
     if not 1 <= ratio < math.inf:
         raise ConfigError(f"ratio is {ratio}; it must be at least 1 and finite (source tokens per anchor)")
+
+
+def options_of(given: Sequence[str]) -> dict[str, Any]:
+    """Keywords of a method, out of texts KEY=VALUE; a value is JSON, or a text as it stands.
+
+    Raises ConfigError for what is not written so, and for a key that is given twice.
+    """
+    if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
+        raise ConfigError(f"option is {str(given)[:80]!r}; it must be texts key=value, such as even_heads=true")
+    found: dict[str, Any] = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"option is {item[:80]!r}; write key=value, such as even_heads=true")
+        if key in found:
+            raise ConfigError(f"option {key} is given twice, the second time as {value[:80]!r}; give it once")
+        try:
+            found[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[key] = value
+    return found
 
 
 @dataclass(frozen=True)
@@ -45,14 +68,17 @@ class IndexConfig:
     embedder: str = DEFAULT_EMBEDDER
     """Sentence-transformers model for dense retrieval, named likewise."""
     method: str = "sac"
-    """Compression method, by registry name."""
+    """Compression method, by registry name: "sac", or one that needs no adapter, such as "kvzip"."""
+    option: tuple[str, ...] = ()
+    """Keyword of the method as KEY=VALUE, such as even_heads=true of kvzip; in place of its adapter's."""
     adapter: str = "default"
-    """Adapter folder, or "default": the one shipped for this model and method."""
+    """Adapter folder, or "default": the one shipped for this model and method; or "none": the method untrained."""
     ratio: float = 5.0
     """Source tokens per anchor: per slot that a head keeps, on average over heads."""
-    codec: str = "bf16"
-    """How KV bytes are stored: "bf16", "int8" (per channel), "int4" (groups of 32), or "transform" (in axes fitted to
-    the adapter, entropy-coded; `sac codec`)."""
+    codec: str = AUTO
+    """How KV bytes are stored: "bf16", "int8" (per channel), "int4" (groups of 32), "transform" (in axes fitted to the
+    adapter, entropy-coded; `sac codec`), or "auto": "transform" with an adapter that has such axes, as shipped ones do,
+    else "bf16"."""
     passage_tokens: int = 256
     """Longest passage, in base-model tokens (at most 510)."""
     overlap: int = 0
@@ -64,6 +90,8 @@ class IndexConfig:
         if not 0 <= self.overlap < self.passage_tokens:
             raise ConfigError(f"overlap is {self.overlap}; it must lie in 0..{self.passage_tokens - 1}")
         check_ratio(self.ratio)
+        options_of(self.option)
+        object.__setattr__(self, "option", tuple(sorted(self.option)))
 
 
 @dataclass(frozen=True)
@@ -114,6 +142,11 @@ class AskConfig:
     """Drop hits with a cosine similarity below this; None keeps all."""
     search: str = "hybrid"
     """"hybrid" (dense and BM25 fused by reciprocal rank), "dense" or "lexical"."""
+    rerank: str | None = None
+    """A cross-encoder that orders what the search has found: a folder, or a hub id that `sac models pull` has fetched.
+    None leaves the search's order, or that of `SacRag.reranker`."""
+    candidates: int = 20
+    """Passages that a reranker chooses from, at least `k`."""
     placing: str | None = None
     """"source": each passage occupies its source length; "packed": as many positions as a head has slots of it; None
     is as the adapter was trained."""
@@ -126,6 +159,9 @@ class AskConfig:
     fidelity: str = "memory"
     """How passages are read: "memory"; "text"; "mixed" (the best as text, the rest as memory); "auto" (memory, and
     text when that answer is doubtful; needs `sac calibrate`)."""
+    reader: str = "base"
+    """What reads memory: "base", the model as it is (the paper's), or "adapter", with the adapter's own reader where it
+    has one: better answers from the same library, at the price of a second copy of the model in memory."""
     text_passages: int = 1
     """Most passages that a mixed prompt holds as text, the best first."""
     text_tokens: int = 512
@@ -148,6 +184,10 @@ class AskConfig:
 
     def __post_init__(self) -> None:
         check_k(self.k)
+        if self.min_score is not None and not -1 <= self.min_score <= 1:
+            raise ConfigError(f"min_score is {self.min_score}; a cosine similarity lies in -1..1, None keeps all")
+        if self.candidates < 1:
+            raise ConfigError(f"candidates is {self.candidates}; a reranker needs at least 1")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         check_sampling(self.temperature, self.top_p, self.seed)
@@ -155,6 +195,14 @@ class AskConfig:
             raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
         if self.fidelity not in ("memory", "text", "mixed", "auto"):
             raise ConfigError(f"fidelity is {self.fidelity!r}; use memory, text, mixed or auto")
+        if self.reader not in ("base", "adapter"):
+            raise ConfigError(f"reader is {self.reader!r}; use base or adapter")
+        if self.reader == "adapter" and (self.abstain or self.fidelity in ("auto", "text")):
+            what = "abstain" if self.abstain else f"fidelity {self.fidelity!r}"
+            raise ConfigError(
+                f"reader is 'adapter', which {what} does not go with: thresholds were calibrated, and text is read, "
+                "with the model as it is; leave one of them out"
+            )
         if self.fidelity == "mixed" and self.text_score is not None and self.search == "lexical":
             raise ConfigError(
                 f"text_score is {self.text_score}, a cosine similarity, and lexical search has none: use hybrid, dense"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sac_rag.answer.engine import Encoder
 from sac_rag.config import IndexConfig
@@ -32,7 +33,8 @@ def remade(
 
     Raises LibraryMismatch where the model, adapter or embedder is not the one that it was made with.
     """
-    encoder = Encoder(config.model, config.method, config.adapter, device=device, dtype=dtype)
+    made: dict[str, Any] = {"option": config.option, "device": device, "dtype": dtype}
+    encoder = Encoder(config.model, config.method, config.adapter, **made)
     embedder = Embedder.shared(config.embedder, device=str(encoder.device))
     compare(folder, head.fingerprint, encoder.fingerprint(config, embedder))
     maker, out = Maker(encoder, embedder, get_codec(config.codec, codec_state), config.ratio, folder), Remade()

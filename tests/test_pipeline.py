@@ -563,6 +563,44 @@ def test_a_dropped_stream_stops_working(docs, tiny_config, tmp_path):
         assert rag.ask("Who met the birch?", max_new_tokens=2).text is not None
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["streaming", "held back"])
+def test_a_stream_is_cancelled_from_another_thread(docs, tiny_config, tiny_adapter, tmp_path, monkeypatch, held):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        monkeypatch.setattr(rag, "_thresholds", lambda: None)
+        stream = rag.stream("Who met the birch?", max_new_tokens=1500, abstain=held)
+        pieces = []
+        reader = threading.Thread(target=lambda: pieces.extend(stream))
+        reader.start()
+        while not rag.load[0]:
+            time.sleep(0.01)
+        stream.cancel()
+        reader.join(timeout=30)
+        assert not reader.is_alive()
+        while any(rag.load):
+            time.sleep(0.01)
+        assert held <= (not pieces)
+        with pytest.raises(RuntimeError, match="not complete"):
+            _ = stream.answer
+
+
+def test_a_stream_that_is_cancelled_before_it_begins_reads_nothing(docs, tiny_config, tmp_path):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        stream = rag.stream("Who met the birch?", max_new_tokens=1500)
+        stream.cancel()
+        assert "".join(stream) == ""
+        while any(rag.load):
+            time.sleep(0.01)
+
+
+def test_stop_strings_end_an_answer(docs, tiny_config, tmp_path):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        whole = rag.ask("Who met the birch?", max_new_tokens=20)
+        stop = whole.text[4:6]
+        cut = rag.ask("Who met the birch?", max_new_tokens=20, stop=[stop])
+        assert cut.text == whole.text[: whole.text.index(stop)].strip()
+        assert (cut.finish_reason, whole.finish_reason) == ("stop", "length")
+
+
 @pytest.mark.parametrize(
     ("where", "change", "named"),
     [

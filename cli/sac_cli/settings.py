@@ -161,7 +161,7 @@ def _confine(flag: str, value: Any, where: str, folder: Path) -> None:
         name = str(item).rpartition("=")[2] if flag == "adapter" else str(item)
         if flag in MODELS and find_pinned(name, MODELS[flag]):
             continue
-        if flag in ("adapter", "full_ft_adapter") and name == "default":
+        if flag in ("adapter", "full_ft_adapter") and name in ("default", "none"):
             continue
         if not _lies_in(folder, name):
             raise ConfigError(

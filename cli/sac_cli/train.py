@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 from sac_cli import console, fields, interrupts
 from sac_cli.options import Device, Dtype
 from sac_cli.shell import command
+from sac_rag.config import options_of
 from sac_rag.errors import ConfigError
 from sac_rag.train import launch
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 RECIPE = "Recipe"
 OF_READING = "Training behind memories (all but --objective salience)"
 OF_QUESTIONS = "Training on questions (--objective qa, summarise or budget)"
+OF_TEXTS = "Training on texts (--objective ae+lm)"
 TRAINING = fields.settings_of("sac_rag.train.config:TrainConfig", panel="Training")
 OWN = (
     *fields.settings_of("sac_rag.train.objectives.base:ReadingSettings", panel=OF_READING),
     *fields.settings_of("sac_rag.train.objectives.questions:QuestionSettings", panel=OF_QUESTIONS),
+    *fields.settings_of("sac_rag.train.objectives.texts:BothSettings", panel=OF_TEXTS),
 )
 """What some objectives alone read."""
 LORA = fields.settings_of("sac_rag.compress.backbone:LoraSpec", prefix="lora_", panel="LoRA (fixed by --from)")
@@ -122,9 +124,9 @@ def train(
     dtype: Dtype = "auto",
     **values: Any,
 ) -> None:
-    """Train an adapter: pretraining on text (lm, ae) or finetuning on questions (qa) and summaries (summarise).
+    """Train an adapter: pretraining on text (lm, ae, ae+lm) or finetuning on questions (qa) and summaries (summarise).
 
-    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm and ae read their text alone. cloze:
+    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm, ae and ae+lm read their text alone. cloze:
     in front of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a
     number or a phrase that was taken out of it. choice: asks the file's own questions, about half of them with the
     answer and another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, piece by piece.
@@ -143,7 +145,7 @@ def train(
     if steps_scale is not None or micro_tokens is not None:
         raise ConfigError("--steps-scale and --micro-tokens are for --recipe; use --steps and --step-tokens")
     lora, layout, placing = (fields.given(group, values) for group in (LORA, LAYOUT, PLACING))
-    options = _options(option or ())
+    options = options_of(option or ()) or None
     with console.working("loading"):
         from sac_rag.compress.backbone import LoraSpec
         from sac_rag.train.objectives import configured, fields_of
@@ -258,19 +260,6 @@ def _follow(
             stop=lambda: asked.stop,
         )
     _show(done.card, output, as_json, None if done.whole else at)
-
-
-def _options(given: list[str] | tuple[()]) -> dict[str, Any] | None:
-    found: dict[str, Any] = {}
-    for item in given:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--option is {item!r}; write key=value, such as selector=random")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found or None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,24 +20,28 @@ from sac_rag.answer.service import Service
 from sac_rag.compress import adapter as adapters
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.anchor_kv import AnchorKV
+from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
-from sac_rag.config import DEFAULT_MODEL, IndexConfig
-from sac_rag.errors import ConfigError, SacError, check_process
+from sac_rag.config import DEFAULT_MODEL, IndexConfig, options_of
+from sac_rag.errors import AdapterError, ConfigError, SacError, check_process
 from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.loading import choose_device, choose_dtype, eos_ids, load_base
 from sac_rag.models.sources import fingerprint_of, resolve_base, tokenizer_fingerprint_of
 
+UNTRAINED = "none"
+"""In place of an adapter: the method as training would start."""
+
 
 def adapter_folder(model: str, method: str, adapter: str = "default") -> Path | None:
-    """Where the adapter of a method lies; None for a method that has nothing to train.
+    """Where the adapter of a method lies; None for a method that has nothing to train, and for "none".
 
     Raises AdapterError where it cannot be found, ConfigError where one is named for a method without.
     """
     if METHODS.load(method).trains:
-        return find_adapter(model, method, adapter)
+        return None if adapter == UNTRAINED else find_adapter(model, method, adapter)
     if adapter != "default":
         raise ConfigError(f"method {method!r} has nothing to train, so it takes no adapter: leave {adapter!r} out")
     return None
@@ -58,10 +63,12 @@ class Encoder:
         method: str,
         adapter: str,
         *,
+        option: Sequence[str] = (),
         device: str = "auto",
         dtype: str = "auto",
         fetch: bool = True,
     ) -> None:
+        """option: as of `IndexConfig`."""
         self.model_name, self.method_name, self.adapter_name = model, method, adapter
         self.path = resolve_base(model, fetch=fetch)
         self.adapter_path = adapter_folder(model, method, adapter)
@@ -71,12 +78,13 @@ class Encoder:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         base, tokenizer = load_base(self.path, self.device, self.dtype)
-        weights = fingerprint_of(self.path)
+        self._options = options_of(option)
+        made: dict[str, Any] = {"base_fingerprint": fingerprint_of(self.path), "options": self._options}
         self.method: Method
         if self.adapter_path:
-            self.method, self.card = adapters.load(self.adapter_path, base, tokenizer, base_fingerprint=weights)
+            self.method, self.card = adapters.load(self.adapter_path, base, tokenizer, **made)
         else:
-            self.method, self.card = adapters.untrained(method, base, tokenizer, base=model, base_fingerprint=weights)
+            self.method, self.card = adapters.untrained(method, base, tokenizer, base=model, **made)
         self._ends = eos_ids(base)
         self._busy, self._pid = threading.RLock(), os.getpid()
 
@@ -108,10 +116,9 @@ class Encoder:
             card, found = Card.read(self.adapter_path), adapter_sha256(self.adapter_path)
         except (SacError, OSError):
             return False
-        mine = self.card
-        return found == self.adapter_sha256 and (card.lora, card.options, card.layout, card.placing) == (
-            *(mine.lora, mine.options, mine.layout, mine.placing),
-        )
+        card = dataclasses.replace(card, options={**card.options, **self._options})
+        fixed = ("lora", "options", "layout", "placing", "reader")
+        return found == self.adapter_sha256 and all(getattr(card, n) == getattr(self.card, n) for n in fixed)
 
     def fingerprint(self, config: IndexConfig, embedder: Embedder) -> dict[str, Any]:
         """Everything that stored memories depend on, by name: what a library is opened against."""
@@ -122,6 +129,7 @@ class Encoder:
             "tokenizer_sha256": tokenizer_fingerprint_of(self.path),
             "rope": {k: v for k, v in sorted(self.method.backbone.config.rope_parameters.items()) if v is not None},
             "method": config.method,
+            **({"option": list(config.option)} if config.option else {}),
             "adapter": config.adapter,
             "adapter_sha256": self.adapter_sha256,
             "ratio": config.ratio,
@@ -144,18 +152,55 @@ class Engine(Encoder):
         method: str,
         adapter: str,
         *,
+        option: Sequence[str] = (),
         device: str = "auto",
         dtype: str = "auto",
         fetch: bool = True,
     ) -> None:
-        super().__init__(model, method, adapter, device=device, dtype=dtype, fetch=fetch)
+        super().__init__(model, method, adapter, option=option, device=device, dtype=dtype, fetch=fetch)
         backbone = self.method.backbone
         if not self.method.reads_with_lora:
             backbone.pack()
-        stop = backbone.template(self.method.layout.end)[:1]
-        self.reader = Reader(backbone, [*stop, *self._ends], use_lora=self.method.reads_with_lora)
+        self.reader = self._reading(backbone, use_lora=self.method.reads_with_lora)
         self.service = Service(self.reader, self.busy)
         """Answers questions of all threads as one batch."""
+        self._adapted: Service | None = None
+
+    def service_of(self, reader: str) -> Service:
+        """What answers with "base", the model as it is, or with "adapter", the reader beside this engine's adapter,
+        which is loaded at its first use. Raises AdapterError where there is none."""
+        if reader not in ("base", "adapter"):
+            raise ConfigError(f"reader is {reader!r}; use base or adapter")
+        return self.service if reader == "base" else self.adapted
+
+    @property
+    def adapted(self) -> Service:
+        """Answers with the adapter's own reader, as a batch of its own. Raises AdapterError where it has none."""
+        with self.busy():
+            if self._adapted is None:
+                if self.adapter_path is None:
+                    raise AdapterError(f"method {self.method_name!r} has no adapter, and so no reader: use reader base")
+                with torch.inference_mode(False):
+                    backbone = adapters.load_reader(self.adapter_path, self.method, self.card).folded()
+                backbone.pack()
+                self._adapted = Service(self._reading(backbone), self.busy)
+                self._adapted.max_rows = self.service.max_rows
+            return self._adapted
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """(answers being made, answers that wait for a row), with either reader."""
+        loads = [service.load for service in (self.service, self._adapted) if service is not None]
+        return sum(made for made, _ in loads), sum(waiting for _, waiting in loads)
+
+    def limit_rows(self, rows: int) -> None:
+        """Make at most so many answers at the same time, with either reader."""
+        for service in filter(None, (self.service, self._adapted)):
+            service.max_rows = rows
+
+    def _reading(self, backbone: Backbone, *, use_lora: bool = False) -> Reader:
+        stop = backbone.template(self.method.layout.end)[:1]
+        return Reader(backbone, [*stop, *self._ends], use_lora=use_lora)
 
     @classmethod
     def shared(
@@ -164,19 +209,22 @@ class Engine(Encoder):
         method: str = "sac",
         adapter: str = "default",
         *,
+        option: Sequence[str] = (),
         device: str = "auto",
         dtype: str = "auto",
         fetch: bool = True,
     ) -> Engine:
         """The engine of these settings, loaded at the first call of the process, and anew when its adapter has been
         trained on since; "auto" is the device that it means. fetch: whether the model may be, see `resolve_base`."""
-        key = cls._key(model, method, adapter, device, dtype)
+        key = (*cls._key(model, method, adapter, device, dtype), *option)
         with cls._lock:
             engine = cls._shared.get(key)
             if engine is not None:
                 check_process(engine._pid, "the model was loaded")
             if engine is None or not engine.is_current():
-                engine = cls._shared[key] = cls(model, method, adapter, device=device, dtype=dtype, fetch=fetch)
+                engine = cls._shared[key] = cls(
+                    model, method, adapter, option=option, device=device, dtype=dtype, fetch=fetch
+                )
             return engine
 
     @staticmethod

@@ -147,7 +147,7 @@ class Service:
     ) -> None:
         self.max_rows, self.kept_slots = max_rows, kept_slots
         self._busy, self._decoding = busy, reader.start()
-        self.backbone = reader.backbone
+        self.reader, self.backbone = reader, reader.backbone
         self._pid = os.getpid()
         self._lock = threading.Condition()
         self._waiting: list[_Job] = []
@@ -157,6 +157,12 @@ class Service:
         self._closed = False
         # A daemon thread that computes while the interpreter goes down aborts the process.
         atexit.register(_close, weakref.ref(self))
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """(answers being made, answers that wait for a row)."""
+        with self._lock:
+            return len(self._under_way), len(self._waiting)
 
     def close(self) -> None:
         """Cancel what is under way and wait for the computing thread; called at the end of the process."""

@@ -29,7 +29,7 @@ from sac_rag.config import IndexConfig
 from sac_rag.errors import ConfigError, LibraryLocked
 from sac_rag.library.filters import plain
 from sac_rag.library.library import Library
-from sac_rag.records import Document, Passage
+from sac_rag.records import Document, Passage, nfc
 from sac_rag.text.passages import offsets_of, split
 
 
@@ -62,7 +62,7 @@ class Serving:
         """The tag of a text that the library holds under the id of a passage or the uri of a document; a line for each
         passage where it is several. None unless what is stored is this very text, but for white space between passages.
         """
-        library = self.library
+        library, text = self.library, nfc(text)
         passages = library.get([name]) if library.holds(name) else library.passages(name)
         for some in (passages, *([p] for p in passages if p.text == text)):
             if some and _covers(some, text):
@@ -96,6 +96,7 @@ class Serving:
         as consecutive sub-contexts under one id. The longest unused are forgotten beyond `PASSING_BYTES`; their tags
         then stay text.
         """
+        texts = [nfc(text) for text in texts]
         return self._passing.compress(texts, self.engine, self.config.ratio, plain(meta) if meta else None)
 
     # -- replies -------------------------------------------------------------------------------------------
@@ -107,14 +108,16 @@ class Serving:
         *,
         stop: Sequence[str] = (),
         timeout: float | None = None,
+        reader: str = "base",
     ) -> Reply:
         """The assistant's next message, piece by piece. A conversation's next turn goes on from what was read.
 
         messages: or the prompt that `conversation` made of them. stop: strings that end it and are no part of it.
-        timeout: seconds for all of it, TimeoutError beyond. Raises as `conversation` does.
+        timeout: seconds for all of it, TimeoutError beyond. reader: as in AskConfig. Raises as `conversation` does, and
+        AdapterError for an adapter without a reader.
         """
         prompt, sampling = self._prompt(messages, sampling), sampling or Sampling()
-        return Reply.begin(self.engine.service, prompt, sampling, stop=stop, timeout=timeout)
+        return Reply.begin(self.engine.service_of(reader), prompt, sampling, stop=stop, timeout=timeout)
 
     async def areply(
         self,
@@ -123,10 +126,17 @@ class Serving:
         *,
         stop: Sequence[str] = (),
         timeout: float | None = None,
+        reader: str = "base",
     ) -> AsyncReply:
         """As `reply`, without ever blocking the running event loop."""
         prompt = await asyncio.to_thread(self._prompt, messages, sampling)
-        return AsyncReply.begin(self.engine.service, prompt, sampling or Sampling(), stop=stop, timeout=timeout)
+        return AsyncReply.begin(
+            await asyncio.to_thread(self.engine.service_of, reader),
+            prompt,
+            sampling or Sampling(),
+            stop=stop,
+            timeout=timeout,
+        )
 
     def converse(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Generation:
         """As `reply`, token by token."""
@@ -189,7 +199,12 @@ class Serving:
     def max_rows(self, rows: int) -> None:
         if rows < 1:
             raise ConfigError(f"max_rows is {rows}; at least one answer must be made at a time")
-        self.engine.service.max_rows = rows
+        self.engine.limit_rows(rows)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """(answers being made, answers that wait for a row), of all libraries of one model."""
+        return self.engine.load
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of the base model's tokenizer; special tokens that are spelled out in the text stay text."""

@@ -30,6 +30,7 @@ READERS = Registry(
         "text": "sac_rag.evaluate.readers:Text",
         "memory": "sac_rag.evaluate.readers:Compressed",
         "mixed": "sac_rag.evaluate.readers:Mixed",
+        "adapted": "sac_rag.evaluate.readers:Adapted",
         "full-ft": "sac_rag.evaluate.readers:FullFt",
     },
 )
@@ -49,6 +50,10 @@ class QuestionReader:
     """The method whose adapter reads in place of the one under test, in its own prompt."""
     by_adapter: ClassVar[bool] = False
     """Whether an adapter's weights decide its answers; else its layout alone does."""
+    reads: ClassVar[str] = "base"
+    """What reads its prompts: as `AskConfig.reader`."""
+    fidelity: ClassVar[str] = "text"
+    """How retrieved passages are laid out for it: as `AskConfig.fidelity`."""
     mixes: ClassVar[bool] = False
     """Whether it goes by how many passages are read as text."""
     wide: ClassVar[int] = 1
@@ -93,6 +98,7 @@ class Compressed(QuestionReader):
     """The frozen model reads compressed memory."""
 
     compressed = by_adapter = True
+    fidelity = "memory"
 
     def label(self, method: str, ratio: float | None) -> str:
         return f"{method} {ratio:g}x" if ratio else self.name
@@ -109,9 +115,19 @@ class Mixed(Compressed):
 
     tracks = (RETRIEVED,)
     mixes = True
+    fidelity = "mixed"
 
     def label(self, method: str, ratio: float | None) -> str:
         return f"{self.name} {ratio:g}x"
+
+
+class Adapted(Compressed):
+    """The adapter's own reader reads compressed memory."""
+
+    reads = "adapter"
+
+    def label(self, method: str, ratio: float | None) -> str:
+        return f"{method} {ratio:g}x, {self.name}" if ratio else self.name
 
 
 class FullFt(QuestionReader):
@@ -146,6 +162,12 @@ def check_readers(readers: Sequence[str], track: str, method: str, ratios: Seque
             )
     for ratio in ratios:
         check_ratio(ratio)
+
+
+def ratios_of(method: str, ratios: Sequence[float]) -> tuple[float, ...]:
+    """The ratios at which a method is scored: the given ones, or the only one that it has."""
+    only: float | None = METHODS.load(method).only_ratio
+    return tuple(map(float, ratios)) if only is None else (only,)
 
 
 def written(method: Method, ids: Sequence[Sequence[int]], ratio: float) -> list[list[AnchorKV]]:

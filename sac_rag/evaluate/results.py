@@ -7,14 +7,14 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sac_rag import __version__
 from sac_rag.answer.engine import adapter_folder, placing_of
 from sac_rag.compress.adapter import Card, write_atomic
-from sac_rag.config import fingerprint
+from sac_rag.config import fingerprint, options_of
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.runs import Prediction, RunT, Scored
 from sac_rag.models.adapters import adapter_sha256
@@ -38,7 +38,7 @@ class Origin:
     """LoRA settings and options of the adapter's card; the positions of its memories where they are not the default."""
 
     @classmethod
-    def of(cls, model: str, method: str, adapter: str) -> Origin:
+    def of(cls, model: str, method: str, adapter: str, option: tuple[str, ...] = ()) -> Origin:
         """Raises ModelError or AdapterError when one of them cannot be had."""
         base, folder = resolve_base(model), adapter_folder(model, method, adapter)
         card = Card.read(folder) if folder else None
@@ -50,13 +50,19 @@ class Origin:
             adapter_sha256=adapter_sha256(folder) if folder else None,
             layout=dict(card.layout) if card else {},  # that of the chat template, which the tokenizer's hash knows
             built={
-                **({"lora": card.lora, "options": card.options} if card else {"lora": {}, "options": {}}),
+                "lora": card.lora if card else {},
+                "options": {**(card.options if card else {}), **options_of(option)},
                 **({"positions": positions} if positions else {}),
             },
+            reader=dict(card.reader) if card else {},
         )
 
-    def determines(self, by_adapter: bool) -> dict[str, Any]:
-        """What of it decides a reader's answers: of an adapter, some see the layout alone."""
+    reader: dict[str, Any] = field(default_factory=dict)
+    """The reader adapter that its card names; empty where there is none."""
+
+    def determines(self, by_adapter: bool, reads: str = "base") -> dict[str, Any]:
+        """What of it decides a reader's answers: of an adapter, some see the layout alone. reads: as in
+        AskConfig.reader."""
         found: dict[str, Any] = {
             "model_sha256": self.model_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
@@ -64,6 +70,8 @@ class Origin:
         }
         if by_adapter:
             found |= {"method": self.method, "adapter_sha256": self.adapter_sha256, **self.built}
+        if reads == "adapter":
+            found |= {"reader_sha256": self.reader.get("sha256")}
         return found
 
 

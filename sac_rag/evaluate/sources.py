@@ -92,7 +92,7 @@ class Found(Source):
 
     def asked(self, engine: Engine, reader: QuestionReader, batch: int) -> Iterator[Asked]:
         questions = self.task.in_order
-        ask = replace(self._ask, fidelity=reader.name if reader.compressed else "text")
+        ask = replace(self._ask, fidelity=reader.fidelity, reader=reader.reads)
         for start in range(0, len(questions), batch):
             asked = Asked(places=list(range(len(questions)))[start : start + batch])
             for place in asked.places:
@@ -130,7 +130,9 @@ def score(
 
     with engine.busy(), measured(engine.device) as cost:
         for asked in source.asked(engine, reader, batch):
-            answers = answers_of(engine.reader, asked.prompts, reader.wide * batch, source.sampling, done=heard)
+            answers = answers_of(
+                engine.service_of(reader.reads).reader, asked.prompts, reader.wide * batch, source.sampling, done=heard
+            )
             held: Sequence[bool | None] = asked.held or [None] * len(answers)
             for place, q, found, (text, logprob) in zip(asked.places, asked.questions, held, answers, strict=True):
                 answered[place] = Prediction.of(q, text, logprob, found)

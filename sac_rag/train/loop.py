@@ -97,7 +97,7 @@ def train(
     card = dataclasses.replace(card, training={**card.training, "stages": stages})
     if team.leads:
         state.leave()
-        adapter.save(method, card, folder)
+        card = adapter.save(method, card, folder)
     team.meet()  # the adapter is on disk before anyone reads it
     return card
 

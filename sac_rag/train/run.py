@@ -101,6 +101,7 @@ def run(
     shown = None
     if teacher is not None:
         shown = Teacher.load(find_adapter(name, "full-ft", str(teacher)), built, card.base_fingerprint)
+    OBJECTIVES.load(config.objective).prepare(config, built, folder, card)
     mixture = _mixture(specs, built.backbone.tokens, config)
     begun = adapter_sha256(folder) if folder else None
     return train(built, mixture, config, card, Path(output), start_from=begun, teacher=shown, listen=listen, stop=stop)

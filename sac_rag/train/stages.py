@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sac_rag.compress.adapter import Card, write_atomic
+from sac_rag.compress.adapter import READER_WEIGHTS, Card, write_atomic
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import ConfigError
 from sac_rag.foreign import parse_object, read_text
@@ -109,7 +109,8 @@ def follow(
         before = folder
     assert card is not None and before is not None, "a recipe has stages"
     if team.leads and not _same(before, output):
-        for name in (WEIGHTS, CARD):  # the card last: with it an adapter is whole
+        reader = (READER_WEIGHTS,) if card.reader else ()
+        for name in (WEIGHTS, *reader, CARD):  # the card last: with it an adapter is whole
             write_atomic(output / name, (before / name).read_bytes())
     team.meet()
     return Followed(card, output, whole=True)

@@ -26,7 +26,7 @@ class State:
         config = self._config = objective.config
         others = tuple({OBJECTIVES.load(name).owns for name in OBJECTIVES} - {""})
         apart = () if objective.owns else others
-        self._parameters = objective.method.parameters()
+        self._parameters = objective.method.trained()
         self._trained = {
             name: p
             for name, p in self._parameters.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -46,6 +46,8 @@ class ChatSac(LibraryUser, BaseChatModel):
     """Seconds for a whole answer, looked at after every token; TimeoutError beyond."""
     max_retries: int = 0
     """Taken because chains pass it; a model in this process is not asked twice."""
+    reader: Literal["base", "adapter"] = "base"
+    """What reads memory: the model as it is, or with the adapter's own reader where it has one."""
     streaming: bool = False
     """Make `invoke` report token by token to callbacks."""
     where: dict[str, Any] | None = None
@@ -71,7 +73,8 @@ class ChatSac(LibraryUser, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("library", "max_tokens", "temperature", "top_p", "stop", "seed", "where", "allowed_ids", "recall")
+        names = ["library", "max_tokens", "temperature", "top_p", "stop", "seed"]
+        names += ["where", "allowed_ids", "recall", "reader"]
         return {name: getattr(self, name) for name in names}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -188,13 +191,14 @@ class ChatSac(LibraryUser, BaseChatModel):
         wheres = (self.where, given.pop("where", None))
         allowed = (self.allowed_ids, given.pop("allowed_ids", None))
         stop = given.pop("stop", None) if stop is None else stop
-        own = {n: given.pop(n, None) for n in ("max_tokens", "temperature", "top_p", "seed", "timeout", "recall")}
+        names = ("max_tokens", "temperature", "top_p", "seed", "timeout", "recall", "reader")
+        own = {n: given.pop(n, None) for n in names}
         if given:
             known = ", ".join((*own, "stop", "where", "allowed_ids"))
             raise TypeError(f"ChatSac was called with {', '.join(map(repr, given))}; a call takes {known}")
         chosen = (getattr(self, n) if v is None else v for n, v in own.items())
-        tokens, temperature, top_p, seed, timeout, recall = chosen
+        tokens, temperature, top_p, seed, timeout, recall, reader = chosen
         sampling = Sampling(tokens, temperature or 0.0, top_p, seed, min_new_tokens=1)
         stop = self.stop if stop is None else stop
         stop = [stop] if isinstance(stop, str) else stop
-        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed, recall)
+        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed, recall, reader)

@@ -29,6 +29,8 @@ class SacRetriever(LibraryUser, BaseRetriever):
     """Documents returned; a call may ask for another number: `retriever.invoke(question, k=2)`."""
     search_type: Literal["hybrid", "dense", "lexical", "mmr"] = "hybrid"
     """"hybrid" fuses "dense" and "lexical"; "mmr" takes diverse ones of its results."""
+    rerank: str | None = None
+    """A cross-encoder that orders what was found, as in `AskConfig.rerank`; not with "mmr"."""
     where: dict[str, Any] | None = None
     """Metadata filter, as in `SacRag.retrieve`; a call's own `where` comes in addition."""
 
@@ -55,4 +57,5 @@ class SacRetriever(LibraryUser, BaseRetriever):
     def _found(self, query: str, k: int | None, where: dict[str, Any] | None) -> list[Document]:
         rag = self.newest()
         both = all_of(self.where, where)
-        return to_documents(rag, search(rag, query, self.k if k is None else k, self.search_type, both))
+        hits = search(rag, query, self.k if k is None else k, self.search_type, both, rerank=self.rerank)
+        return to_documents(rag, hits)

@@ -18,29 +18,24 @@ FETCH_K = 20
 """Candidates of a search for diversity, at least."""
 
 
-def search(rag: SacRag, query: str, k: int, mode: str, where: Mapping[str, Any] | None) -> list[Hit]:
-    """The best k passages. mode: as in `AskConfig.search`, or "mmr" (hybrid, then maximal marginal relevance)."""
+def search(
+    rag: SacRag, query: str, k: int, mode: str, where: Mapping[str, Any] | None, *, rerank: str | None = None
+) -> list[Hit]:
+    """The best k passages. mode: as in `AskConfig.search`, or "mmr" (hybrid, then maximal marginal relevance). rerank:
+    as in AskConfig; ConfigError with "mmr", which has an order of its own."""
     from sac_rag.config import AskConfig
+    from sac_rag.errors import ConfigError
 
     if mode == "mmr":
-        hits = rag.retrieve(query, AskConfig(k=max(FETCH_K, 4 * k)), where=where)
-        return diverse(rag, query_vector(rag, query), hits, k)
-    return rag.retrieve(query, AskConfig(k=k, search=mode), where=where)
+        if rerank:
+            raise ConfigError(f"search_type is 'mmr', and rerank {rerank!r}: each would undo the other's order")
+        return rag.diverse(query, k, fetch=max(FETCH_K, 4 * k), where=where, distinct=True)
+    return rag.retrieve(query, AskConfig(k=k, search=mode, rerank=rerank), where=where)
 
 
 def query_vector(rag: SacRag, query: str) -> Any:
     """The embedding of a question, float32 of shape (dim,)."""
     return rag.embed([query], kind="query")[0]
-
-
-def diverse(rag: SacRag, vector: Any, hits: Sequence[Hit], k: int, lambda_mult: float = 0.5) -> list[Hit]:
-    """k of the hits by maximal marginal relevance (Carbonell, Goldstein 1998). lambda_mult: 1 is closeness alone."""
-    from langchain_core.vectorstores.utils import maximal_marginal_relevance
-
-    if not hits:
-        return []
-    vectors = list(rag.library.vectors([h.passage.id for h in hits]))
-    return [hits[i] for i in maximal_marginal_relevance(vector, vectors, lambda_mult, k)]
 
 
 def to_documents(rag: SacRag, hits: Sequence[Hit]) -> list[Document]:

@@ -28,6 +28,7 @@ class Call:
     wheres: tuple[dict[str, Any] | None, ...]
     allowed: tuple[Sequence[str] | None, ...]
     recall: bool
+    reader: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Asked:
     @property
     def settings(self) -> dict[str, Any]:
         """Arguments of `SacRag.reply` beside the prompt."""
-        return {"sampling": self.call.sampling, "stop": self.call.stop, "timeout": self.call.timeout}
+        call = self.call
+        return {"sampling": call.sampling, "stop": call.stop, "timeout": call.timeout, "reader": call.reader}
 
 
 def usage_of(reply: Reply | AsyncReply) -> UsageMetadata:

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory
-from sac_rag.compress.backbone import Backbone, LoraSpec
+from sac_rag.compress.backbone import Backbone, LoraSpec, Reading
 from sac_rag.compress.budgets import Budget
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.placing import Placing, compose
+from sac_rag.compress.reader_adapter import ReaderAdapter
 from sac_rag.compress.selectors import Selector
 from sac_rag.config import MAX_PASSAGE_TOKENS
 
@@ -50,10 +51,17 @@ class Method(ABC):
     """Whether chunks of one context are written without regard to each other, so that batches may part them."""
     causal = False
     """Whether writing never sees later tokens, so that there is no future to open."""
+    only_ratio: ClassVar[float | None] = None
+    """The one ratio that it writes at; None: any."""
+    weighs: ClassVar[bool] = False
+    """Whether what it keeps of a passage follows from the model's own numbers, so that other kernels may keep one or
+    another token else; else it follows from token ids alone."""
     selector: Selector | None = None
     """What chooses the tokens it keeps, where they are chosen by one of `SELECTORS`."""
     budget: Budget | None = None
     """What shares out slots among heads, where one of `BUDGETS` does."""
+    reader: ReaderAdapter | None = None
+    """What reads behind its memories in place of the base model, where that is trained."""
     options: Mapping[str, Any]
     """The options it was made with, those left out with their defaults."""
 
@@ -82,8 +90,19 @@ class Method(ABC):
         return found if spec is None or spec.alpha == LoraSpec().alpha else {**found, "lora_alpha": spec.alpha}
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Everything that training changes, by stable name."""
+        """Everything of its own that training changes, by stable name."""
         return {}
+
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        """Its parameters, and those of its reader."""
+        return {**self.parameters(), **(self.reader.parameters() if self.reader else {})}
+
+    # -- reading memory ----------------------------------------------------------------------------------
+
+    def read(self, memories: Sequence[Memory], readings: Sequence[Reading]) -> torch.Tensor:
+        """Logits (scored tokens, vocabulary) of texts behind memories, as `Backbone.read`, by what reads for it."""
+        backbone = self.reader.backbone if self.reader else self.backbone
+        return backbone.read(memories, readings, use_lora=self.reads_with_lora or self.reader is not None)
 
     # -- writing memory ----------------------------------------------------------------------------------
 
@@ -233,6 +252,18 @@ class PerChunk(Method):
         self, chunks: Sequence[Chunk], ratios: Sequence[float], *, future_bias: float | None = None
     ) -> list[AnchorKV]:
         """A memory for each chunk, one ratio each; as in `Method.write`."""
+
+
+def parted(kv: AnchorKV, places: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[AnchorKV]:
+    """The memory of a context, the same in all heads, as one for each of its chunks.
+
+    places: of each chunk the tokens that its slots stand for, ascending; lengths: tokens of each chunk.
+    """
+    grid = (*kv.counts.shape, -1, kv.keys.shape[1])
+    sizes = [len(at) for at in places]
+    keys, values = (t.view(grid).split(sizes, dim=2) for t in (kv.keys, kv.values))
+    parts = zip(keys, values, places, lengths, strict=True)
+    return [AnchorKV.even(k, v, at.to(kv.keys.device), n) for k, v, at, n in parts]
 
 
 def _defaults(cls: type[Method]) -> dict[str, Any]:

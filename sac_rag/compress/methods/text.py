@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sac_rag.compress.anchor_kv import AnchorKV
-from sac_rag.compress.methods.base import Chunk, Method
+from sac_rag.compress.methods.base import Chunk, Method, parted
 from sac_rag.compress.placing import Placing
 
 
@@ -45,12 +45,5 @@ class KeepsText(Method):
         ]
         picks = [self.backbone.even(torch.arange(len(prefix), len(text))) for text in texts]
         read = self.backbone.encode(texts, picks, causal=True, use_lora=self.reads_with_lora)
-        layers, heads, dim = self.backbone.kv_shape
-        out = []
-        for kv, chunks, places in zip(read, contexts, kept, strict=True):
-            sizes = [len(at) for at in places]
-            keys, values = (t.view(layers, heads, -1, dim).split(sizes, dim=2) for t in (kv.keys, kv.values))
-            device = kv.keys.device
-            parts = zip(keys, values, places, chunks, strict=True)
-            out.append([AnchorKV.even(k, v, at.to(device), len(chunk)) for k, v, at, chunk in parts])
-        return out
+        lengths = [[len(c) for c in chunks] for chunks in contexts]
+        return [parted(*of) for of in zip(read, kept, lengths, strict=True)]

@@ -6,10 +6,12 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from sac_rag.compress.adapter import Card
 from sac_rag.compress.methods.base import Method
 from sac_rag.errors import ConfigError, TrainingError
 from sac_rag.train.batch import Batch, answer_loss, scored_logits
@@ -47,6 +49,12 @@ class Objective(ABC):
         self.own: Any = config.own
         if teacher and not self.takes_teacher:
             raise ConfigError(f"objective {config.objective} has no use for a teacher; leave it out")
+
+    @classmethod
+    def prepare(cls, config: TrainConfig, method: Method, begun: Path | None, card: Card) -> None:
+        """Give a method what a stage trains and it has not got. begun: the adapter folder that it was loaded from, with
+        that one's card; None for a fresh one. Raises ConfigError for a method that has no use for it."""
+        return
 
     def draw(self, mixture: Mixture, step: int, part: int) -> Batch:
         """One micro-batch that something can be learned from.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -44,7 +44,7 @@ _ROLES = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
 }
-_CALL = ("max_tokens", "temperature", "top_p", "seed", "stop", "timeout")
+_CALL = ("max_tokens", "temperature", "top_p", "seed", "stop", "timeout", "reader")
 """Settings that a single call may change."""
 
 
@@ -55,7 +55,7 @@ class SacLLM(CustomLLM):
     read as memory where their text stands in a message (unless recall=False), and so are tags; what `where` leaves out,
     edited text and forged tags stay text. A conversation's next turn goes on from what was read. Calls from any number
     of threads and tasks are answered as one batch; async methods never block the loop. A call may change max_tokens,
-    temperature, top_p, seed, stop and timeout.
+    temperature, top_p, seed, stop, timeout and reader.
     """
 
     library: str | None = Field(default=None, description="Folder of the library.")
@@ -68,6 +68,9 @@ class SacLLM(CustomLLM):
         default=True, description="Whether passages that were handed out are read as memory where their text stands."
     )
     timeout: float | None = Field(default=None, description="Seconds for a whole answer; TimeoutError beyond.")
+    reader: Literal["base", "adapter"] = Field(
+        default="base", description="What reads memory: the model as it is, or with the adapter's own reader."
+    )
     where: dict[str, Any] | None = Field(
         default=None, description="Metadata filter of the stored passages whose tags may be read."
     )
@@ -209,7 +212,7 @@ class SacLLM(CustomLLM):
             min_new_tokens=1,
         )
         prompt = rag.conversation([self._message(rag, m) for m in messages], sampling)
-        return rag, prompt, {"sampling": sampling, "stop": chosen["stop"], "timeout": chosen["timeout"]}
+        return rag, prompt, {"sampling": sampling, **{name: chosen[name] for name in ("stop", "timeout", "reader")}}
 
     def _message(self, rag: SacRag, message: ChatMessage) -> Message:
         from sac_rag.answer.chat import Message

@@ -42,6 +42,7 @@ class SacRetriever(BaseRetriever):
         where: Mapping[str, Any] | None = None,
         filters: MetadataFilters | None = None,
         min_score: float | None = None,
+        rerank: str | None = None,
         tags: bool = False,
         library: str | os.PathLike[str] | None = None,
         callback_manager: CallbackManager | None = None,
@@ -52,7 +53,7 @@ class SacRetriever(BaseRetriever):
         if k is not None and similarity_top_k is not None and k != similarity_top_k:
             raise ConfigError(f"k is {k} and similarity_top_k {similarity_top_k}: give one of them")
         number = next((n for n in (k, similarity_top_k) if n is not None), 5)
-        self.ask = AskConfig(k=number, search=search, min_score=min_score)
+        self.ask = AskConfig(k=number, search=search, min_score=min_score, rerank=rerank)
         self.tags = tags
 
     @classmethod

@@ -1,0 +1,66 @@
+"""The reader adapter: a LoRA on the model that reads behind memory. Memories, encoder and base stay as they are.
+
+The paper's reader is the frozen base; this is an addition to it. It is trained after the encoder and for its memories,
+and only tokens that are read pass through it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sac_rag.compress.backbone import Backbone, LoraSpec
+from sac_rag.errors import AdapterError
+
+READER = "reader."
+"""Begins the names of its parameters: they are trained in a stage of their own, and stored in a file of their own."""
+
+
+class ReaderAdapter:
+    """A LoRA on all layers of a backbone's decoder, whose own weights stay as they are.
+
+    backbone: reads with it by `use_lora`; what it writes is of no use.
+    """
+
+    def __init__(self, base: Backbone, spec: LoraSpec) -> None:
+        self.spec = replace(spec, whole=True)
+        self.backbone = Backbone(base.decoder, base.tokenizer, self.spec)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By stable name, fp32."""
+        return {READER + name: p for name, p in self.backbone.trainable()}
+
+    @torch.no_grad()
+    def start(self, tensors: Mapping[str, torch.Tensor], share: float) -> None:
+        """Begin with a share of another LoRA of the same shape, such as Full-FT's. tensors: by name, without `READER`.
+
+        Raises AdapterError where they are of another shape.
+        """
+        mine = {name.removeprefix(READER): p for name, p in self.parameters().items()}
+        if unlike := sorted(
+            {n for n, p in mine.items() if n not in tensors or tensors[n].shape != p.shape} | (set(tensors) - set(mine))
+        ):
+            raise AdapterError(f"a reader adapter cannot begin with a LoRA of another shape ({unlike[0]}, and others)")
+        for name, p in mine.items():
+            p.copy_(tensors[name] if "lora_A" in name else share * tensors[name])
+
+    @torch.no_grad()
+    def folded(self) -> Backbone:
+        """A backbone whose decoder is the base with this LoRA added to its weights (in fp32, rounded once): reading
+        with it costs what reading with the base does. It holds a second copy of the layers it changes."""
+        base, adapted = self.backbone.decoder, self.backbone.encoder
+        shared = {id(t): t for tensors in (base.parameters(), base.buffers()) for t in tensors}
+        twin = copy.deepcopy(base, shared)
+        theirs = dict(adapted.named_modules())
+        for name, module in twin.named_modules():
+            lora = theirs.get(name)
+            if lora is None or not hasattr(lora, "lora_A"):
+                continue
+            a, b = lora.lora_A["default"].weight.float(), lora.lora_B["default"].weight.float()
+            weight = module.weight.float() + lora.scaling["default"] * (b @ a)
+            module.weight = nn.Parameter(weight.to(module.weight.dtype), requires_grad=False)
+        return Backbone(twin, self.backbone.tokenizer)
