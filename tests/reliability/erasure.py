@@ -17,7 +17,16 @@ from tests.reliability.parts import Found
 from tests.reliability.small import config, models, sentences
 from tests.reliability.tracing import fork
 
-KINDS = ("text", "heading", "metadata", "name", "an old version", "a run that was killed", "a damaged catalog", "a lexical file")
+KINDS = (
+    "text",
+    "heading",
+    "metadata",
+    "name",
+    "an old version",
+    "a run that was killed",
+    "a damaged catalog",
+    "a lexical file",
+)
 
 
 def piece(place: Path, number: int, short: bool) -> Found:
@@ -103,4 +112,3 @@ def _where(canaries: dict[str, str], places: list[Path]) -> dict[str, list[str]]
                 if any(form(canary) in raw or form(canary.upper()) in raw for form in forms.values()):
                     out[kind].append(path.name)
     return out
-

@@ -94,7 +94,7 @@ Limited = Callable[[int, Callable[[], tuple[int, str, str]]], tuple[int, str, st
 
 @contextlib.contextmanager
 def _small_file_system(library: Path, found: Found) -> Iterator[Limited]:
-    """The library's folder as a file system of its own, where one may be mounted; else a limit on the length of files."""
+    """The library's folder as a file system of its own, where one may be mounted; else a limit on lengths of files."""
     shutil.rmtree(library)
     library.mkdir(mode=0o700)
     options = ["-t", "tmpfs", "-o", f"size={MOUNT_BYTES},mode=0700", "tmpfs", str(library)]

@@ -261,7 +261,9 @@ def _judge_model(place: Path, folders: list[Path], rng: random.Random, expected:
         changed = path.read_bytes()
         shutil.copy(kept, path)
     if found != expected:
-        return f"{path.relative_to(place / 'models')}: another answer: {found} {_difference(kept.read_bytes(), changed)}"
+        return (
+            f"{path.relative_to(place / 'models')}: another answer: {found} {_difference(kept.read_bytes(), changed)}"
+        )
     return None
 
 

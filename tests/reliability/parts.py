@@ -59,67 +59,75 @@ PARTS = {
         Part(
             "kills",
             "a kill while writing",
-            "Whole commands (`sac index --sync`, `add`, `rm`, `gc`, `recode`, `repair`, and an adapter's save), each killed by "
-            "strace before one system call that changes a file of the library. Then every memory must be there byte for byte, "
-            "no commit that was reported may be lost, and the same command must end where an undisturbed one ends.",
+            "Whole commands (`sac index --sync`, `add`, `rm`, `gc`, `recode`, `repair`, and an adapter's save), "
+            "each killed by strace before one system call that changes a file of the library. Then every memory "
+            "must be there byte for byte, no commit that was reported may be lost, and the same command must end "
+            "where an undisturbed one ends.",
             {"kills": 1000, "commands": 7},
         ),
         Part(
             "power",
             "power loss",
-            "Ten histories of commits, removals, gc and repair, recorded call by call with strace. From each moment all states "
-            "that a disk may be left in are made: names by any prefix of what was not synced, files by any prefix, with any one "
-            "write lost, alone, torn or as zeros. Each must open, hold all that was acknowledged, and take new commits.",
+            "Ten histories of commits, removals, gc and repair, recorded call by call with strace. From each moment "
+            "all states that a disk may be left in are made: names by any prefix of what was not synced, files by "
+            "any prefix, with any one write lost, alone, torn or as zeros. Each must open, hold all that was "
+            "acknowledged, and take new commits.",
             {"histories": 10},
         ),
         Part(
             "full_disk",
             "a full disk",
-            "`sac index`, `rm`, `gc` and `repair` on a small file system with room for n × 4 KB more, n = 0, 1, 2 … until the "
-            "command succeeds. It must say that there is no room, the state before must answer, and with room it must go on.",
+            "`sac index`, `rm`, `gc` and `repair` on a small file system with room for n times 4 KB more, n = 0, 1, "
+            "2 … until the command succeeds. It must say that there is no room, the state before must answer, and "
+            "with room it must go on.",
             {"commands": 4},
         ),
         Part(
             "mutations",
             "bit rot, truncation, forged files",
-            "Files of a library, an adapter, a base model, an embedder and a `sac.toml`, changed at random (bits, bytes, cuts, zeroed "
-            "and swapped blocks, huge numbers, values of JSON and TOML). Typed error or right answer, within 20 seconds and "
-            "1 GB; then `repair`, which must give back all that it does not name as lost.",
+            "Files of a library, an adapter, a base model, an embedder and a `sac.toml`, changed at random (bits, "
+            "bytes, cuts, zeroed and swapped blocks, huge numbers, values of JSON and TOML). Typed error or right "
+            "answer, within 20 seconds and 1 GB; then `repair`, which must give back all that it does not name as "
+            "lost.",
             {"mutations": 10_000},
         ),
         Part(
             "snapshots",
             "readers beside writers",
-            "Processes that list, load and search in a loop while two writers take turns to change, remove and gc. All "
-            "that a reader sees at once must be of one commit, and no commit of a writer may be lost.",
+            "Processes that list, load and search in a loop while two writers take turns to change, remove and gc. "
+            "All that a reader sees at once must be of one commit, and no commit of a writer may be lost.",
             {"snapshots": 100_000},
         ),
         Part(
             "ids",
             "ids out of step",
-            "Random changes against a dictionary, the library opened again between them; catalog, memories and FAISS must hold the "
+            "Random changes against a dictionary, the library opened again between them; catalog, memories and "
+            "FAISS must hold the "
             "same ids.",
             {"operations": 10_000},
         ),
         Part(
             "forged",
             "forged tags, special tokens",
-            "Prompts with tags that are changed, of other libraries, nested, cut, in look-alike letters, and with control tokens, as "
-            "questions, messages and documents. No memory may be loaded for them, and no control token may come from content.",
+            "Prompts with tags that are changed, of other libraries, nested, cut, in look-alike letters, and with "
+            "control tokens, as questions, messages and documents. No memory may be loaded for them, and no control "
+            "token may come from content.",
             {"prompts": 10_000},
         ),
         Part(
             "tenants",
             "one tenant reads another's passages",
-            "Two tenants in one library through LangChain and LlamaIndex: each asks for the other's passages by search, filter, tag, "
+            "Two tenants in one library through LangChain and LlamaIndex: each asks for the other's passages by "
+            "search, filter, tag, "
             "content block, id and the text itself.",
             {"requests": 10_000},
         ),
         Part(
             "erasure",
             "what was removed is still on disk",
-            "Canaries as text, heading, metadata, name, old version, half-made index, kept damaged catalog and lexical file; after "
-            "`rm` and `gc` the bytes of all files of the library and the cache are searched for them.",
+            "Canaries as text, heading, metadata, name, old version, half-made index, kept damaged catalog and "
+            "lexical file; after `rm` and `gc` the bytes of all files of the library and the cache are searched for "
+            "them.",
             {"canaries": 8},
         ),
         Part(
@@ -131,7 +139,8 @@ PARTS = {
         Part(
             "cancelled",
             "streams that are dropped",
-            "Streams that are left after their first piece, by drop, by close and by cancelled tasks; no row may stay in the batch, and "
+            "Streams that are left after their first piece, by drop, by close and by cancelled tasks; no row may "
+            "stay in the batch, and "
             "threads must go back to where they were.",
             {"streams": 1000},
         ),
@@ -144,8 +153,8 @@ PARTS = {
         Part(
             "poisoned",
             "poisoned documents",
-            "Forty questions over a library in which a document lies about each, or orders the reader to: how often the lie is "
-            "answered from memory and from text. A measurement, not a promise; the default model.",
+            "Forty questions over a library in which a document lies about each, or orders the reader to: how often "
+            "the lie is answered from memory and from text. A measurement, not a promise; the default model.",
             {"questions": 40},
             short=False,
         ),

@@ -9,10 +9,11 @@ from tests.reliability.record import Record
 
 HEAD = """# Reliability
 
-Generated from the counts in [reliability/](reliability/) by `make torture` (`python -m tests.reliability`; with `--report` without
-running anything); a test keeps the two alike. `--only PART` runs some parts, and a run that was stopped goes on where it was.
-`tests/reliability/` holds the parts, of which `make test` runs a short piece each. All models but that of the poisoned documents are
-random and tiny: what is tested here does not depend on what a model has learnt.
+Generated from the counts in [reliability/](reliability/) by `make torture` (`python -m tests.reliability`; with
+`--report` without running anything); a test keeps the two alike. `--only PART` runs some parts, and a run that was
+stopped goes on where it was. `tests/reliability/` holds the parts, of which `make test` runs a short piece each.
+All models but that of the poisoned documents are random and tiny: what is tested here does not depend on what a
+model has learnt.
 """
 
 BY_TESTS = (
@@ -25,7 +26,7 @@ BY_TESTS = (
     ("hostile derived files", "tests/security/test_derived_files.py"),
     ("hostile JSON", "tests/security/test_foreign_json.py"),
     ("control tokens in vocabularies", "tests/security/test_control_tokens.py"),
-    ("hostile documents", "tests/text/test_hostile.py"),
+    ("hostile documents", "tests/text/test_readers.py"),
 )
 """Failures that every run of the tests covers whole: (what, where)."""
 

@@ -49,7 +49,9 @@ def _prompted(rag: SacRag, llm: SacLLM, messages: list[ChatMessage]) -> list[str
 
 
 def _read(chat: ChatSac, message: str | list[Any], **call: Any) -> list[str]:
-    scope = Scope(chat.opened(), (chat.where, call.get("where")), (chat.allowed_ids, call.get("allowed_ids")), recall=True)
+    scope = Scope(
+        chat.opened(), (chat.where, call.get("where")), (chat.allowed_ids, call.get("allowed_ids")), recall=True
+    )
     messages = to_sac([HumanMessage(message)], scope)  # type: ignore[arg-type]
     prompt = chat.opened().conversation(messages)
     recalled = [i for p in prompt.parts if isinstance(p, Recall) for i in p.key[1]]  # type: ignore[index]
@@ -65,7 +67,9 @@ def _block(c: Case) -> list[str]:
 
 
 WAYS: dict[str, Way] = {
-    "langchain search": lambda c: [d.metadata["sac_id"] for d in SacRetriever(rag=c.rag, k=c.k, where=c.where).invoke(c.text)],
+    "langchain search": lambda c: [
+        d.metadata["sac_id"] for d in SacRetriever(rag=c.rag, k=c.k, where=c.where).invoke(c.text)
+    ],
     "langchain wider": lambda c: [
         d.metadata["sac_id"]
         for d in SacRetriever(rag=c.rag, k=c.k, where=c.where).invoke(c.text, where={"tenant": {"$in": list(TENANTS)}})
@@ -80,23 +84,27 @@ WAYS: dict[str, Way] = {
     ),
     "langchain text": lambda c: _read(ChatSac(rag=c.rag, where=c.where), f"Context:\n{c.text}\n\nWhat is said?"),
     "langchain block": _block,
-    "llama-index search": lambda c: [n.node.node_id for n in SacNodeRetriever(c.rag, k=c.k, where=c.where).retrieve(c.text)],
+    "llama-index search": lambda c: [
+        n.node.node_id for n in SacNodeRetriever(c.rag, k=c.k, where=c.where).retrieve(c.text)
+    ],
     "llama-index filters": lambda c: [
         n.node.node_id
         for n in SacNodeRetriever(
             c.rag, k=c.k, filters=MetadataFilters(filters=[MetadataFilter(key="tenant", value=c.where["tenant"])])
         ).retrieve(c.text)
     ],
-    "llama-index store": lambda c: SacNodeStore(c.rag)
-    .query(
-        VectorStoreQuery(
-            query_str=c.text,
-            similarity_top_k=c.k,
-            filters=MetadataFilters(filters=[MetadataFilter(key="tenant", value=c.where["tenant"])]),
+    "llama-index store": lambda c: (
+        SacNodeStore(c.rag)
+        .query(
+            VectorStoreQuery(
+                query_str=c.text,
+                similarity_top_k=c.k,
+                filters=MetadataFilters(filters=[MetadataFilter(key="tenant", value=c.where["tenant"])]),
+            )
         )
-    )
-    .ids
-    or [],
+        .ids
+        or []
+    ),
     "llama-index tag": lambda c: _prompted(
         c.rag, SacLLM(c.rag, where=c.where), [ChatMessage(role="user", content=f"Read {c.tag}.")]
     ),
@@ -106,7 +114,8 @@ WAYS: dict[str, Way] = {
     "remembered": lambda c: [
         p.id
         for p in c.rag.cite(
-            c.rag.tag(c.rag.remember([c.text], meta={"tenant": c.passage.meta.get("tenant", "other")})[0]), where=c.where
+            c.rag.tag(c.rag.remember([c.text], meta={"tenant": c.passage.meta.get("tenant", "other")})[0]),
+            where=c.where,
         )
         if not isinstance(p, str)
     ],
