@@ -57,8 +57,8 @@ def test_a_question_is_answered_with_its_sources(page: Any, live: Live) -> None:
     page.goto(live.url)
     page.wait_for_selector("#documents tr")
     assert page.locator("#documents td:first-child").all_inner_texts() == ["bridge.md", "canal.md", "tides.md"]
-    page.get_by_label("Passages").fill("2")
-    page.get_by_label("Tokens", exact=False).first.fill("9")
+    page.get_by_role("slider", name="Passages").fill("2")
+    page.get_by_role("spinbutton", name="Tokens").fill("9")
     page.get_by_label("the passages as text").check()
     answered(page, live, "How long is the Erie Canal?")
     page.wait_for_selector("article:nth-of-type(2) dl dd")
@@ -128,7 +128,7 @@ def test_the_keyboard_is_enough(page: Any, live: Live) -> None:
 def test_stopping_frees_the_row(page: Any, live: Live) -> None:
     page.goto(live.url)
     page.wait_for_selector("#documents tr")
-    page.get_by_label("Tokens", exact=False).first.fill("1000")
+    page.get_by_role("spinbutton", name="Tokens").fill("1000")
     page.get_by_label("Question").fill("How long is the canal?")
     page.get_by_label("Question").press("Enter")
     page.wait_for_selector(".answer.busy")
