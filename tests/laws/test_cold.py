@@ -86,7 +86,9 @@ def test_sac_ask_imports_no_modelling_code(library: str, environment: dict[str, 
     assert "torch" in modules and not among(modules, (*HEAVY, "transformers"))
 
 
-@pytest.mark.parametrize("words", [["ls"], ["ls", "*trips0.md"], ["info"], ["info", "--json"], ["rm", "*trips2.md", "--yes"]])
+@pytest.mark.parametrize(
+    "words", [["ls"], ["ls", "*trips0.md"], ["info"], ["info", "--json"], ["rm", "*trips2.md", "--yes"]]
+)
 def test_looking_into_a_library_imports_no_model(library: str, environment: dict[str, str], words: list[str]) -> None:
     words = [*words, "--library", library]
     modules = loaded(f"from sac_cli.main import run\nassert run({words!r}) == 0", environment)
