@@ -186,6 +186,15 @@ class Backbone:
         named = self.encoder.named_parameters()
         return ((n.replace(".default", ""), p) for n, p in named if "lora_" in n)
 
+    def projections(self) -> Iterator[tuple[str, torch.Size]]:
+        """Shapes of weights and biases that make an encoder's queries, keys and values, by name (`LAYER.q_proj.weight`):
+        all but the queries of the last layer."""
+        layers = self.decoder.model.layers
+        for index, layer in enumerate(layers):
+            for name in ("q_proj", "k_proj", "v_proj")[index == len(layers) - 1 :]:
+                module = getattr(layer.self_attn, name)
+                yield from ((f"{index}.{name}.{kind}", t.shape) for kind, t in module.named_parameters())
+
     def tokens(self, text: str) -> list[int]:
         """Ids of untrusted text: nothing in it becomes a special token."""
         ids = self.tokenizer(unicode_of(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
