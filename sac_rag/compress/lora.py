@@ -26,14 +26,15 @@ class LoraLinear(nn.Module):
         down, up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
         nn.init.zeros_(up.weight)
-        device, dtype = base.weight.device, base.weight.dtype
-        down, up = (layer.to(device, dtype).float() for layer in (down, up))
-        self.lora_A, self.lora_B = nn.ModuleDict({NAME: down}), nn.ModuleDict({NAME: up})
+        like: torch.Tensor = base.weight
+        self.lora_A, self.lora_B = (
+            nn.ModuleDict({NAME: layer.to(device=like.device, dtype=like.dtype).float()}) for layer in (down, up)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) -> (..., outputs), in the dtype of x."""
         down, up = self.lora_A[NAME], self.lora_B[NAME]
-        low = up(down(x.to(down.weight.dtype)))
+        low = up(down(x.float()))
         return (self.base_layer(x) + low * self.scaling[NAME]).to(x.dtype)
 
 
