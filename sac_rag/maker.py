@@ -30,6 +30,9 @@ def serve(setup: Mapping[str, Any], requests: Iterator[Mapping[str, Any]], tell:
 
     Raises LibraryMismatch where what is loaded here is not what the library was made with.
     """
+    from sac_rag.models.kernels import bound_caches
+
+    bound_caches()
     import torch
 
     from sac_rag.answer.engine import Encoder

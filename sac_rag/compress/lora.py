@@ -26,8 +26,8 @@ class LoraLinear(nn.Module):
         down, up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
         nn.init.zeros_(up.weight)
-        like = base.weight
-        down, up = (layer.to(like.device, like.dtype).float() for layer in (down, up))
+        device, dtype = base.weight.device, base.weight.dtype
+        down, up = (layer.to(device, dtype).float() for layer in (down, up))
         self.lora_A, self.lora_B = nn.ModuleDict({NAME: down}), nn.ModuleDict({NAME: up})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

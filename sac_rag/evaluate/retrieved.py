@@ -14,7 +14,7 @@ from typing import Any
 from sac_rag.answer import gate
 from sac_rag.answer.engine import placing_of
 from sac_rag.compress.placing import Placing
-from sac_rag.config import AskConfig, IndexConfig
+from sac_rag.config import AUTO, AskConfig, IndexConfig
 from sac_rag.evaluate.harness import Engines
 from sac_rag.evaluate.jobs import Job, Planner, Variant, Work, complete, variants
 from sac_rag.evaluate.prompts import ANSWER_TOKENS
@@ -67,6 +67,8 @@ def evaluate_retrieved(
     cannot retrieve or has no memory of this method, and a ratio out of range.
     """
     config, ask = config or IndexConfig(), ask or AskConfig(max_new_tokens=ANSWER_TOKENS)
+    if config.codec == AUTO:  # readers and ratios are compared as they are; what codecs lose, `sac codec` says
+        config = replace(config, codec="bf16")
     ratios = ratios_of(config.method, ratios or (config.ratio,))
     check_readers(readers, RETRIEVED, config.method, ratios)
     paths, rows = grouped(files)

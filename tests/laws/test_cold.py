@@ -86,7 +86,7 @@ def test_sac_ask_imports_no_modelling_code(library: str, environment: dict[str, 
     assert "torch" in modules and not among(modules, (*HEAVY, "transformers"))
 
 
-@pytest.mark.parametrize("words", [["ls"], ["ls", "trips0"], ["info"], ["info", "--json"], ["rm", "trips2.md"]])
+@pytest.mark.parametrize("words", [["ls"], ["ls", "*trips0.md"], ["info"], ["info", "--json"], ["rm", "trips2.md"]])
 def test_looking_into_a_library_imports_no_model(library: str, environment: dict[str, str], words: list[str]) -> None:
     if words[0] == "rm":
         words = ["rm", f"*{words[1]}", "--yes"]
