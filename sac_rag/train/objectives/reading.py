@@ -69,9 +69,10 @@ class Answering(Questions):
                 "add --from, such as --from default"
             )
         if card.reader:
-            method.reader = adapter.load_reader(begun, method, card)
+            method.reader = adapter.load_reader(begun, method, card, trains=True)
             return
-        method.reader = ReaderAdapter(method.backbone, LoraSpec(own.reader_rank, 2.0 * own.reader_rank))
+        spec = LoraSpec(own.reader_rank, 2.0 * own.reader_rank)
+        method.reader = ReaderAdapter(method.backbone, spec, trains=True)
         if own.reader_from:
             method.reader.start(_tensors(Path(own.reader_from).expanduser()), own.reader_share)
 
