@@ -2,7 +2,7 @@
 
 Both are views of the same weight tensors: the encoder is a structural copy whose linear layers carry LoRA,
 so LoRA cannot leak into answering. This is the only file that knows a decoder's layers (Llama's, and those of the
-other `families`) and peft.
+other `families`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.attention import attend_packed, front_at, fronts_of
+from sac_rag.compress.lora import LoraLinear, layers_of
 from sac_rag.compress.packed import Packed, is_steady, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
@@ -428,12 +429,17 @@ class Backbone:
 
     def plain_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Logits (tokens, vocabulary) of the untouched model as transformers computes them: the reference."""
-        return self.decoder(input_ids=token_ids[None].to(self.device)).logits[0]
+        return self._reference(input_ids=token_ids[None].to(self.device)).logits[0]
 
     def rotate_like_model(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rotate keys (heads, tokens, head_dim) with the model's own rotary module: the reference for `rope`."""
-        cos, sin = self.decoder.model.rotary_emb(keys, positions[None].to(keys.device))
+        cos, sin = self._reference.model.rotary_emb(keys, positions[None].to(keys.device))
         return turn(keys, cos[0], sin[0])
+
+    @property
+    def _reference(self) -> Any:
+        """transformers' own model of the decoder's weights."""
+        return getattr(self.decoder, "reference", self.decoder)
 
     def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines, (tokens, 1, head_dim), in the model's dtype."""
@@ -562,31 +568,21 @@ def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _with_lora(model: Any, spec: LoraSpec) -> Any:
     """A structural copy of `model` that shares every weight tensor and carries a fresh LoRA (B = 0)."""
-    from peft import LoraConfig, inject_adapter_in_model
-
     shared: dict[int, Any] = {id(t): t for t in _tensors(model)}
     twin = copy.deepcopy(model, shared)
-    last = model.config.num_hidden_layers - 1
     # The encoder stops at the last layer's K and V: LoRA on what is never computed would be dead weight.
-    dead = () if spec.whole else tuple(t for t in spec.targets if t not in ("k_proj", "v_proj"))
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=0.0,
-        target_modules=list(spec.targets),
-        exclude_modules=rf".*\.layers\.{last}\..*({'|'.join(dead)})" if dead else None,
-    )
+    last, computed = f"model.layers.{model.config.num_hidden_layers - 1}.", ("k_proj", "v_proj")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a run repeats, whatever chance was used before it
-        twin = inject_adapter_in_model(config, twin)
+        for parent, name, whole in list(layers_of(twin, spec.targets)):
+            if spec.whole or name in computed or not whole.startswith(last):
+                setattr(parent, name, LoraLinear(getattr(parent, name), spec.rank, spec.alpha))
         if spec.start == "rank":  # A is stored (inputs, rank) there, and started as if inputs were outputs
             for name, parameter in twin.named_parameters():
                 if "lora_A" in name:
                     nn.init.uniform_(parameter, -(spec.rank**-0.5), spec.rank**-0.5)
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_("lora_" in name)
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
     return twin
 
 

@@ -164,6 +164,12 @@ def check_readers(readers: Sequence[str], track: str, method: str, ratios: Seque
         check_ratio(ratio)
 
 
+def ratios_of(method: str, ratios: Sequence[float]) -> tuple[float, ...]:
+    """The ratios at which a method is scored: the given ones, or the only one that it has."""
+    only: float | None = METHODS.load(method).only_ratio
+    return tuple(map(float, ratios)) if only is None else (only,)
+
+
 def written(method: Method, ids: Sequence[Sequence[int]], ratio: float) -> list[list[AnchorKV]]:
     """Memories of contexts at one ratio, long ones in pieces."""
     return method.compress_contexts([method.pieces(i) for i in ids], ratio)

@@ -19,6 +19,7 @@ from sac_rag.evaluate.harness import evaluate
 from sac_rag.evaluate.metrics import Score
 from sac_rag.evaluate.prompts import ANSWER_TOKENS, decoding_batches
 from sac_rag.evaluate.readers import Closed, reader_of
+from sac_rag.evaluate.results import Results
 from sac_rag.evaluate.sources import Given, score
 from sac_rag.evaluate.tasks import load_task
 from sac_rag.train.data import Question
@@ -79,6 +80,38 @@ def test_retention_only_beside_full_ft(write_set, tiny, monkeypatch):
     runs = evaluate([write_set("lamps")], readers=("memory", "full-ft"), **tiny)
     assert [r.retention for r in runs] == [1.0, 1.0]
     assert evaluate([write_set("lamps")], readers=("memory",), **tiny)[0].retention is None
+
+
+def test_several_methods_side_by_side(write_set, tiny, tmp_path):
+    """Those that have nothing to train once, at the ratios that they have; the others with each adapter; and the same
+    rows again out of the folder of results, and out of workers' hands."""
+    adapters = {"trained": tiny["adapter"], "none": "none"}
+    how = {**tiny, "adapter": adapters, "method": ("kvzip", "full-kv", "sac"), "ratios": (2.0, 3.0), "limit": 3}
+    kept = Results(tmp_path / "runs")
+    runs = evaluate([write_set("lamps")], readers=("text", "memory"), results=kept, **how)
+    assert [(r.reader, r.method, r.adapter, r.ratio) for r in runs] == [
+        ("text", None, None, None),
+        ("memory", "kvzip", None, 2.0),
+        ("memory", "kvzip", None, 3.0),
+        ("memory", "full-kv", None, 1.0),
+        *(("memory", "sac", called, ratio) for called in adapters for ratio in (2.0, 3.0)),
+    ]
+    assert [r.difference is not None for r in runs] == [False] * 6 + [True] * 2
+    (text,), stored = runs[:1], {r.method: r.bytes_per_source_token for r in runs if r.ratio in (1.0, 2.0)}
+    assert all(r.of_text == (r.f1 / text.f1 if text.f1 else None) for r in runs)
+    assert stored["full-kv"] > 1.8 * stored["kvzip"] > 1.7 * stored["sac"]
+    again = evaluate([write_set("lamps")], readers=("text", "memory"), results=kept, **how)
+    assert again == runs and kept.taken == len(runs)
+
+
+def test_options_are_of_one_method_and_runs_are_stored_under_them(write_set, tiny, tmp_path):
+    kept, files = Results(tmp_path / "runs"), [write_set("lamps")]
+    how = {**tiny, "adapter": "default", "ratios": (2.0,), "limit": 2, "results": kept}
+    for option in ((), ("even_heads=true",)):
+        evaluate(files, method="kvzip", option=option, **how)
+    assert kept.taken == 0 and len(list(kept.folder.glob("*.json"))) == 2
+    with pytest.raises(ConfigError, match="2 methods and the options even_heads=true: name one method"):
+        evaluate(files, method=("kvzip", "full-kv"), option=("even_heads=true",), **how)
 
 
 @pytest.mark.parametrize("reader", ["closed", "text", "memory", "full-ft"])
