@@ -131,7 +131,7 @@ class _File:
         if not stages:
             raise ConfigError(f"{where} has no stages; list some, or name a base that has them")
         given = values.pop("lora", {})
-        lora = LoraSpec(**_checked(LORA, given, f"{where}, lora"))
+        lora: LoraSpec | None = LoraSpec(**_checked(LORA, given, f"{where}, lora"))
         if METHODS.load(values.get("method", "sac")).adapts == "nothing":
             if given:
                 raise ConfigError(f"{where} gives a LoRA, and its method carries none: leave lora out")

@@ -48,7 +48,10 @@ def test_its_commands_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     rows = [
-        {"context": f"In {year} Ada kept the lamp of Cape Verity.", "qas": [{"question": "When?", "answers": [str(year)]}]}
+        {
+            "context": f"In {year} Ada kept the lamp of Cape Verity.",
+            "qas": [{"question": "When?", "answers": [str(year)]}],
+        }
         for year in range(1900, 1912)
     ]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

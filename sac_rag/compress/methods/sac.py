@@ -97,8 +97,8 @@ class Sac(Announced, PerChunk):
             raise MemoryInvalid("an empty passage cannot be compressed; give at least one token")
         inputs = [torch.tensor(c, dtype=torch.int64) for c in chunks]
         picks = [self.picks(c, r) for c, r in zip(chunks, ratios, strict=True)]
-        one = self.anchor_embedding
-        if one.ndim == 2:
+        one: torch.Tensor | None = self.anchor_embedding
+        if self.anchor_embedding.ndim == 2:
             inputs, one = [self._marked(ids, p.anchors) for ids, p in zip(inputs, picks, strict=True)], None
         written = self.backbone.encode(inputs, picks, anchor_embedding=one, causal=self.causal, future_bias=future_bias)
         return [self._sharpened(kv, r) for kv, r in zip(written, ratios, strict=True)]
