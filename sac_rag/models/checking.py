@@ -18,7 +18,8 @@ import xxhash
 
 from sac_rag.errors import HashMismatch, ModelError
 from sac_rag.models import cache, hub, sources
-from sac_rag.models.fingerprints import TOKENIZER_FILES, anew, weight_files
+from sac_rag.models.fingerprints import anew, weight_files
+from sac_rag.models.notes import DESCRIBING
 from sac_rag.models.pinned import find_pinned
 
 SAMPLE_SECONDS = 0.03
@@ -121,7 +122,8 @@ def _folder(name: str) -> Path:
 def _files(folder: Path) -> list[Path]:
     if manifest := cache.read_manifest(folder):
         return [file for name in manifest.files if (file := folder / name).is_file()]
-    return weight_files(folder) + [file for name in TOKENIZER_FILES if (file := folder / name).is_file()]
+    describing = {file for pattern in DESCRIBING for file in folder.glob(pattern) if file.is_file()}
+    return weight_files(folder) + sorted(describing)
 
 
 def _block(file: Path, block: int) -> bytes:

@@ -168,14 +168,14 @@ def test_namespace_folders_hold_no_init() -> None:
 
 
 def test_only_the_backbone_knows_llama_internals() -> None:
-    """The layers of a model and transformers' cache classes appear in one file, peft in none."""
+    """The layers of a model and transformers' cache classes appear in one file, peft in one."""
     wrong = []
     for path in sources(ROOT / "sac_rag", *SHELLS.values()):
         backbone = path == ROOT / "sac_rag/compress/backbone.py"
         for node, name in imported(path):
             top, last = name.partition(".")[0], name.rpartition(".")[2]
             cache_class = top == "transformers" and last.endswith(("Cache", "cache_utils"))
-            if top == "peft" or (cache_class and not backbone):
+            if (top == "peft" and path != ROOT / "sac_rag/compress/lora.py") or (cache_class and not backbone):
                 wrong.append(f"{place(path, node)}: imports {name}")
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute) and node.attr == "layers" and not backbone:

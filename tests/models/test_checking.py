@@ -14,7 +14,7 @@ from model_toys import toy_members, write_wheel
 
 from sac_rag.errors import HashMismatch, ModelError
 from sac_rag.models import cache as cache_room
-from sac_rag.models import checking, sources
+from sac_rag.models import checking, notes, sources
 from sac_rag.models.pinned import Pinned
 
 BLOCK = cache_room.BLOCK
@@ -44,8 +44,9 @@ def own(cache: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(random.Random(0).randbytes(5 * BLOCK + BLOCK // 2))
     (folder / "tokenizer.json").write_text("{}")
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"rope_theta": 10000.0}')
     sources.fingerprint_of(folder), sources.tokenizer_fingerprint_of(folder)
+    notes.noted("base", folder, dict)  # as loading does
     return folder
 
 
@@ -81,6 +82,15 @@ def test_in_a_folder_of_the_users_any_place_is_missed(own: Path, at: int) -> Non
     assert checking.problems(own) == []
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_in_a_folder_of_the_users_also_a_small_file_is_missed(own: Path, name: str) -> None:
+    rot(own / name, 1)
+    with pytest.raises(HashMismatch, match=name):
+        checking.check_sample(own, 60.0)
+    (line,) = checking.problems(own)
+    assert name in line
+
+
 def test_a_load_looks_for_a_bounded_time_and_elsewhere_each_time(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     look = checking._block
@@ -93,7 +103,7 @@ def test_a_load_looks_for_a_bounded_time_and_elsewhere_each_time(own: Path, monk
     assert set(seen) == set(range(6)), "none is left out for good"
     seen.clear()
     checking.check_sample(own, seconds=60.0)
-    assert sorted(seen) == [0, 0, 1, 2, 3, 4, 5], "all there are, and the tokenizer"
+    assert sorted(seen) == [0, 0, 0, 1, 2, 3, 4, 5], "all there are, tokenizer and config"
     monkeypatch.setattr(checking, "_block", lambda file, block: time.sleep(0.02) or look(file, block))
     seen.clear()
     began = time.monotonic()
