@@ -18,7 +18,7 @@ from sac_rag.errors import SacError
 
 COMMANDS = (
     *("demo", "index", "add", "ask", "chat", "serve", "ls", "info", "rm", "gc", "recode", "verify", "repair", "export"),
-    *("train", "eval", "reproduce", "calibrate", "codec", "models"),
+    *("train", "eval", "reproduce", "calibrate", "codec", "bench", "models"),
 )
 """One module each; the order of `sac --help`."""
 for _name in COMMANDS:

@@ -173,6 +173,11 @@ class Backbone:
         return self.config.num_hidden_layers, self.config.num_key_value_heads, self.head_dim
 
     @property
+    def numbers(self) -> int:
+        """Weights in the layers of the decoder."""
+        return sum(p.numel() for p in self.decoder.model.layers.parameters())
+
+    @property
     def context_length(self) -> int:
         """Most positions that the model was made for."""
         return self.config.max_position_embeddings
