@@ -123,10 +123,10 @@ def _network() -> Finding:
 
 def _default_model() -> Finding:
     from sac_rag.config import DEFAULT_MODEL
-    from sac_rag.models.sources import pulled
+    from sac_rag.models.sources import path
 
     try:
-        return Finding("default model", "ok", str(pulled(DEFAULT_MODEL)))
+        return Finding("default model", "ok", str(path(DEFAULT_MODEL)))
     except SacError as error:
         return Finding("default model", "note", str(error))
 
