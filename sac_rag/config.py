@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ _PLAIN: dict[str, tuple[type, ...]] = {
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+AUTO = "auto"
+"""A codec that is chosen by the adapter; a library has one that has a name."""
 MAX_PASSAGE_TOKENS = 510
 """Sub-context length of the paper: no passage and no compressed chunk is longer."""
 
@@ -36,12 +38,12 @@ def check_ratio(ratio: float) -> None:
         raise ConfigError(f"ratio is {ratio}; it must be at least 1 and finite (source tokens per anchor)")
 
 
-def options_of(given: Iterable[str]) -> dict[str, Any]:
+def options_of(given: Sequence[str]) -> dict[str, Any]:
     """Keywords of a method, out of texts KEY=VALUE; a value is JSON, or a text as it stands.
 
     Raises ConfigError for what is not written so, and for a key that is given twice.
     """
-    if isinstance(given, str) or not all(isinstance(item, str) for item in given):
+    if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
         raise ConfigError(f"option is {str(given)[:80]!r}; it must be texts key=value, such as even_heads=true")
     found: dict[str, Any] = {}
     for item in given:
@@ -66,16 +68,17 @@ class IndexConfig:
     embedder: str = DEFAULT_EMBEDDER
     """Sentence-transformers model for dense retrieval, named likewise."""
     method: str = "sac"
-    """Compression method: "sac", or one that needs no adapter: "kvzip", "attention-matching", "full-kv", "llmlingua2"."""
+    """Compression method, by registry name: "sac", or one that needs no adapter, such as "kvzip"."""
     option: tuple[str, ...] = ()
     """Keyword of the method as KEY=VALUE, such as even_heads=true of kvzip; in place of its adapter's."""
     adapter: str = "default"
     """Adapter folder, or "default": the one shipped for this model and method; or "none": the method untrained."""
     ratio: float = 5.0
     """Source tokens per anchor: per slot that a head keeps, on average over heads."""
-    codec: str = "bf16"
-    """How KV bytes are stored: "bf16", "int8" (per channel), "int4" (groups of 32), or "transform" (in axes fitted to
-    the adapter, entropy-coded; `sac codec`)."""
+    codec: str = AUTO
+    """How KV bytes are stored: "bf16", "int8" (per channel), "int4" (groups of 32), "transform" (in axes fitted to the
+    adapter, entropy-coded; `sac codec`), or "auto": "transform" with an adapter that has such axes, as shipped ones do,
+    else "bf16"."""
     passage_tokens: int = 256
     """Longest passage, in base-model tokens (at most 510)."""
     overlap: int = 0
@@ -181,6 +184,8 @@ class AskConfig:
 
     def __post_init__(self) -> None:
         check_k(self.k)
+        if self.min_score is not None and not -1 <= self.min_score <= 1:
+            raise ConfigError(f"min_score is {self.min_score}; a cosine similarity lies in -1..1, None keeps all")
         if self.candidates < 1:
             raise ConfigError(f"candidates is {self.candidates}; a reranker needs at least 1")
         if self.max_new_tokens < 1:

@@ -6,7 +6,7 @@ The only place that names architectures: folders, hub ids, .gguf files and loade
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sac_rag.errors import ModelError
@@ -14,29 +14,69 @@ from sac_rag.errors import ModelError
 
 @dataclass(frozen=True)
 class Family:
-    """What sets a decoder apart from a Llama. Biases and tied embeddings are seen on a model's own modules."""
+    """What sets a decoder apart from a Llama. Tied embeddings are a matter of each model's config."""
 
     title: str
     gguf: str
     """What a .gguf file calls its architecture."""
     norms: tuple[str, ...] = ()
     """Modules of its attention that normalise each head's queries and keys before RoPE."""
+    biased: tuple[str, ...] = ()
+    """Linear layers that always have a bias."""
+    bias_is_asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Fields of the config that give linear layers a bias, and which."""
     window: int | None = None
     """Sliding window of a config that names none."""
     window_is_asked: bool = False
     """Whether `use_sliding_window` turns the window on, for layers from `max_window_layers` on."""
 
 
+_ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family("Llama", "llama"),
+    "llama": Family("Llama", "llama", bias_is_asked={"attention_bias": _ATTENTION, "mlp_bias": _MLP}),
     "mistral": Family("Mistral", "llama", window=4096),
-    "qwen2": Family("Qwen2", "qwen2", window=4096, window_is_asked=True),
-    "qwen3": Family("Qwen3", "qwen3", norms=("q_norm", "k_norm"), window=4096, window_is_asked=True),
+    "qwen2": Family("Qwen2", "qwen2", biased=_ATTENTION[:3], window=4096, window_is_asked=True),
+    "qwen3": Family(
+        "Qwen3",
+        "qwen3",
+        norms=("q_norm", "k_norm"),
+        bias_is_asked={"attention_bias": _ATTENTION},
+        window=4096,
+        window_is_asked=True,
+    ),
 }
 """By the `model_type` of a config."""
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of RoPE whose frequencies do not depend on how long a text is: what was stored can be placed anywhere."""
+
+
+def weights_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every weight of a model, by its name in the files, with its shape, in the order of the model's modules.
+
+    config: as transformers gives it, every field there. The head is not among them where it is tied to the embeddings.
+    """
+    family = FAMILIES[config["model_type"]]
+    width, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    dim = config.get("head_dim") or width // config["num_attention_heads"]
+    queries, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    outputs, inputs = {"q_proj": queries, "o_proj": width, "down_proj": width}, {"o_proj": queries, "down_proj": inner}
+    biased = {*family.biased, *(n for asked, names in family.bias_is_asked.items() if config.get(asked) for n in names)}
+    layer: dict[str, tuple[int, ...]] = {}
+    for part, names, usual in (("self_attn", _ATTENTION, keys), ("mlp", _MLP, inner)):
+        for name in names:
+            layer[f"{part}.{name}.weight"] = (outputs.get(name, usual), inputs.get(name, width))
+            if name in biased:
+                layer[f"{part}.{name}.bias"] = (outputs.get(name, usual),)
+        if part == "self_attn":
+            layer |= {f"{part}.{norm}.weight": (dim,) for norm in family.norms}
+    layer |= {f"{norm}.weight": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
+    for index in range(config["num_hidden_layers"]):
+        found |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    found["model.norm.weight"] = (width,)
+    return found if config["tie_word_embeddings"] else found | {"lm_head.weight": (vocabulary, width)}
 
 
 def supported() -> str:

@@ -20,23 +20,24 @@ from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.serving import Serving
-from sac_rag.answer.stream import Stream, Way
+from sac_rag.answer.stream import RETRIES, Stream, Way
 from sac_rag.compress.methods import METHODS
-from sac_rag.config import AskConfig, IndexConfig, ReadConfig, from_mapping
-from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
+from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
+from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, Workers
-from sac_rag.library.catalog import Head
+from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import codec_state_of, compare, head_of
 from sac_rag.library.repair import Remade, RepairReport
 from sac_rag.library.repair import repair as mend
+from sac_rag.library.vectors import marginal
 from sac_rag.maker import setup_of
-from sac_rag.models.adapters import codec_state
+from sac_rag.models.adapters import codec_state, usual_codec
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
-from sac_rag.records import Answer, Document, Hit, Passage
+from sac_rag.records import Answer, Document, Hit, Passage, nfc
 from sac_rag.text.readers import read_bytes
 
 SAME_EMBEDDER = 0.99
@@ -142,8 +143,10 @@ class SacRag(Serving):
         exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
             own = config_of(library)
+            given = config or own
+            given = dataclasses.replace(given, codec=own.codec) if given.codec == AUTO else given
             # Before the model is loaded, and for what its fingerprint does not hold: the codec.
-            compare(Path(library), dataclasses.asdict(own), dataclasses.asdict(config or own))
+            compare(Path(library), dataclasses.asdict(own), dataclasses.asdict(given))
             config = own
         config = config or IndexConfig()
         if METHODS.load(config.method).reads_with_lora:
@@ -158,6 +161,8 @@ class SacRag(Serving):
         wanted = engine.fingerprint(config, embedder)
         to_write = functools.partial(Library.open, library, fingerprint=wanted, write=True, share=True, wait=wait)
         if create and not exists:
+            if config.codec == AUTO:
+                config = dataclasses.replace(config, codec=usual_codec(engine.adapter_path))
             opened = Library.create(
                 library,
                 wanted,
@@ -210,7 +215,9 @@ class SacRag(Serving):
         if workers:
             where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
             beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
-        return self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading)
+        report = self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading)
+        self._note_stale(report)
+        return report
 
     def put(
         self,
@@ -221,14 +228,14 @@ class SacRag(Serving):
         listen: Listen | None = None,
     ) -> IndexReport:
         """Index documents that are already text (no files); one commit. Of several with one uri the last one counts.
-        Metadata are stored as `sac_rag.library.filters.plain` gives them.
+        Texts are stored in NFC, metadata as `sac_rag.library.filters.plain` gives them.
 
         vectors: uri -> a vector that is ready, of shape (dim,), for any of the documents; taken where a document is one
         passage, while longer ones are embedded passage by passage. embedder: the fingerprint of the Embedder that made
         them. listen: called with the report as it grows. Raises LibraryMismatch when that is not the library's,
         LibraryError for a vector of another shape, ConfigError for one of no document; nothing is stored then.
         """
-        documents = [dataclasses.replace(d, meta=_plain_meta(d)) for d in documents]
+        documents = [_as_stored(d) for d in documents]
         return self._indexer().put(documents, vectors=vectors, embedder=embedder, listen=listen)
 
     def put_file(
@@ -276,7 +283,7 @@ class SacRag(Serving):
         return None
 
     def remove(self, uris: Sequence[str]) -> int:
-        """Remove documents by uri; gone from search at once. Returns their number of passages.
+        """Remove documents by uri, in NFC or as it is; gone from search at once. Returns their number of passages.
 
         Waits for a group of documents that another thread is storing. Raises LibraryError naming a uri that is not
         stored; nothing is removed then.
@@ -284,9 +291,27 @@ class SacRag(Serving):
         with self.changing() as library:
             stored = {d.uri for d in library.documents(uris)}
             if unknown := [u for u in uris if u not in stored]:
+                forms = {nfc(d.uri): d.uri for d in library.documents()}
+                uris = [u if u in stored else forms.get(nfc(u), u) for u in uris]
+                unknown = [u for u in unknown if nfc(u) not in forms]
+            if unknown:
                 raise LibraryError(f"no document {unknown[0]!r} in {library.path}; `sac ls` prints what is there")
             with library.transaction() as tx:
                 return sum(tx.remove_document(uri) for uri in dict.fromkeys(uris))
+
+    def _note_stale(self, report: IndexReport) -> None:
+        """Keep with stored documents why their newer version could not be read: they still answer."""
+        reasons = {Path(skip.path).as_posix(): skip.reason for skip in report.skipped}
+        with self.changing() as library:
+            stale = [d for d in library.documents(list(reasons)) if d.stale != reasons[d.uri]]
+            if not stale:
+                return
+            with library.transaction() as tx:
+                for d in stale:
+                    # Another hash: whatever the file holds when it can be read again is another version.
+                    seen = d.content_hash and f"{d.content_hash.removesuffix(f' {STALE}')} {STALE}"
+                    about = Document(d.uri, "", d.media_type, meta={**d.meta, STALE: reasons[d.uri]})
+                    tx.put(about, library.passages(d.uri), {}, {}, content_hash=seen)
 
     def gc(self, *, min_dead: float = 0.0) -> GcReport:
         """Give the bytes of removed passages back and erase their text."""
@@ -302,6 +327,12 @@ class SacRag(Serving):
                 raise ConfigError(f"a sample of {sample} passages is none; use 1 or more")
             ids = random.Random(self.library.head.generation).sample(ids, min(sample, len(ids)))
         return list(gate.mismatches(self.engine, self.library, ids))
+
+    def model_problems(self) -> list[str]:
+        """What is wrong with the files of the base model and of the embedder, read whole; a line for each."""
+        from sac_rag.models.checking import problems
+
+        return [*problems(self.engine.path), *problems(self.embedder.path)]
 
     def stats(self) -> Stats:
         return self.library.stats()
@@ -332,8 +363,35 @@ class SacRag(Serving):
         """The passages that a question would be answered from, best first, of those with the same words one."""
         return self._retrieve(self.newest(), question, ask or AskConfig(), where)
 
+    def diverse(
+        self, question: str | Sequence[float], k: int, *, fetch: int, weight: float = 0.5, **search: Any
+    ) -> list[Hit]:
+        """k of the best `fetch` passages by maximal marginal relevance (Carbonell, Goldstein 1998): close to the
+        question and unlike each other.
+
+        question: its words, or its vector for a dense search. weight: 1 is closeness alone. search: mode, where and
+        distinct, as of `Library.search`.
+        """
+        check_k(k)
+        if isinstance(question, str):
+            text: str | None = nfc(question)
+            vector = self.embed([nfc(question)], kind="query")[0]
+        else:
+            text, vector = None, np.asarray(question, np.float32)
+        mode = search.pop("mode", "hybrid" if text is not None else "dense")
+        for again in range(RETRIES, -1, -1):
+            library = self.newest()
+            hits = library.search(vector, text, max(k, fetch), mode=mode, **search)
+            try:
+                rows = library.vectors([hit.passage.id for hit in hits])
+                break
+            except PassageGone:  # removed by another thread since it was found
+                if not again:
+                    raise
+        return [hits[i] for i in marginal(vector, rows, k, weight)]
+
     def _retrieve(self, library: Library, question: str, ask: AskConfig, where: Mapping[str, Any] | None) -> list[Hit]:
-        vector = None
+        vector, question = None, nfc(question)
         if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
         reranker = CrossEncoder.shared(ask.rerank) if ask.rerank else self.reranker
@@ -390,7 +448,7 @@ class SacRag(Serving):
             ask = from_mapping(AskConfig, {**base, **settings})
         ask = ask or AskConfig()
         own = dataclasses.replace(ask, fidelity="text", reader="base") if text else ask
-        if not (question := question.strip()):
+        if not (question := nfc(question).strip()):
             raise ConfigError("the question is empty; ask something")
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
@@ -401,12 +459,19 @@ class SacRag(Serving):
             self._check_gate()
 
         def find() -> list[Hit]:
-            return list(hits) if hits is not None else self._retrieve(library, question, own, where)
+            if hits is not None:
+                return list(hits)
+            query = question if conversation is None else conversation.searched(question)
+            return self._retrieve(library, query, own, where)
 
         def lay(found: Sequence[Hit], text: bool) -> Assembled:
             return self._assemble(library, found, question, own, text, conversation)
 
-        return Stream(self.engine, Way(find, lay, own, thresholds, conversation, stop))
+        def about(read: Sequence[Hit]) -> list[str]:
+            found = library.documents([hit.passage.document for hit in read])
+            return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
+
+        return Stream(self.engine, Way(find, lay, own, thresholds, conversation, about, stop))
 
     def replay(
         self,
@@ -423,7 +488,7 @@ class SacRag(Serving):
         """
         conversation, ask, library = Conversation(instructions), ask or AskConfig(), self.newest()
         for question, answer in turns:
-            hits = self._retrieve(library, question, ask, where)
+            hits = self._retrieve(library, conversation.searched(question), ask, where)
             with self.engine.busy():
                 self._assemble(library, hits, question, ask, False, conversation)
             conversation.add(answer)
@@ -487,16 +552,18 @@ class SacRag(Serving):
         return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
 
 
-def recode(library: str | Path, codec: str, done: Callable[[int, int], None] = lambda n, of: None) -> int:
+def recode(
+    library: str | Path, codec: str, done: Callable[[int, int], None] = lambda n, of: None, *, wait: float = 0.0
+) -> int:
     """Store all memories of a library by another codec, in one commit; returns how many. No model is loaded.
 
-    done: called with the number stored so far, and of how many. A finer codec than before brings nothing back. Raises
-    LibraryError when they are stored so already, ConfigError for an unknown codec, and for one that has to be fitted
-    where the library's adapter has nothing that was.
+    done: called with the number stored so far, and of how many. wait: seconds to wait for another writer. A finer codec
+    than before brings nothing back. Raises LibraryError when they are stored so already, ConfigError for an unknown
+    codec, and for one that has to be fitted where the library's adapter has nothing that was.
     """
     config = config_of(library)
     state = codec_state(adapter_folder(config.model, config.method, config.adapter))
-    with Library.open(library, write=True) as opened:
+    with Library.open(library, write=True, wait=wait) as opened:
         passages = opened.head.passages
         with opened.transaction() as tx:
             return tx.recode(codec, state, lambda count: done(count, passages))
@@ -528,14 +595,20 @@ def _settings(head: Head, library: str | Path) -> IndexConfig:
 
 
 def repair(
-    library: str | Path, *, copy: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+    library: str | Path,
+    *,
+    copy: str | Path | None = None,
+    wait: float = 0.0,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> RepairReport:
     """Mend a damaged library: what is sound stays; search indexes, vectors and memories are made again from the rest.
 
     copy: an older catalog.sqlite of the same library, or a folder with one, out of which damaged rows are taken back;
     where no catalog is left, all of it, also what was removed since. The model is loaded only if something has to be
-    made again. The report says what is lost. Raises LibraryNotFound, LibraryLocked, LibraryMismatch for another model
-    or a copy of another library, LibraryCorrupt when nothing can be read.
+    made again. The report says what is lost. wait: seconds to wait for another writer. Raises LibraryNotFound,
+    LibraryLocked, LibraryMismatch for another model or a copy of another library, LibraryCorrupt when nothing can be
+    read.
     """
     folder = Path(library).absolute()
 
@@ -549,7 +622,16 @@ def repair(
             state = codec_state(adapter_folder(config.model, config.method, config.adapter))
         return remade(folder, head, config, compress, embed, codec_state=state, device=device, dtype=dtype)
 
-    return mend(folder, remake, Path(copy) if copy is not None else None)
+    return mend(folder, remake, Path(copy) if copy is not None else None, wait=wait)
+
+
+def _as_stored(document: Document) -> Document:
+    """A document in NFC, its metadata as JSON."""
+    text, meta = nfc(document.text), _plain_meta(document)
+    if text == document.text:
+        return dataclasses.replace(document, meta=meta)
+    headings = tuple((len(nfc(document.text[:at])), path) for at, path in document.headings)
+    return dataclasses.replace(document, text=text, headings=headings, meta=meta)
 
 
 def _plain_meta(document: Document) -> dict[str, Any]:
@@ -570,11 +652,13 @@ def _settled(config: IndexConfig) -> IndexConfig:
         local = Path(name).expanduser()
         return str(local.resolve()) if name not in ("default", UNTRAINED, *PINNED) and local.exists() else name
 
+    options = [item.partition("=") for item in config.option]
     return dataclasses.replace(
         config,
         model=place(config.model),
         adapter=place(config.adapter),
         embedder=place(config.embedder),
+        option=tuple(f"{key}={place(value) if '/' in value else value}" for key, _, value in options),
         ratio=_ratio_of(config),
     )
 

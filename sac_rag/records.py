@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -180,6 +181,11 @@ class Answer:
         if self.abstained:
             found["withheld"] = self.withheld
         return {**found, "notices": list(self.notices)} if self.notices else found
+
+
+def nfc(text: str) -> str:
+    """The form of Unicode in which texts are stored, asked and compared."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def unicode_of(text: str) -> str:

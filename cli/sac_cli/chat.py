@@ -42,8 +42,9 @@ def chat(
 ) -> None:
     """Talk with a library, question after question.
 
-    Earlier questions, answers and passages are before the model, and are not read again; each question is searched for
-    by its own words. When the model's context is full, the oldest turns go.
+    Earlier questions, answers and passages are before the model, and are not read again. A question is searched for by
+    its own words, one that refers back ("its moon?") by those of the question before it too. When the model's context
+    is full, the oldest turns go.
 
     /new starts afresh; /sources shows where the last answer is from; /text switches between plain text and memory;
     /quit or the end of input ends.

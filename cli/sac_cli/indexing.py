@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -51,9 +52,7 @@ def compress(
                 show(report)
                 ctrl_c.check()
 
-            report = rag.add(
-                list(paths), sync=sync, strict=strict, workers=workers, listen=listen, reading=reading
-            )
+            report = rag.add(list(paths), sync=sync, strict=strict, workers=workers, listen=listen, reading=reading)
     except KeyboardInterrupt:
         console.error("stopped: what is committed stays, and the same command goes on from there")
         raise typer.Exit(130) from None
@@ -99,8 +98,9 @@ def _bar() -> Iterator[Listen]:
 
 def report_dict(rag: SacRag, report: IndexReport) -> dict[str, Any]:
     """The JSON of an indexing run."""
-    stats = rag.stats()
+    stats, old = rag.stats(), stale(rag, report)
     return {
+        **({"stale": old} if old else {}),
         "library": str(rag.library.path),
         "files": report.files,
         "added": report.added,
@@ -116,6 +116,12 @@ def report_dict(rag: SacRag, report: IndexReport) -> dict[str, Any]:
         "bytes": stats.total_bytes,
         "bytes_per_source_token": stats.bytes_per_source_token,
     }
+
+
+def stale(rag: SacRag, report: IndexReport) -> list[str]:
+    """Documents whose version of before still answers, since the newer one could not be read."""
+    skipped = [Path(skip.path).as_posix() for skip in report.skipped]
+    return [d.uri for d in rag.library.documents(skipped) if d.stale]
 
 
 def left_out(report: IndexReport) -> list[Skip]:
@@ -158,6 +164,8 @@ def show(rag: SacRag, report: IndexReport, *, as_json: bool) -> None:
         _lines(_skips(report))
         if any(reason.startswith(("file over", "text over", "parsing ")) for reason in reasons):
             console.hint("--file-bytes, --text-chars, --cpu-s, --wall-s and --memory-bytes raise these limits")
+        for uri in stale(rag, report):
+            console.notice(f"the version of {uri} from before stays and answers: `sac rm` forgets it")
     if report.skipped and not report.added + report.changed + report.unchanged:
         console.error("no readable document under the given paths")
         raise typer.Exit(1)

@@ -35,6 +35,7 @@ def ls(
         if document is None:
             rows = [
                 {"document": d.uri, "type": d.media_type, "passages": d.passages, "tokens": d.source_tokens}
+                | ({"stale": d.stale} if d.stale else {})
                 for d in stored
             ]
             if as_json:
@@ -43,6 +44,10 @@ def ls(
                 heads = ("document", "type", "passages", "tokens")
                 cells = [(console.name(d.uri), d.media_type, d.passages, d.source_tokens) for d in stored]
                 console.table(heads, cells, numbers=heads[2:])
+                for d in stored:
+                    if d.stale:
+                        name = console.name(d.uri)
+                        console.notice(f"{name} is of before: its newer version could not be read ({d.stale})")
             return
         found = matching(document, [d.uri for d in stored], library)
         if len(found) > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,11 +23,15 @@ if TYPE_CHECKING:
 
 RECIPE = "Recipe"
 OF_READING = "Training behind memories (all but --objective salience)"
-OF_QUESTIONS = "Training on questions (--objective qa, summarise or budget)"
+OF_QUESTIONS = "Training on questions (--objective qa, summarise, budget or reader)"
+OF_READER = "Training a reader adapter (--objective reader)"
+OF_TEXTS = "Training on texts (--objective ae+lm)"
 TRAINING = fields.settings_of("sac_rag.train.config:TrainConfig", panel="Training")
 OWN = (
     *fields.settings_of("sac_rag.train.objectives.base:ReadingSettings", panel=OF_READING),
     *fields.settings_of("sac_rag.train.objectives.questions:QuestionSettings", panel=OF_QUESTIONS),
+    *fields.settings_of("sac_rag.train.objectives.reading:ReaderSettings", panel=OF_READER),
+    *fields.settings_of("sac_rag.train.objectives.texts:BothSettings", panel=OF_TEXTS),
 )
 """What some objectives alone read."""
 LORA = fields.settings_of("sac_rag.compress.backbone:LoraSpec", prefix="lora_", panel="LoRA (fixed by --from)")
@@ -123,9 +126,9 @@ def train(
     dtype: Dtype = "auto",
     **values: Any,
 ) -> None:
-    """Train an adapter: pretraining on text (lm, ae) or finetuning on questions (qa) and summaries (summarise).
+    """Train an adapter: pretraining on text (lm, ae, ae+lm) or finetuning on questions (qa) and summaries (summarise).
 
-    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm and ae read their text alone. cloze:
+    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm, ae and ae+lm read their text alone. cloze:
     in front of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a
     number or a phrase that was taken out of it. choice: asks the file's own questions, about half of them with the
     answer and another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, piece by piece.

@@ -8,7 +8,7 @@ from sac_rag import SacRag, samples
 
 rag = SacRag.index(samples.documents() / "pluto_and_charon.md", "pluto.lib")
 
-engine = ContextChatEngine.from_defaults(SacRetriever(rag, k=1, tags=True), llm=SacLLM(rag, max_tokens=32))
+engine = ContextChatEngine.from_defaults(SacRetriever(rag, k=1), llm=SacLLM(rag, max_tokens=32))
 for question in ("Who discovered Pluto?", "In which year was Pluto discovered?"):
     print(engine.chat(question))
 for piece in engine.stream_chat("Where was Pluto discovered?").response_gen:

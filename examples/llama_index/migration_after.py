@@ -8,7 +8,7 @@ from llama_index.vector_stores.sac import SacVectorStore
 
 (question,) = sys.argv[1:]
 
-store = SacVectorStore.from_library("tutorial.lib", tags=True)
+store = SacVectorStore.from_library("tutorial.lib")
 Settings.embed_model = store.embed_model()
 Settings.llm = store.llm(max_tokens=64)
 

@@ -20,7 +20,7 @@ streaming = RetrieverQueryEngine(SacRetriever(rag, k=1), SacSynthesizer(llm, str
 streaming.query("How many moons does Pluto have?").print_response_stream()
 print()
 
-stock = RetrieverQueryEngine.from_args(SacRetriever(rag, k=1, tags=True), llm=llm)
+stock = RetrieverQueryEngine.from_args(SacRetriever(rag, k=1), llm=llm)
 print(stock.query("Who discovered Pluto in February 1930?"))
 
 rag.close()

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from sac_rag.answer.assemble import Assembled
 from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt, layout_messages
+from sac_rag.answer.follow_up import searched
 from sac_rag.answer.tags import PassageRef
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
@@ -20,8 +21,9 @@ Turn: TypeAlias = tuple[Message, Message]
 class Conversation:
     """Questions and answers so far, for `SacRag.ask` and `SacRag.stream`; one question at a time.
 
-    A question is searched for by its own words. Its passages stand in front of it as memories, those of earlier turns
-    where they were, each once. The first turn is the prompt of a question without a conversation.
+    A question is searched for by its own words, and where it refers back, by those of the question that it refers to
+    too. Its passages stand in front of it as memories, those of earlier turns where they were, each once. The first
+    turn is the prompt of a question without a conversation.
     """
 
     def __init__(self, instructions: str = "") -> None:
@@ -29,6 +31,9 @@ class Conversation:
         self.instructions = instructions
         self._turns: list[Turn] = []
         self._asked: tuple[list[Turn], Message] | None = None
+        self._questions: list[str] = []
+        """Of these turns, as they were asked."""
+        self._words = ""
 
     def __len__(self) -> int:
         """Turns that the next question comes after."""
@@ -36,13 +41,18 @@ class Conversation:
 
     def clear(self) -> None:
         """Begin afresh."""
-        self._turns, self._asked = [], None
+        self._turns, self._asked, self._questions = [], None, []
+
+    def searched(self, question: str) -> str:
+        """What the next question is searched for by."""
+        return searched(question, self._questions[-len(self._turns) :] if self._turns else ())
 
     def add(self, answer: str) -> None:
         """The answer to what was last `assembled`; what did not fit beside it is forgotten."""
         if self._asked is not None:
             before, question = self._asked
             self._turns = [*before, (question, Message("assistant", (answer,)))]
+            self._questions = [*self._questions, self._words][-len(self._turns) :]
             self._asked = None
 
     def assembled(
@@ -84,7 +94,7 @@ class Conversation:
                     "question or lower max_new_tokens"
                 )
         forgotten, read = len(whole) - len(turns), min(texts, kept)
-        self._asked = turns, user
+        self._asked, self._words = (turns, user), question
         source = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:read])
         fidelity = "memory" if not read else "text" if read == kept else "mixed"
         notices, earlier = (

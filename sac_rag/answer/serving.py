@@ -29,7 +29,7 @@ from sac_rag.config import IndexConfig
 from sac_rag.errors import ConfigError, LibraryLocked
 from sac_rag.library.filters import plain
 from sac_rag.library.library import Library
-from sac_rag.records import Document, Passage
+from sac_rag.records import Document, Passage, nfc
 from sac_rag.text.passages import offsets_of, split
 
 
@@ -62,7 +62,7 @@ class Serving:
         """The tag of a text that the library holds under the id of a passage or the uri of a document; a line for each
         passage where it is several. None unless what is stored is this very text, but for white space between passages.
         """
-        library = self.library
+        library, text = self.library, nfc(text)
         passages = library.get([name]) if library.holds(name) else library.passages(name)
         for some in (passages, *([p] for p in passages if p.text == text)):
             if some and _covers(some, text):
@@ -96,6 +96,7 @@ class Serving:
         as consecutive sub-contexts under one id. The longest unused are forgotten beyond `PASSING_BYTES`; their tags
         then stay text.
         """
+        texts = [nfc(text) for text in texts]
         return self._passing.compress(texts, self.engine, self.config.ratio, plain(meta) if meta else None)
 
     # -- replies -------------------------------------------------------------------------------------------

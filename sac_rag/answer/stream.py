@@ -27,7 +27,8 @@ class Way:
     """How one question is answered.
 
     find: the hits. lay: hits -> prompt, as `ask.fidelity` says or, when True, as text. thresholds: needed for
-    fidelity "auto" and for abstaining. conversation: where the answer is kept for the next question.
+    fidelity "auto" and for abstaining. conversation: where the answer is kept for the next question. about: what a user
+    should know of the passages that were read.
     """
 
     find: Callable[[], Sequence[Hit]]
@@ -35,6 +36,7 @@ class Way:
     ask: AskConfig
     thresholds: Thresholds | None = None
     conversation: Conversation | None = None
+    about: Callable[[Sequence[Hit]], Sequence[str]] = lambda read: ()
     stop: Sequence[str] = ()
     """Strings that end the answer and are no part of it."""
 
@@ -128,6 +130,7 @@ class Stream(Iterator[str]):
             notices.insert(0, f"no passage matched{alone}")
         elif not hits:
             notices.append(f"no passage was read{alone}")
+        notices += way.about(hits)
         first = time.perf_counter() if held else attempt.first
         if held and text:
             yield text

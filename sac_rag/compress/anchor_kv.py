@@ -9,6 +9,9 @@ import torch
 
 from sac_rag.errors import MemoryInvalid
 
+MOST = 1e3
+"""Largest magnitude of a slot's bias, in nats: beyond any attention score, and within every number type."""
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -38,9 +41,33 @@ class Slots:
         """The tokens that any head keeps, ascending."""
         return self.positions.unique()
 
+    @property
+    def mean(self) -> int:
+        """Slots that a head has on average, at least 1."""
+        return max(1, round(self.positions.numel() / self.counts.numel()))
+
+    def validate(self, source_len: int) -> Slots:
+        """Return self, or raise MemoryInvalid where these are no slots of a passage of `source_len` tokens."""
+        p, n = self.positions, self.counts
+        if n.ndim != 2 or n.dtype != torch.int64 or not n.numel() or int(n.min()) < 0 or int(n.sum()) != p.numel():
+            raise MemoryInvalid(f"counts {tuple(n.shape)} {n.dtype} are no lengths of runs that hold {p.numel()} slots")
+        if not p.numel():
+            raise MemoryInvalid("a memory needs at least one anchor")
+        runs = self.runs().to(p.device)
+        falls = (p[1:] <= p[:-1]) & (runs[1:] == runs[:-1])
+        if int(p.min()) < 0 or int(p.max()) >= source_len or bool(falls.any()):
+            raise MemoryInvalid(f"positions must ascend within [0, {source_len}), got {p.tolist()[:8]}...")
+        return self
+
     def runs(self) -> torch.Tensor:
         """The run of each slot, (slots,)."""
         return torch.repeat_interleave(self.counts.flatten())
+
+
+def check_bias(bias: torch.Tensor, slots: int) -> None:
+    """Raises MemoryInvalid for what cannot be added to the attention scores of so many slots."""
+    if bias.shape != (slots,) or not bias.dtype.is_floating_point or not bool((bias.abs() <= MOST).all()):
+        raise MemoryInvalid(f"biases {tuple(bias.shape)} {bias.dtype} must be one a slot, of at most {MOST:g} nats")
 
 
 @dataclass(frozen=True)
@@ -51,6 +78,8 @@ class AnchorKV:
     are stored **before** RoPE, so that a passage can be placed anywhere by one rotation at load.
     positions, counts: as in `Slots`, 0 <= p < source_len: each slot's index in its own passage.
     source_len: tokens of the passage. The text that follows continues at this position (SAC, section 3.3).
+    bias: shape (slots,), fp32: added to the attention scores of each slot, for methods that let one slot weigh as much
+    as several tokens; None is 0 everywhere.
     """
 
     keys: torch.Tensor
@@ -58,6 +87,7 @@ class AnchorKV:
     positions: torch.Tensor
     counts: torch.Tensor
     source_len: int
+    bias: torch.Tensor | None = None
 
     @classmethod
     def even(cls, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, source_len: int) -> AnchorKV:
@@ -72,7 +102,7 @@ class AnchorKV:
     @property
     def anchors(self) -> int:
         """Slots that a head has on average, |S|: as many take up the memory and the time of one token's KV."""
-        return max(1, round(self.positions.numel() / self.counts.numel()))
+        return self.slots.mean
 
     @property
     def nbytes(self) -> int:
@@ -88,25 +118,21 @@ class AnchorKV:
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AnchorKV:
         """A copy with keys and values in another dtype or on another device."""
         keys, values = self.keys.to(device=device, dtype=dtype), self.values.to(device=device, dtype=dtype)
-        return AnchorKV(keys, values, self.positions.to(device=device), self.counts, self.source_len)
+        bias = None if self.bias is None else self.bias.to(device=device)
+        return AnchorKV(keys, values, self.positions.to(device=device), self.counts, self.source_len, bias)
 
     def validate(self) -> AnchorKV:
         """Return self, or raise MemoryInvalid naming what is wrong (shape, dtype, range, NaN, Inf)."""
-        k, v, p, n = self.keys, self.values, self.positions, self.counts
+        k, v, p = self.keys, self.values, self.positions
         if k.ndim != 2 or k.shape != v.shape:
             raise MemoryInvalid(f"keys {tuple(k.shape)} and values {tuple(v.shape)} must share one 2-D shape")
         if k.dtype != v.dtype or not k.dtype.is_floating_point:
             raise MemoryInvalid(f"keys ({k.dtype}) and values ({v.dtype}) must share one floating dtype")
         if p.shape != (k.shape[0],) or p.dtype != torch.int64:
             raise MemoryInvalid(f"positions {tuple(p.shape)} {p.dtype} do not fit {k.shape[0]} slots (int64)")
-        if n.ndim != 2 or n.dtype != torch.int64 or not n.numel() or int(n.min()) < 0 or int(n.sum()) != p.numel():
-            raise MemoryInvalid(f"counts {tuple(n.shape)} {n.dtype} are no lengths of runs that hold {p.numel()} slots")
-        if not p.numel():
-            raise MemoryInvalid("a memory needs at least one anchor")
-        runs = self.slots.runs().to(p.device)
-        falls = (p[1:] <= p[:-1]) & (runs[1:] == runs[:-1])
-        if int(p.min()) < 0 or int(p.max()) >= self.source_len or bool(falls.any()):
-            raise MemoryInvalid(f"positions must ascend within [0, {self.source_len}), got {p.tolist()[:8]}...")
+        self.slots.validate(self.source_len)
+        if self.bias is not None:
+            check_bias(self.bias, p.numel())
         for name, t in (("keys", k), ("values", v)):
             # One NaN or Inf spoils the sum, which is one fast pass; only then is it worth looking at each.
             if not bool(torch.isfinite(t.sum())) and not bool(torch.isfinite(t).all()):
@@ -152,3 +178,12 @@ class Memory:
             return None
         runs, heads = self.bias.split(self.counts.flatten().tolist()), self.counts.shape[1]
         return [list(runs[i : i + heads]) for i in range(0, len(runs), heads)]
+
+
+def run_by_run(counts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The order of slots, memory by memory, in which each run holds those of all memories, (slots,)."""
+    sizes = torch.stack([c.flatten() for c in counts])
+    starts = (sizes.flatten().cumsum(0) - sizes.flatten()).view(sizes.shape).T.flatten()
+    sizes = sizes.T.flatten()
+    ends = sizes.cumsum(0)
+    return torch.repeat_interleave(starts - (ends - sizes), sizes) + torch.arange(int(ends[-1]))

@@ -2,7 +2,7 @@
 
 Both are views of the same weight tensors: the encoder is a structural copy whose linear layers carry LoRA,
 so LoRA cannot leak into answering. This is the only file that knows a decoder's layers (Llama's, and those of the
-other `families`) and peft.
+other `families`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.attention import attend_packed, front_at, fronts_of
+from sac_rag.compress.lora import adapt, adapt_by_peft, layers_of
 from sac_rag.compress.packed import Packed, is_steady, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
@@ -120,7 +121,8 @@ class Backbone:
     otherwise.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec | None = None, *, trains: bool = False) -> None:
+        """trains: LoRA is peft's, as training is built on it; else ours, the same without the time that peft takes."""
         family = family_of(model.config.to_dict(), "the base model")
         known = {"q_proj", "k_proj", "v_proj", "o_proj", *family.norms}
         if strange := {n for n, _ in model.model.layers[0].self_attn.named_children()} ^ known:
@@ -135,7 +137,7 @@ class Backbone:
         self.tokenizer = tokenizer
         self.config = model.config
         self.lora = lora
-        self.encoder = _with_lora(self.decoder, lora) if lora else self.decoder
+        self.encoder = _with_lora(self.decoder, lora, trains) if lora else self.decoder
         self.inv_freq = self.decoder.model.rotary_emb.inv_freq.float()
         self.rope_scaling = float(self.decoder.model.rotary_emb.attention_scaling)
 
@@ -184,6 +186,15 @@ class Backbone:
         """LoRA parameters by name (`model.layers.I.MODULE.lora_A.weight`), fp32."""
         named = self.encoder.named_parameters()
         return ((n.replace(".default", ""), p) for n, p in named if "lora_" in n)
+
+    def projections(self) -> Iterator[tuple[str, torch.Size]]:
+        """Shapes of weights and biases that make an encoder's queries, keys and values, by name (`LAYER.q_proj.weight`):
+        all but the queries of the last layer."""
+        layers = self.decoder.model.layers
+        for index, layer in enumerate(layers):
+            for name in ("q_proj", "k_proj", "v_proj")[index == len(layers) - 1 :]:
+                module = getattr(layer.self_attn, name)
+                yield from ((f"{index}.{name}.{kind}", t.shape) for kind, t in module.named_parameters())
 
     def tokens(self, text: str) -> list[int]:
         """Ids of untrusted text: nothing in it becomes a special token."""
@@ -409,12 +420,17 @@ class Backbone:
 
     def plain_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Logits (tokens, vocabulary) of the untouched model as transformers computes them: the reference."""
-        return self.decoder(input_ids=token_ids[None].to(self.device)).logits[0]
+        return self._reference(input_ids=token_ids[None].to(self.device)).logits[0]
 
     def rotate_like_model(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rotate keys (heads, tokens, head_dim) with the model's own rotary module: the reference for `rope`."""
-        cos, sin = self.decoder.model.rotary_emb(keys, positions[None].to(keys.device))
+        cos, sin = self._reference.model.rotary_emb(keys, positions[None].to(keys.device))
         return turn(keys, cos[0], sin[0])
+
+    @property
+    def _reference(self) -> Any:
+        """transformers' own model of the decoder's weights."""
+        return getattr(self.decoder, "reference", self.decoder)
 
     def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines, (tokens, 1, head_dim), in the model's dtype."""
@@ -541,29 +557,18 @@ def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.add(module.base_layer(x), low, alpha=module.scaling["default"])
 
 
-def _with_lora(model: Any, spec: LoraSpec) -> Any:
+def _with_lora(model: Any, spec: LoraSpec, trains: bool) -> Any:
     """A structural copy of `model` that shares every weight tensor and carries a fresh LoRA (B = 0)."""
-    from peft import LoraConfig, inject_adapter_in_model
-
     shared: dict[int, Any] = {id(t): t for t in _tensors(model)}
     twin = copy.deepcopy(model, shared)
-    last = model.config.num_hidden_layers - 1
     # The encoder stops at the last layer's K and V: LoRA on what is never computed would be dead weight.
-    dead = () if spec.whole else tuple(t for t in spec.targets if t not in ("k_proj", "v_proj"))
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=0.0,
-        target_modules=list(spec.targets),
-        exclude_modules=rf".*\.layers\.{last}\..*({'|'.join(dead)})" if dead else None,
-    )
+    last, computed = f"model.layers.{model.config.num_hidden_layers - 1}.", ("k_proj", "v_proj")
+    names = [n for n in layers_of(twin, spec.targets) if spec.whole or n.endswith(computed) or not n.startswith(last)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a run repeats, whatever chance was used before it
-        twin = inject_adapter_in_model(config, twin)
+        twin = (adapt_by_peft if trains else adapt)(twin, names, spec.rank, spec.alpha)
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_("lora_" in name)
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
     return twin
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sac_rag.compress.anchor_kv import AnchorKV, Memory
+from sac_rag.compress.anchor_kv import AnchorKV, Memory, run_by_run
 from sac_rag.compress.rope import rotate
 from sac_rag.config import AskConfig
 from sac_rag.errors import AdapterError, ConfigError, MemoryInvalid
@@ -153,7 +153,7 @@ def compose(
     """Place from position `start` on, rotate (once, in fp32) and join memories of equal (layers, kv_heads, head_dim).
 
     placing: None is the default policy; order is that of `memories`. biases: one a memory, added to the attention
-    scores of its slots.
+    scores of its slots, on top of the slots' own.
     Raises MemoryInvalid when there is none or when their shapes differ.
     """
     if not memories:
@@ -167,21 +167,13 @@ def compose(
     keys = rotate(keys, torch.cat(places) + start, inv_freq, scaling, dtype)
     values = torch.cat([m.values for m in memories]).to(dtype)
     bias = None
-    if biases and any(biases):
-        sizes = torch.tensor([m.positions.numel() for m in memories])
-        bias = torch.tensor(biases, dtype=torch.float32).repeat_interleave(sizes).to(keys.device)
+    if (biases and any(biases)) or any(m.bias is not None for m in memories):
+        own = (m.positions.new_zeros(m.positions.shape) if m.bias is None else m.bias for m in memories)
+        prior = biases or [0.0] * len(memories)
+        bias = torch.cat([b.to(keys.device, torch.float32) + p for b, p in zip(own, prior, strict=True)])
     if len(memories) > 1:
-        order = _run_by_run([m.counts for m in memories]).to(keys.device)
+        order = run_by_run([m.counts for m in memories]).to(keys.device)
         keys, values = keys.index_select(0, order), values.index_select(0, order)
         bias = None if bias is None else bias.index_select(0, order)
     counts = torch.stack([m.counts for m in memories]).sum(0)
     return Memory(keys, values, counts, start + following, sum(m.source_len for m in memories), start, bias)
-
-
-def _run_by_run(counts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The order of slots, memory by memory, in which each run holds those of all memories, (slots,)."""
-    sizes = torch.stack([c.flatten() for c in counts])
-    starts = (sizes.flatten().cumsum(0) - sizes.flatten()).view(sizes.shape).T.flatten()
-    sizes = sizes.T.flatten()
-    ends = sizes.cumsum(0)
-    return torch.repeat_interleave(starts - (ends - sizes), sizes) + torch.arange(int(ends[-1]))

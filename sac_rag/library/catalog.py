@@ -27,6 +27,8 @@ from sac_rag.library.journal import check_beside
 from sac_rag.library.segments import SegmentInfo, Slot
 from sac_rag.records import Passage
 
+STALE = "_stale"
+"""Metadata of a document whose newer version could not be read: why."""
 _CHUNK = 500
 MAX_DIM = 1 << 16
 """Longest vectors that a library may say it has."""
@@ -76,6 +78,12 @@ class StoredDocument:
     """What the indexer passed to `put`, to skip unchanged documents."""
     passages: int
     source_tokens: int
+
+    @property
+    def stale(self) -> str | None:
+        """Why a newer version could not be read, so that this one still answers; None when it is the newest."""
+        reason = self.meta.get(STALE)
+        return reason if isinstance(reason, str) else None
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,8 @@ def _lexical(disk: Catalog, view: View, deep: bool) -> Iterator[str]:
     if number is None or not os.path.lexists(view.folder / files.lexical_name(number)):
         return
     name = files.lexical_name(number)
+    if lexical_file.is_of_other_rules(view.folder, view.head):
+        return
     if lexical_file.read(view.folder, view.head, view.catalog.all_keys()) is None:
         yield f"{disk.where}: {name} is damaged; searches rebuild it in memory, gc writes it again"
     elif deep and not lexical_file.is_that_of(view.folder, view.head, view.built_lexical()):

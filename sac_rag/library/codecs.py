@@ -43,7 +43,11 @@ class Codec(Protocol):
     What it was fitted to, if it is `fitted`, is its state: bytes that are stored in each library, so that a library is
     read without its adapter. Of bf16 and int8, `keys` and `values` are (slots, head_dim), of all but the fitted ones
     `positions` is (slots,) and `counts` (layers, kv_heads), both int16 where the passage is short enough and int32
-    elsewhere, `source_len` (1,) int32. Both directions raise MemoryInvalid on NaN, Inf, or wrong shapes and dtypes.
+    elsewhere, `source_len` (1,) int32. Of all codecs `bias` is (slots,) float16, and there for memories with biases
+    alone. Both directions raise MemoryInvalid on NaN, Inf, or wrong shapes and dtypes.
+
+    `decode` is `parse`, which several threads may do at once, and `finish`, which does together what memories share:
+    the same bits for one memory and for many.
     """
 
     name: str
@@ -53,6 +57,10 @@ class Codec(Protocol):
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]: ...
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV: ...
+
+    def parse(self, tensors: dict[str, torch.Tensor]) -> Any: ...
+
+    def finish(self, parsed: Sequence[Any]) -> list[AnchorKV]: ...
 
 
 def is_fitted(name: str) -> bool:
@@ -75,7 +83,20 @@ def get_codec(name: str, state: bytes | None = None) -> Codec:
     return fitted
 
 
-class Bf16:
+class OneByOne:
+    """A codec whose memories have nothing to share in decoding."""
+
+    def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
+        raise NotImplementedError
+
+    def parse(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
+        return self.decode(tensors)
+
+    def finish(self, parsed: Sequence[AnchorKV]) -> list[AnchorKV]:
+        return list(parsed)
+
+
+class Bf16(OneByOne):
     """Two bytes a number. Decodes to bfloat16: relative error at most 2^-9, none for bfloat16 input."""
 
     name = "bf16"
@@ -93,7 +114,7 @@ class Bf16:
         return memory_of(tensors, need(tensors, "keys"), need(tensors, "values"))
 
 
-class Int8:
+class Int8(OneByOne):
     """One byte a number, symmetric, with one scale for each (run, channel); runs without slots have none.
 
     Decodes to float32; |error| <= scale / 2, where scale is the stored one, at least max|x| / 127 over the run.
@@ -157,7 +178,21 @@ def places_of(memory: AnchorKV) -> dict[str, torch.Tensor]:
         "positions": memory.positions.detach().to("cpu", dtype),
         "counts": memory.counts.to(dtype),
         "source_len": torch.tensor([memory.source_len], dtype=torch.int32),
+        **biases_of(memory),
     }
+
+
+def biases_of(memory: AnchorKV) -> dict[str, torch.Tensor]:
+    """What a memory with biases has beside the rest; nothing for others, as in libraries from before there were any."""
+    return {} if memory.bias is None else {"bias": memory.bias.detach().to("cpu", torch.float16)}
+
+
+def bias_of(tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """The way back; its shape is judged with the memory."""
+    bias = tensors.get("bias")
+    if bias is not None and bias.dtype != torch.float16:
+        raise MemoryInvalid(f"biases {tuple(bias.shape)} {bias.dtype} are malformed")
+    return None if bias is None else bias.float()
 
 
 def need(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -185,7 +220,7 @@ def slots_of(tensors: dict[str, torch.Tensor]) -> tuple[Slots, int]:
 
 def memory_of(tensors: dict[str, torch.Tensor], keys: torch.Tensor, values: torch.Tensor) -> AnchorKV:
     slots, length = slots_of(tensors)
-    return AnchorKV(keys, values, slots.positions, slots.counts, length).validate()
+    return AnchorKV(keys, values, slots.positions, slots.counts, length, bias_of(tensors)).validate()
 
 
 def pack(tensors: dict[str, torch.Tensor]) -> tuple[Layout, list[bytes]]:

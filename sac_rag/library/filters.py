@@ -11,12 +11,12 @@ import datetime
 import decimal
 import enum
 import os
-import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from sac_rag.errors import ConfigError
+from sac_rag.records import nfc
 
 Meta: TypeAlias = Mapping[str, Any]
 Fits: TypeAlias = Callable[[Meta], bool]
@@ -177,8 +177,8 @@ def _operator(key: str, name: str, operand: Any, depth: int) -> _Test:
         raise ConfigError(f"{name} of {key!r} is {operand!r}; it needs {kind}")
     compare = _COMPARISONS[name]
     if isinstance(one, str):
-        text = _nfc(one)
-        return lambda value: any(isinstance(v, str) and compare(_nfc(v), text) for v in _members(value))
+        text = nfc(one)
+        return lambda value: any(isinstance(v, str) and compare(nfc(v), text) for v in _members(value))
     return lambda value: any(not _is_no_number(v) and compare(v, one) for v in _members(value))
 
 
@@ -211,7 +211,7 @@ def _equals(value: Any, wanted: Any) -> bool:
 def _same(a: Any, b: Any) -> bool:
     """Equality of JSON values: 1 is 1.0 but not True, texts in NFC."""
     if isinstance(a, str) and isinstance(b, str):
-        return a == b or _nfc(a) == _nfc(b)
+        return a == b or nfc(a) == nfc(b)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, Mapping) and isinstance(b, Mapping):
@@ -229,10 +229,6 @@ def _is_list(value: Any) -> bool:
 
 def _is_no_number(value: Any) -> bool:
     return isinstance(value, bool) or not isinstance(value, int | float)
-
-
-def _nfc(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _entries(where: Meta) -> Iterable[tuple[str, Any]]:

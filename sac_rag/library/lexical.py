@@ -1,13 +1,16 @@
 """Lexical search: BM25 (Lucene's variant) over passage texts, for one generation.
 
 Tokens are case-folded words without English stop words, stemmed when PyStemmer is installed; each ideograph or kana
-is a word. Built with sorted vocabulary, so scores do not depend on hash seeds.
+is a word. Latin, Greek and Cyrillic letters count without their accents, Hebrew and Arabic ones without vowel points,
+forms of compatibility (full width, ligatures) as the plain ones; soft hyphens, blanks of no width and hyphens at line
+ends part no word. Built with sorted vocabulary, so scores do not depend on hash seeds.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +19,26 @@ import numpy as np
 from sac_rag.errors import LibraryCorrupt
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_MARKS = "".join(
+    chr(c) for c in range(0x0300, 0x1200) if unicodedata.category(chr(c)) in ("Mn", "Mc")
+)  # of Hebrew, Arabic, the scripts of India, Thai and others: \w has them not
+_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}][^\W{_CJK}{_MARKS}]*(?:[{_MARKS}]+[^\W{_CJK}]*)*")
+_UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
+_LINE_END = re.compile(r"(?<=[^\W\d_])[-\u2010]\r?\n[ \t]*(?=[^\W\d_])")
+_ACCENTS = re.compile(
+    "(?<=[A-Za-z\u0370-\u03ff])[\u0300-\u036f]+"
+    "|(?<=[\u0400-\u04ff])[\u0300-\u0305\u0307-\u036f]+"  # but the breve, which makes another letter
+    "|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652]"  # vowel points of Hebrew and Arabic
+)
+
+
+def plain(text: str) -> str:
+    """A text as it is searched: letters without accents and in one form, words whole."""
+    if text.isascii() and "-" not in text:
+        return text.casefold()
+    text = _LINE_END.sub("", _UNSEEN.sub("", text))
+    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
+    return unicodedata.normalize("NFKC", bare).casefold()
 
 
 def words(texts: Iterable[str]) -> list[list[str]]:
@@ -24,7 +46,7 @@ def words(texts: Iterable[str]) -> list[list[str]]:
     from bm25s.stopwords import STOPWORDS_EN
 
     stop = frozenset(STOPWORDS_EN)
-    split = [[w for w in _WORD.findall(text.casefold()) if w not in stop] for text in texts]
+    split = [[w for w in _WORD.findall(plain(text)) if w not in stop] for text in texts]
     stemmer = _stemmer()
     if stemmer is None:
         return split
@@ -35,7 +57,11 @@ def words(texts: Iterable[str]) -> list[list[str]]:
 
 def rules() -> str:
     """What the terms of a text depend on besides the text; indexes made by other rules do not fit a question's."""
-    return "words-1 english" if _stemmer() else "words-1"
+    return "words-2 english" if _stemmer() else "words-2"
+
+
+KNOWN_RULES = ("words-1", "words-1 english", "words-2", "words-2 english")
+"""Of this version and those before, with and without a stemmer."""
 
 
 def _stemmer() -> Any:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -44,13 +44,21 @@ def read(folder: Path, head: Head, keys: Sequence[int]) -> LexicalIndex | None:
     if head.changed is None:
         return None
     with contextlib.suppress(LibraryCorrupt, OSError):
-        most = _SMALLEST + _PER_CATALOG_BYTE * os.stat(folder / files.CATALOG, follow_symlinks=False).st_size
-        whole = files.read(folder, files.lexical_name(head.changed), most)
-        digest, data = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
+        digest, data = _split(folder, head.changed)
         if digest == _digest(head, data):
             index = LexicalIndex.parse(data)
             return index if index.is_of(keys) else None
     return None
+
+
+def is_of_other_rules(folder: Path, head: Head) -> bool:
+    """Whether the file of a generation is whole, but its terms were made otherwise: it is made again, not damaged."""
+    if head.changed is None:
+        return False
+    with contextlib.suppress(LibraryCorrupt, OSError):
+        digest, data = _split(folder, head.changed)
+        return digest in _of_before(head, data)
+    return False
 
 
 def is_that_of(folder: Path, head: Head, index: LexicalIndex) -> bool:
@@ -76,12 +84,40 @@ def write(folder: Path, head: Head, index: LexicalIndex) -> None:
     files.write_durable(folder, files.lexical_name(head.changed), [_digest(head, data), data])
 
 
+def _split(folder: Path, number: int) -> tuple[bytes, bytes]:
+    """Digest and content of a file; raises LibraryCorrupt, OSError."""
+    most = _SMALLEST + _PER_CATALOG_BYTE * os.stat(folder / files.CATALOG, follow_symlinks=False).st_size
+    whole = files.read(folder, files.lexical_name(number), most)
+    return whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
+
+
 def _digest(head: Head, data: bytes) -> bytes:
     """XXH3-128 over the bytes and what they must belong to."""
     from sac_rag.library.lexical import rules
 
+    return _hash([*_passages(head), rules()], data)
+
+
+def _of_before(head: Head, data: bytes) -> set[bytes]:
+    """Digests that these bytes would have by other rules, or as they were made when the FAISS file covered all."""
+    from sac_rag.library.lexical import KNOWN_RULES, rules
+
+    belongs = [[*_passages(head), by] for by in KNOWN_RULES if by != rules()]
+    if head.changed == head.faiss:
+        belongs += [[FORMAT, head.library, *_faiss(head), by] for by in KNOWN_RULES]
+    return {_hash(one, data) for one in belongs}
+
+
+def _passages(head: Head) -> list[Any]:
     # The hash of the FAISS file stands for the passages that it has, the generation for those that came later.
-    belongs = [FORMAT, head.library, head.changed, head.faiss, (head.faiss_hash or b"").hex(), rules()]
+    return [FORMAT, head.library, head.changed, *_faiss(head)]
+
+
+def _faiss(head: Head) -> list[Any]:
+    return [head.faiss, (head.faiss_hash or b"").hex()]
+
+
+def _hash(belongs: Sequence[Any], data: bytes) -> bytes:
     h = xxhash.xxh3_128(json.dumps(belongs).encode())
     h.update(data)
     return h.digest()

@@ -5,118 +5,65 @@ Keys before RoPE and values of one head vary along few axes, which depend on mod
 values: what varies less than a step along an axis becomes zeros by itself (reverse water filling; Cover and Thomas,
 section 10.3.3). The integers are stored without loss: axes by rank in groups of eight, several small integers to a
 byte, a zstd frame for each group; integers that do not fit their byte stand in a list beside it.
+
+Axes are integers too, so that decoding is a product of integers: exact, hence the same bits on any machine, and
+whatever is decoded at the same time.
 """
 
 from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import zstandard
 
-from sac_rag.compress.anchor_kv import AnchorKV
-from sac_rag.errors import LibraryCorrupt, MemoryInvalid
+from sac_rag.compress.anchor_kv import AnchorKV, Slots, check_bias, run_by_run
+from sac_rag.errors import MemoryInvalid
+from sac_rag.library.basis import UNIT, Basis, Product
+from sac_rag.library.codecs import bias_of, biases_of
+from sac_rag.library.frames import GROUP, PER_BYTE, Expander, FirstVersion, compress, packed, whole_bytes
 
-GROUP = 8
-"""Axes that are coded together."""
-PER_BYTE = {0: 0, 1: 5, 2: 3, 3: 2, 7: 2, 127: 1}
-"""Largest magnitude of a group -> integers a byte, in base 2 * magnitude + 1; none where all are 0."""
 RARE = 0.003
 """Share of a group's integers that may be larger."""
 DEAD = 0.6
 """Numbers below this many steps become 0, and all are rounded with that shift: fewer bits at low rates."""
-LEVEL = 3
-VERSION = 1
+BLOCK = 2048
+"""Slots, at the least, that are decoded in one go."""
+VERSION = 2
+FIRST = 1
+"""The version before, which is read, too."""
 _HEAD = struct.Struct("<BBHII")
 """Version, groups of axes, 0, source tokens, slots. Then a magnitude a group, and the lengths of the frames."""
-_MOST = 256 << 20
 
 
 @dataclass(frozen=True)
-class Basis:
-    """What the memories of one adapter are coded in.
+class Steps:
+    """A memory as integers along the axes of its heads.
 
-    axes: (2, layers, kv_heads, head_dim, head_dim) float16, keys then values; its columns are orthonormal, the most
-    varied first. means: (2, layers, kv_heads, head_dim) float16. steps: (2,) float32, of keys and of values.
+    integers: (2, slots, axes) int8, of keys and of values, axes in whole groups. beyond: for either, what is to be
+    added to them where 8 bits are too few: slots, axes and numbers, each (n,).
     """
 
-    axes: torch.Tensor
-    means: torch.Tensor
-    steps: torch.Tensor
+    integers: np.ndarray
+    beyond: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
+    slots: Slots
+    source_len: int
+    bias: torch.Tensor | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(layers, kv_heads, head_dim)."""
-        layers, heads, dim = self.means.shape[1:]
-        return layers, heads, dim
-
-    @classmethod
-    def fit(cls, memories: Iterable[AnchorKV], step: float = 1.0) -> Basis:
-        """Principal axes of each head over `memories`. step: in standard deviations of all keys, and of all values.
-
-        Raises MemoryInvalid without memories, or when their shapes differ.
-        """
-        sums: list[torch.Tensor] = []
-        for memory in memories:
-            kv = torch.stack([memory.keys, memory.values]).detach().to("cpu", torch.float64)
-            shape = (*memory.counts.shape, kv.shape[2])
-            if not sums:
-                sums = [kv.new_zeros(shape[:2]), kv.new_zeros(2, *shape), kv.new_zeros(2, *shape, kv.shape[2])]
-            if sums[1].shape[1:] != shape:
-                raise MemoryInvalid(f"memories of {shape} and of {tuple(sums[1].shape[1:])} have no basis in common")
-            sums[0] += memory.counts
-            first, second = sums[1].flatten(1, 2), sums[2].flatten(1, 2)
-            for run, part in enumerate(kv.split(memory.counts.flatten().tolist(), dim=1)):
-                first[:, run] += part.sum(1)
-                second[:, run] += part.transpose(1, 2) @ part
-        if not sums:
-            raise MemoryInvalid("a basis is fitted on memories; give at least one")
-        slots, first, second = sums
-        n = slots.clamp_min(1)[None, :, :, None]
-        means = first / n
-        spread = second / n[..., None] - means[..., None] * means[..., None, :]
-        axes = torch.linalg.eigh(spread)[1].flip(-1)
-        variance = (spread.diagonal(dim1=-2, dim2=-1).mean(-1) * slots).sum((1, 2)) / slots.sum()
-        return cls(axes.half(), means.half(), (step * variance.clamp_min(1e-12).sqrt()).float())
-
-    def to_bytes(self) -> bytes:
-        from safetensors.torch import save
-
-        return save({"axes": self.axes.contiguous(), "means": self.means.contiguous(), "steps": self.steps})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Basis:
-        """Raises LibraryCorrupt unless the tensors are those of a basis, all finite."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        if len(data) > _MOST:
-            raise LibraryCorrupt(f"a codec's basis has {len(data):,} bytes; at most {_MOST:,} are read")
-        try:
-            found = load(data)
-        except SafetensorError as error:
-            raise LibraryCorrupt(f"a codec's basis does not parse: {error}") from error
-        if set(found) != {"axes", "means", "steps"}:
-            raise LibraryCorrupt(f"a codec's basis has the tensors {sorted(found)}, not axes, means and steps")
-        axes, means, steps = found["axes"], found["means"], found["steps"]
-        shapes = axes.ndim == 5 and axes.shape == (2, *axes.shape[1:3], axes.shape[4], axes.shape[4])
-        dtypes = (axes.dtype, means.dtype, steps.dtype) == (torch.float16, torch.float16, torch.float32)
-        if not (shapes and dtypes and means.shape == axes.shape[:4] and steps.shape == (2,)):
-            raise LibraryCorrupt("a codec's basis has axes, means or steps of other shapes or dtypes than a basis has")
-        if not (all(bool(torch.isfinite(t).all()) for t in found.values()) and bool((steps > 0).all())):
-            raise LibraryCorrupt("a codec's basis holds NaN, Inf or a step that is not above 0")
-        return cls(axes, means, steps)
+    def anchors(self) -> int:
+        """As in AnchorKV."""
+        return self.slots.mean
 
 
 class Transform:
     """AnchorKV to bytes in a `Basis`, and back to float32.
 
     Along each axis a number is off by at most DEAD steps: a slot's key, and its value, by DEAD * step * sqrt(head_dim)
-    in all, up to the float16 of the axes.
+    in all, up to the rounding of the axes.
     """
 
     name = "transform"
@@ -129,13 +76,12 @@ class Transform:
 
     def __init__(self, basis: Basis) -> None:
         self.basis = basis
-        axes, self._means = basis.axes.float().flatten(1, 2), basis.means.float().flatten(1, 2)
-        scaled = axes * basis.steps[:, None, None, None]
-        # float16 columns are orthonormal to 1e-3 only: what decoding multiplies by is inverted for coding.
-        self._inverse = torch.linalg.inv(scaled).transpose(-1, -2).contiguous()
-        # A row for the mean below those of the axes: one product a run, and nothing is added behind it.
-        self._rows = torch.cat((scaled.transpose(-1, -2), self._means[:, :, None]), dim=2)
+        self._means = basis.means.float().flatten(1, 2)
         self._groups = -(-basis.shape[2] // GROUP)
+        # A row for each axis. Those of the last group that are no axes stand for nothing.
+        rows = basis.axes.flatten(1, 2).transpose(-1, -2)
+        self._rows = torch.nn.functional.pad(rows, (0, 0, 0, self._groups * GROUP - basis.shape[2])).contiguous()
+        self._inverse: torch.Tensor | None = None
 
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]:
         """Raises MemoryInvalid for a memory of another shape, and for numbers beyond 2^31 steps."""
@@ -143,7 +89,7 @@ class Transform:
         if shape != self.basis.shape:
             raise MemoryInvalid(f"a memory of {shape} (layers, kv_heads, head_dim) does not fit {self.basis.shape}")
         counts = memory.counts.flatten()
-        frames = [_whole_bytes(counts.numpy()), _whole_bytes(np.diff(memory.positions.cpu().numpy(), prepend=0))]
+        frames = [whole_bytes(counts.numpy()), whole_bytes(np.diff(memory.positions.cpu().numpy(), prepend=0))]
         limits: list[int] = []
         for which, tensor in enumerate((memory.keys, memory.values)):
             integers = self._integers(which, tensor.detach().to("cpu", torch.float32), counts.tolist())
@@ -154,43 +100,71 @@ class Transform:
                 limit = next(n for n in PER_BYTE if n == max(PER_BYTE) or (magnitudes > n).mean() <= RARE)
                 outside[at : at + GROUP] = magnitudes > limit
                 limits.append(limit)
-                frames.append(_packed(np.where(magnitudes > limit, 0, part), limit))
+                frames.append(packed(np.where(magnitudes > limit, 0, part).T, limit))
             frames.append(np.stack([outside.ravel().nonzero()[0], integers[outside]]).astype("<i4").tobytes())
-        coded = [_compress(frame) for frame in frames]
+        coded = [compress(frame) for frame in frames]
         head = _HEAD.pack(VERSION, self._groups, 0, memory.source_len, memory.positions.numel())
         lengths = np.array([len(c) for c in coded], "<u4").tobytes()
         data = bytearray(b"".join((head, bytes(limits), lengths, *coded)))
-        return {"coded": torch.frombuffer(data, dtype=torch.uint8)}
+        return {"coded": torch.frombuffer(data, dtype=torch.uint8), **biases_of(memory)}
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
+        return self.finish([self.parse(tensors)])[0]
+
+    def parse(self, tensors: dict[str, torch.Tensor]) -> Steps:
         """Raises MemoryInvalid for bytes that are no memory in this basis; nothing is made larger than they say."""
         coded = tensors.get("coded")
-        if coded is None or len(tensors) > 1 or coded.ndim != 1 or coded.dtype != torch.uint8:
+        if coded is None or set(tensors) - {"coded", "bias"} or coded.ndim != 1 or coded.dtype != torch.uint8:
             raise MemoryInvalid(f"stored memory has {', '.join(sorted(tensors))}; a transformed one has bytes, `coded`")
-        layers, heads, dim = self.basis.shape
-        source_len, slots, limits, parts = self._opened(coded.numpy().tobytes())
-        counts = _whole(next(parts), layers * heads)
-        positions = _whole(next(parts), slots).cumsum()
+        layers, heads, _ = self.basis.shape
+        version, source_len, slots, limits, frames = self._opened(coded.numpy().tobytes())
+        expand = Expander()
+        counts = expand.whole(next(frames), layers * heads)
+        positions = expand.whole(next(frames), slots).cumsum()
         if int(counts.sum()) != slots or int(counts.min()) < 0:
             raise MemoryInvalid(f"a transformed memory has counts of {int(counts.sum())} slots in place of {slots}")
-        found = []
-        size = GROUP * slots
+        kept = Slots(torch.from_numpy(positions), torch.from_numpy(counts).view(layers, heads)).validate(source_len)
+        packing = FirstVersion(expand) if version == FIRST else expand
+        integers = np.empty((2, slots, self._groups, GROUP), np.int8)
+        beyond = []
+        for which, own in enumerate(integers):
+            at = 0
+            for limit, those in itertools.groupby(limits[which * self._groups : (which + 1) * self._groups]):
+                count = len(list(those))
+                packing.small(list(itertools.islice(frames, count)), limit, own[:, at : at + count])
+                at += count
+            places, values = expand.exceptions(next(frames), own.size)
+            axes, places = np.divmod(places, slots)
+            small = values.clip(-UNIT, UNIT)
+            own.reshape(slots, -1)[places, axes] = small
+            more = (values != small).nonzero()[0]
+            beyond.append((places[more], axes[more], values[more].astype(np.int64) - small[more]))
+        bias = bias_of(tensors)
+        if bias is not None:
+            check_bias(bias, slots)
+        return Steps(integers.reshape(2, slots, -1), tuple(beyond), kept, source_len, bias)
+
+    def finish(self, parsed: Sequence[Steps]) -> list[AnchorKV]:
+        """Memories of what was parsed; the runs of one head are multiplied together."""
+        order = run_by_run([p.slots.counts for p in parsed]) if len(parsed) > 1 else None
+        totals = torch.stack([p.slots.counts.flatten() for p in parsed]).sum(0).tolist()
+        found, room = [], None if order is None else torch.empty(len(order), self.basis.shape[2])
         for which in (0, 1):
-            integers, used = np.empty(self._groups * size, np.float32), 0
-            for group in range(self._groups):
-                limit = limits[which * self._groups + group]
-                integers[group * size : (group + 1) * size] = _unpacked(next(parts), size, limit)
-                used = (group + 1) * GROUP if limit else used
-            places, exceptions = _exceptions(next(parts), len(integers))
-            integers[places] = exceptions
-            used = min(dim, max(used, int(places.max(initial=-1)) // slots + 1))
-            found.append(self._numbers(which, torch.from_numpy(integers).view(-1, slots)[:used], counts))
-        sizes = torch.from_numpy(counts).view(layers, heads)
-        keys, values = found
-        return AnchorKV(keys, values, torch.from_numpy(positions), sizes, source_len).validate()
+            numbers = self._numbers(which, [p.integers[which] for p in parsed], totals, order, room)
+            for memory, own in zip(parsed, numbers, strict=True):
+                self._add_beyond(which, memory, own)
+            found.append(numbers)
+        return [
+            AnchorKV(keys, values, p.slots.positions, p.slots.counts, p.source_len, p.bias)
+            for p, keys, values in zip(parsed, *found, strict=True)
+        ]
 
     def _integers(self, which: int, numbers: torch.Tensor, counts: list[int]) -> np.ndarray:
         """Numbers (slots, head_dim) as steps along the axes of their heads, (whole groups of axes, slots)."""
+        if self._inverse is None:
+            # Columns are orthonormal up to rounding only: what decoding multiplies by is inverted for coding.
+            scaled = self.basis.axes.float().flatten(1, 2) * self.basis.scales[:, None, None, None]
+            self._inverse = torch.linalg.inv(scaled).transpose(-1, -2).contiguous()
         out = torch.zeros(self._groups * GROUP, len(numbers))
         steps = [
             (part - self._means[which, run]) @ self._inverse[which, run]
@@ -202,20 +176,46 @@ class Transform:
             raise MemoryInvalid(f"{('keys', 'values')[which]} are more than 2^31 steps from their mean")
         return (out.sign() * (out.abs() + (1 - DEAD)).floor()).numpy().astype(np.int32)
 
-    def _numbers(self, which: int, steps: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
-        """The way back: steps along the first axes, (axes, slots), to (slots, head_dim) float32."""
-        used, slots = steps.shape
-        along = torch.cat((steps, torch.ones(1, slots)))
-        rows = torch.cat((self._rows[which, :, :used], self._rows[which, :, -1:]), dim=1)
-        out = torch.empty(slots, self.basis.shape[2])
-        end = 0
-        for run in counts.nonzero()[0].tolist():
-            start, end = end, end + int(counts[run])
-            torch.mm(along[:, start:end].T, rows[run], out=out[start:end])
-        return out
+    def _numbers(
+        self,
+        which: int,
+        integers: Sequence[np.ndarray],
+        totals: Sequence[int],
+        order: torch.Tensor | None,
+        room: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """The way back: integers (slots, axes) of several memories to (slots, head_dim) float32. totals: slots of each
+        run in all of them. order: that of slots, memory by memory, in which runs hold those of all memories. room: for
+        all of these, unless there is but one memory."""
+        joined = torch.from_numpy(integers[0] if order is None else np.concatenate(integers))
+        joined = joined if order is None else joined.index_select(0, order)
+        out = torch.empty(len(joined), self.basis.shape[2]) if room is None else room
+        multiply, scale = Product(), float(self.basis.scales[which])
+        for start, end, runs, sizes in _blocks(totals):
+            block = out[start:end]
+            multiply(joined[start:end].split(sizes), self._rows[which, runs], block)
+            # One after the other: fused they round otherwise, where the machine fuses.
+            means = self._means[which, runs].repeat_interleave(torch.tensor(sizes), dim=0, output_size=len(block))
+            block.mul_(scale).add_(means)
+        if order is None:
+            return [out]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return [out.index_select(0, own) for own in back.split([len(i) for i in integers])]
 
-    def _opened(self, data: bytes) -> tuple[int, int, list[int], Iterator[bytes]]:
-        """(source tokens, slots, magnitude of each group, frames)."""
+    def _add_beyond(self, which: int, memory: Steps, numbers: torch.Tensor) -> None:
+        """Add to `numbers` what 8 bits did not hold."""
+        slots, axes, more = map(torch.from_numpy, memory.beyond[which])
+        if not len(slots):
+            return
+        rows = self._rows[which].float() * self.basis.scales[which]
+        runs = memory.slots.runs()
+        for axis in axes.unique().tolist():
+            at = axes == axis
+            numbers[slots[at]] += more[at].float()[:, None] * rows[runs[slots[at]], axis]
+
+    def _opened(self, data: bytes) -> tuple[int, int, int, list[int], Iterator[bytes]]:
+        """(version, source tokens, slots, magnitude of each group, frames)."""
         layers, heads, _ = self.basis.shape
         frames, groups = 2 + 2 * (self._groups + 1), 2 * self._groups
         start = _HEAD.size + groups + 4 * frames
@@ -224,84 +224,22 @@ class Transform:
         version, given, zero, source_len, slots = _HEAD.unpack_from(data)
         limits = list(data[_HEAD.size : _HEAD.size + groups])
         lengths = np.frombuffer(data, "<u4", frames, _HEAD.size + groups).astype(np.int64).tolist()
-        if (version, given, zero) != (VERSION, self._groups, 0) or not set(limits) <= set(PER_BYTE):
+        if version not in (FIRST, VERSION) or (given, zero) != (self._groups, 0) or not set(limits) <= set(PER_BYTE):
             raise MemoryInvalid(f"a transformed memory has version {version} and {given} groups of magnitudes {limits}")
         if not 0 < slots <= layers * heads * source_len or start + sum(lengths) != len(data):
             raise MemoryInvalid(f"a transformed memory of {slots} slots, {source_len} tokens does not fill its bytes")
         ends = list(itertools.accumulate(lengths, initial=start))
-        return source_len, slots, limits, (data[a:b] for a, b in itertools.pairwise(ends))
+        return version, source_len, slots, limits, (data[a:b] for a, b in itertools.pairwise(ends))
 
 
-def _compress(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=LEVEL, write_content_size=False).compress(data) if data else b""
-
-
-def _expand(frame: bytes, most: int) -> bytes:
-    """A frame's content, of at most so many bytes."""
-    if not frame:
-        return b""
-    try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(frame) as reader:
-            found: bytes = reader.read(most + 1)
-    except zstandard.ZstdError as error:
-        raise MemoryInvalid(f"a frame of a transformed memory does not parse: {error}") from error
-    if len(found) > most:
-        raise MemoryInvalid(f"a frame of a transformed memory holds more than its {most} bytes")
-    return found
-
-
-def _whole_bytes(numbers: np.ndarray) -> bytes:
-    """Whole numbers, byte plane by byte plane, in two bytes each where these do, else in four."""
-    width = 2 if not len(numbers) or -(1 << 15) <= numbers.min() <= numbers.max() < 1 << 15 else 4
-    return numbers.astype(f"<i{width}").view(np.uint8).reshape(-1, width).T.tobytes()
-
-
-def _whole(frame: bytes, count: int) -> np.ndarray:
-    """The way back: (count,) int64."""
-    data = _expand(frame, 4 * count)
-    if len(data) not in (2 * count, 4 * count):
-        raise MemoryInvalid(f"a transformed memory has {len(data)} bytes for {count} whole numbers")
-    planes = np.frombuffer(data, np.uint8).reshape(-1, count)
-    return np.ascontiguousarray(planes.T).view(f"<i{len(planes)}").ravel().astype(np.int64)
-
-
-def _packed(part: np.ndarray, limit: int) -> bytes:
-    """Integers of magnitudes up to `limit`, several a byte, the first the most significant."""
-    per, base = PER_BYTE[limit], 2 * limit + 1
-    if not per:
-        return b""
-    digits = np.pad((part + limit).ravel(), (0, -part.size % per)).reshape(-1, per)
-    return (digits @ base ** np.arange(per)[::-1]).astype(np.uint8).tobytes()
-
-
-def _unpacked(frame: bytes, count: int, limit: int) -> np.ndarray:
-    """The way back: (count,) float32."""
-    per = PER_BYTE[limit]
-    size = -(-count // per) if per else 0
-    data = _expand(frame, size)
-    if len(data) != size:
-        raise MemoryInvalid(f"a group of a transformed memory has {len(data)} bytes in place of {size}")
-    if not per:
-        return np.zeros(count, np.float32)
-    return _DIGITS[limit][np.frombuffer(data, np.uint8)].ravel()[:count]
-
-
-def _exceptions(frame: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places in a flat array of `size`, and what stands there."""
-    data = _expand(frame, 8 * size)
-    if len(data) % 8:
-        raise MemoryInvalid("the exceptions of a transformed memory are cut short")
-    places, values = np.frombuffer(data, "<i4").reshape(2, -1)
-    if len(places) and not 0 <= places.min() <= places.max() < size:
-        raise MemoryInvalid("an exception of a transformed memory lies outside it")
-    return places, values
-
-
-def _digits(limit: int) -> np.ndarray:
-    """Byte -> its integers, (256, per byte) float32; a byte too large for that is read as one that is not."""
-    per, base = PER_BYTE[limit], 2 * limit + 1
-    powers = base ** np.arange(per)[::-1]
-    return (np.arange(256)[:, None] // powers % base - limit).astype(np.float32)
-
-
-_DIGITS = {limit: _digits(limit) for limit, per in PER_BYTE.items() if per}
+def _blocks(totals: Sequence[int]) -> Iterator[tuple[int, int, list[int], list[int]]]:
+    """Runs in blocks that fit a core's cache: (first row, end, the runs that have rows, how many each)."""
+    start, end, runs, sizes = 0, 0, list[int](), list[int]()
+    for run, size in enumerate(totals):
+        if size:
+            runs.append(run)
+            sizes.append(size)
+            end += size
+        if runs and (end - start >= BLOCK or run == len(totals) - 1):
+            yield start, end, runs, sizes
+            start, runs, sizes = end, [], []

@@ -45,6 +45,27 @@ def _faiss() -> Any:
     return faiss
 
 
+def marginal(vector: np.ndarray, rows: np.ndarray, k: int, weight: float) -> list[int]:
+    """Which k of the rows (n, dim) are close to a vector (dim,) and unlike each other, in the order they are taken.
+
+    The next one has the largest weight * cosine - (1 - weight) * its largest cosine to one that is taken; of equal ones
+    the first.
+    """
+    if not 0 <= weight <= 1:
+        raise LibraryError(f"the weight of closeness is {weight}; it lies in 0..1")
+    taken: list[int] = []
+    if not len(rows):
+        return taken
+    close, alike = cosines(rows, vector / max(float(np.linalg.norm(vector)), 1e-30)), np.zeros(len(rows))
+    for _ in range(min(k, len(rows))):
+        gain = weight * close - (1 - weight) * alike
+        gain[taken] = -np.inf
+        taken.append(int(gain.argmax()))
+        nearest = cosines(rows, rows[taken[-1]])
+        alike = nearest if len(taken) == 1 else np.maximum(alike, nearest)
+    return taken
+
+
 class VectorIndex:
     """Immutable from outside: `changed` gives a new index, so a search may go on in the old one.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
@@ -16,7 +18,7 @@ from sac_rag.errors import LibraryCorrupt, MemoryDamaged, MemoryInvalid
 from sac_rag.foreign import parse_json
 from sac_rag.library import folder as files
 from sac_rag.library import lexical_file, schema
-from sac_rag.library.catalog import Catalog, Head, chunks, marks
+from sac_rag.library.catalog import Catalog, Head, StoredMemory, chunks, marks
 from sac_rag.library.filters import fitting
 from sac_rag.library.segments import Segment
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from sac_rag.library.lexical import LexicalIndex
     from sac_rag.library.vectors import VectorIndex
 
+_Task = TypeVar("_Task")
+_Done = TypeVar("_Done")
+LEAST = 2
+"""Memories that a thread reads, at the least."""
 _FAISS_HEAD = 4096
 """More than a FAISS file has beside vectors and keys."""
 
@@ -172,34 +178,45 @@ class View:
 
     def read(self, ids: Sequence[str]) -> list[AnchorKV]:
         """Memories in the order of `ids`, verified and decoded, on the CPU."""
-        from sac_rag.library.codecs import unpack
-
         keys = self.catalog.require(ids)
         stored = self.catalog.memories(keys)
         for memory in stored.values():
             if memory.slot.segment in self.segments:
                 self.segments[memory.slot.segment].prefetch(memory.slot)
-        out, problems = [], []
-        for passage_id, key in zip(ids, keys, strict=True):
-            try:
-                memory = stored[key]
-                if memory.slot.segment in self.missing:
-                    raise LibraryCorrupt(self.missing[memory.slot.segment])
-                data = self.segments[memory.slot.segment].read(memory.slot)
-                kv = self.codec().decode(unpack(data, parse_json(memory.layout)))
-                if (kv.anchors, kv.source_len) != (memory.anchors, memory.source_len):
-                    raise LibraryCorrupt(f"{kv.anchors} anchors of {kv.source_len} tokens instead of {memory.anchors}")
-                out.append(kv)
-            except (LibraryCorrupt, MemoryInvalid, KeyError, ValueError) as e:
+        codec = self.codec()
+        parsed = list(_side_by_side(functools.partial(self._parsed, codec), [stored.get(key) for key in keys]))
+        problems = []
+        for passage_id, key, found in zip(ids, keys, parsed, strict=True):
+            if isinstance(found, Exception):
                 uri = self.catalog.passages_at([key])[key].document
-                problems.append((f"the memory of passage {passage_id} of {uri!r} in {self.folder} is damaged ({e})", e))
+                problems.append((f"the memory of passage {passage_id} of {uri!r} in {self.folder} is damaged", found))
                 self.mute.add(key)
         if problems:
             message, cause = problems[0]
             raise MemoryDamaged(
-                f"{message}: `sac repair` makes it again from the text, or remove this document and index it again"
+                f"{message} ({cause}): `sac repair` makes it again from the text, or remove this document and index it "
+                "again"
             ) from cause
-        return out
+        return codec.finish(parsed)
+
+    def _parsed(self, codec: Codec, memory: StoredMemory | None) -> Any:
+        """What a codec makes of stored bytes, or why it does not."""
+        from sac_rag.library.codecs import unpack
+
+        try:
+            if memory is None:
+                raise LibraryCorrupt("it is not in the catalog")
+            if memory.slot.segment in self.missing:
+                raise LibraryCorrupt(self.missing[memory.slot.segment])
+            data = self.segments[memory.slot.segment].read(memory.slot)
+            found = codec.parse(unpack(data, parse_json(memory.layout)))
+            if (found.anchors, found.source_len) != (memory.anchors, memory.source_len):
+                raise LibraryCorrupt(
+                    f"{found.anchors} anchors of {found.source_len} tokens instead of {memory.anchors}"
+                )
+            return found
+        except (LibraryCorrupt, MemoryInvalid, KeyError, ValueError) as error:
+            return error
 
     def matching(self, where: Mapping[str, Any]) -> set[int]:
         """Row keys of passages that fit a filter, which is as in `Library.search`."""
@@ -222,6 +239,17 @@ class View:
         if not (self.mute or self.problems):
             return None
         return {key for (key,) in self.catalog.rows("SELECT key FROM passages")} - self.mute
+
+
+def _side_by_side(work: Callable[[_Task], _Done], tasks: Sequence[_Task]) -> Iterable[_Done]:
+    """A function of each task, in their order, by as many threads as torch has: most of reading leaves Python alone."""
+    import torch
+
+    threads = min(torch.get_num_threads(), len(tasks) // LEAST)
+    if threads < 2:
+        return map(work, tasks)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, tasks))
 
 
 def read_faiss(folder: Path, head: Head) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Texts to unit vectors. Plain models run on transformers alone; others borrow sentence-transformers' modules."""
+"""Texts to unit vectors. A BERT runs on its own code; other models borrow transformers', or sentence-transformers'."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ class Embedder:
         if self._plan.lower:
             texts = [text.lower() for text in texts]
         inputs = [prompt + unicode_of(text) for text in texts]
-        encoded = self._tokenizer(inputs, add_special_tokens=False, verbose=False).input_ids
+        # Text is data: "[SEP]" in a passage is five characters, not a control token.
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        encoded = self._tokenizer(inputs, **options)["input_ids"]
         windows, owners = [], []
         for owner, found in enumerate(encoded):
             ids = without_control(found, self._control, self._tokenizer.unk_token_id)
@@ -168,42 +170,48 @@ class Embedder:
         if self._forward is not None:
             return
         import torch
-        import transformers
         from safetensors import SafetensorError
 
-        from sac_rag.models.quiet import quiet
+        from sac_rag.models.checking import check_sample
+        from sac_rag.models.tokenizer import load_tokenizer
 
+        check_sample(self.path)
         self._device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder = self.path / self._plan.transformer
-        with quiet():
-            try:
-                # Text is data: "[SEP]" in a passage is five characters, not a control token.
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-                    folder, local_files_only=True, split_special_tokens=True
-                )
-                self._around = _special_ids(self._tokenizer)
-                self._control = frozenset(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
-                self._max_tokens = self._plan.max_tokens or min(self._tokenizer.model_max_length, 512)
-                self._forward = self._plain(folder) if self._plan.pooling else self._borrowed()
-            except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-                raise ModelError(f"{self.path} cannot be loaded as an embedding model ({error})") from error
+        try:
+            self._tokenizer = load_tokenizer(folder)
+            self._around = _special_ids(self._tokenizer)
+            self._control = frozenset(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
+            self._max_tokens = self._plan.max_tokens or min(self._tokenizer.model_max_length, 512)
+            self._forward = self._plain(folder) if self._plan.pooling else self._borrowed()
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{self.path} cannot be loaded as an embedding model ({error})") from error
 
     def _plain(self, folder: Path) -> Callable[[Any, Any], Any]:
-        import torch
-        import transformers
+        from sac_rag.models.bert import load_bert
 
-        options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-        model = transformers.AutoModel.from_pretrained(folder, **options).to(self._device).eval()
+        states_of = load_bert(folder, self._device) or self._by_transformers(folder)
         first = self._plan.pooling == "cls"
 
         def forward(ids: Any, mask: Any) -> Any:
-            states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+            states = states_of(ids, mask)
             if first:
                 return states[:, 0]
             weights = mask.unsqueeze(-1).to(states.dtype)
             return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
 
         return forward
+
+    def _by_transformers(self, folder: Path) -> Callable[[Any, Any], Any]:
+        import torch
+        import transformers
+
+        from sac_rag.models.quiet import quiet
+
+        options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+        with quiet():
+            model = transformers.AutoModel.from_pretrained(folder, **options).to(self._device).eval()
+        return lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state
 
     def _borrowed(self) -> Callable[[Any, Any], Any]:
         try:
@@ -213,10 +221,13 @@ class Embedder:
                 f"{self.name} is no plain mean- or cls-pooled model and needs another package: "
                 f"pip install sentence-transformers"
             ) from error
+        from sac_rag.models.quiet import quiet
+
         options = {"use_safetensors": True}
-        model = SentenceTransformer(
-            str(self.path), device=self._device, local_files_only=True, model_kwargs=options
-        ).eval()
+        with quiet():
+            model = SentenceTransformer(
+                str(self.path), device=self._device, local_files_only=True, model_kwargs=options
+            ).eval()
 
         def forward(ids: Any, mask: Any) -> Any:
             return model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
@@ -231,8 +242,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The control tokens that the model expects before and after a text."""
-    inner = tokenizer("a", add_special_tokens=False).input_ids
-    outer = tokenizer("a").input_ids
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    outer = tokenizer("a")["input_ids"]
     for start in range(len(outer) - len(inner) + 1):
         if outer[start : start + len(inner)] == inner:
             return outer[:start], outer[start + len(inner) :]

@@ -9,23 +9,36 @@ from typing import Any
 import torch
 
 from sac_rag.errors import ConfigError, ModelError
+from sac_rag.models import decoder
+from sac_rag.models.checking import check_sample
+from sac_rag.models.tokenizer import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_base(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(model, tokenizer) of a model folder, safetensors only."""
+    """(model, tokenizer) of a model folder, safetensors only: a `Decoder`, or transformers' model where that is needed.
+
+    transformers is imported for a folder that is new to the cache, and for weights that are not those of a family.
+    Raises ModelError, and HashMismatch for bytes that rotted.
+    """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_sample(path)
+    try:
+        tokenizer = load_tokenizer(path)
+        return decoder.load(path, device, dtype) or _by_transformers(path, device, dtype), tokenizer
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
+
+
+def _by_transformers(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
-    return model.to(device), tokenizer
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options).to(device)
 
 
 def choose_device(name: str) -> torch.device:

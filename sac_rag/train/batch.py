@@ -111,15 +111,32 @@ def readings_of(batch: Batch) -> list[Reading]:
     ]
 
 
+def token_losses(
+    batch: Batch, method: Method, *, future_bias: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy (nats) of each scored token of all rows in order, and which of them recall the context; (tokens,).
+    """
+    return _token_losses(batch, scored_logits(batch, method, future_bias=future_bias))
+
+
+def _token_losses(batch: Batch, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = [row for rows in batch.readings for row in rows]
+    targets = torch.tensor([t for row in rows for t in row.ids[row.first :]], device=logits.device)
+    return F.cross_entropy(logits.float(), targets, reduction="none"), _each(batch, "recall").to(logits.device)
+
+
+def _each(batch: Batch, name: str) -> torch.Tensor:
+    """A field of the rows of a batch, for each of their scored tokens."""
+    rows = [row for rows in batch.readings for row in rows]
+    counts = torch.tensor([len(row.ids) - row.first for row in rows])
+    return torch.tensor([getattr(row, name) for row in rows]).repeat_interleave(counts)
+
+
 def answer_loss(batch: Batch, logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted mean cross-entropy (nats) of a batch's scored tokens, and for the log the plain means over answers
     ("loss") and quoted pieces ("recall"). logits: of all rows in order, (scored tokens, vocabulary)."""
-    rows = [row for rows in batch.readings for row in rows]
-    counts = torch.tensor([len(row.ids) - row.first for row in rows])
-    targets = torch.tensor([t for row in rows for t in row.ids[row.first :]], device=logits.device)
-    w = torch.tensor([row.weight for row in rows]).repeat_interleave(counts).to(logits.device)
-    recall = torch.tensor([row.recall for row in rows]).repeat_interleave(counts).to(logits.device)
-    ce = F.cross_entropy(logits.float(), targets, reduction="none")
+    ce, recall = _token_losses(batch, logits)
+    w = _each(batch, "weight").to(logits.device)
     loss = (ce * w).sum() / w.sum()
     log = {
         name: float(ce.detach()[part].mean()) for name, part in (("loss", ~recall), ("recall", recall)) if part.any()

@@ -27,9 +27,9 @@ class TrainConfig:
 
     objective: str = "qa"
     """qa (answer questions: of the file, or made out of any text), summarise (say summaries of documents), lm (continue
-    a text), ae (say a text again, piece by piece), salience (learn which tokens questions ask for: fits the selector
-    alone), budget (learn which heads need the memory: fits the budget alone) or reader (answer questions behind
-    memories that stay as they are: trains a reader adapter alone)."""
+    a text), ae (say a text again, piece by piece), ae+lm (both, of the halves of a text), salience (learn which tokens
+    questions ask for: fits the selector alone), budget (learn which heads need the memory: fits the budget alone) or
+    reader (answer questions behind memories that stay as they are: trains a reader adapter alone)."""
     own: Settings
     """What the objective alone reads."""
     steps: int = 1000

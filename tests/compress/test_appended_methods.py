@@ -81,7 +81,7 @@ def test_memory_tokens_of_epl_are_spread_evenly(length: int, count: int) -> None
     assert np.abs(got.numpy() + 1 - wanted).max() <= 0.5 + 1e-9
     firm = np.abs(wanted % 1 - 0.5) > 1e-6
     assert (got.numpy() + 1)[firm].tolist() == np.round(wanted[firm]).astype(int).tolist()
-    assert bool((got.diff() > 0).all()) and 0 <= int(got[0]) and int(got[-1]) < length
+    assert bool((got.diff() > 0).all()) and int(got[0]) >= 0 and int(got[-1]) < length
 
 
 def test_halves_go_to_the_even_position() -> None:
@@ -108,7 +108,7 @@ def test_epl_stands_where_its_paper_says(make: Any) -> None:
 
 
 def test_500x_keeps_default_positions(make: Any) -> None:
-    """Every chunk begins at 0, its memory tokens stand behind it and stay there; the question begins at their number."""
+    """Each chunk begins at 0, its memory tokens stand behind it and stay there; the question begins at their number."""
     method, wanted = make("500x"), []
     (parts,) = method.compress_contexts([CHUNKS], RATIO)
     for ids, count, kv in zip(CHUNKS, COUNTS, parts, strict=True):

@@ -118,8 +118,8 @@ def test_modes(store: SacVectorStore, rag: SacRag) -> None:
     assert found(store, "stork", mode="hybrid", query_embedding=vector)[0] == "n2"
     assert len(found(store, "stork", mode="hybrid", hybrid_top_k=2)) == 2
     assert len(found(store, k=2)) == 2
-    with pytest.raises(ValueError, match="'mmr'.*sparse"):
-        found(store, mode="mmr")
+    with pytest.raises(ValueError, match="'svm'.*sparse"):
+        found(store, mode="svm")
     with pytest.raises(ValueError, match="alpha"):
         found(store, mode="hybrid", alpha=0.5)
     with pytest.raises(ValueError, match="3 numbers.*32.*SacEmbedding"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import xxhash
 from library_support import DIM, FINGERPRINT, fill, put
 
 from sac_rag.library import folder as files
@@ -175,3 +177,42 @@ def test_leftovers_are_swept(folder: Path, kept: Path) -> None:
         (folder / name).write_bytes(b"x")
     Library.open(folder, write=True).close()
     assert [f.name for f in folder.glob("lexical-*")] == [kept.name]
+
+
+def test_one_by_earlier_rules_is_made_again_and_is_no_damage(
+    folder: Path, kept: Path, builds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, good = answers(folder), kept.read_bytes()
+    for earlier in ("words-1", "words-1 english"):
+        with monkeypatch.context() as patch:
+            patch.setattr(lexical, "rules", lambda by=earlier: by)
+            kept.unlink()
+            Library.open(folder, write=True).close()
+        builds.clear()
+        with Library.open(folder) as library:
+            assert library.verify() == []
+        assert kept.read_bytes() != good and answers(folder) == found and builds == [6]
+        Library.open(folder, write=True).close()
+        assert kept.read_bytes() == good
+
+
+@pytest.mark.parametrize("earlier", ["words-1", "words-1 english", "words-2", "words-2 english"])
+def test_one_that_names_the_faiss_file_alone_is_of_before(
+    folder: Path, kept: Path, builds: list[int], earlier: str
+) -> None:
+    """As they were made when every commit wrote the FAISS file."""
+    found, good = answers(folder), kept.read_bytes()
+    with Library.open(folder) as library:
+        head = library.head
+    belongs = [lexical_file.FORMAT, head.library, head.faiss, (head.faiss_hash or b"").hex(), earlier]
+    data = good[16:]
+    kept.write_bytes(xxhash.xxh3_128(json.dumps(belongs).encode() + data).digest() + data)
+    builds.clear()
+    with Library.open(folder) as library:
+        assert library.verify() == []
+    assert answers(folder) == found and builds == [6]
+    Library.open(folder, write=True).close()
+    assert kept.read_bytes() == good
+    kept.write_bytes(bytes(16) + data)
+    with Library.open(folder) as library:
+        assert [line for line in library.verify() if kept.name in line], "of no rules at all is damage"

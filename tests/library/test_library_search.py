@@ -291,3 +291,28 @@ def test_a_filter_goes_before_copies(library: Library) -> None:
     copies(library, {"a": "One text.", "b": "One text.", "c": "Another text."})
     (only,) = library.search(None, "text one", 3, mode="lexical", where={"document": ["b"]}, distinct=True)
     assert only.passage.document == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("Die Infor-\n  mation kam.", "Information"),
+        ("a soft\u00adhyphen here", "softhyphen"),
+        ("zero\u200bwidth and\ufeff mark", "zerowidth"),
+        ("na\u00efve", "naive"),
+        ("\u0391\u03b8\u03ae\u03bd\u03b1", "\u03b1\u03b8\u03b7\u03bd\u03b1"),
+        ("\u0401\u043b\u043a\u0430", "\u0435\u043b\u043a\u0430"),
+        ("\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd", "\u05e9\u05dc\u05d5\u05dd"),
+        ("\u0645\u064f\u062d\u0645\u0651\u062f", "\u0645\u062d\u0645\u062f"),
+        ("\ufb01ne \uff21\uff22", "fine ab"),
+    ],
+)
+def test_words_are_found_in_other_spellings(text: str, query: str) -> None:
+    assert set(words([query])[0]) <= set(words([text])[0])
+
+
+def test_words_that_differ_stay_apart() -> None:
+    assert words(["\u043c\u043e\u0439"]) != words(["\u043c\u043e\u0438"])  # the breve makes another letter
+    assert words(["well-known"])[0] == ["well", "known"] and words(["1-\n2"])[0] == ["1", "2"]
+    assert words(["\u304c"]) != words(["\u304b"])  # as the voiced mark does
+    assert words(["\u0939\u093f\u0928\u094d\u0926\u0940"])[0] == ["\u0939\u093f\u0928\u094d\u0926\u0940"]

@@ -31,7 +31,7 @@ def texts(tmp_path):
     return path
 
 
-class Both(Reads):
+class Angle(Reads):
     """Half of the texts are quoted, half continued; the angle between both gradients is recorded."""
 
     plain = True
@@ -53,8 +53,8 @@ class Both(Reads):
 
 
 def test_an_objective_of_ones_own_trains_records_and_resumes(make_sac, texts, tmp_path, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES._entries, "ae+lm", "tests.train.test_objectives:Both")
-    config, made = configured("ae+lm", **SAME), {}
+    monkeypatch.setitem(OBJECTIVES._entries, "angle", "tests.train.test_objectives:Angle")
+    config, made = configured("angle", **SAME), {}
 
     def go(folder, stop=None):
         method = make_sac()
@@ -66,7 +66,7 @@ def test_an_objective_of_ones_own_trains_records_and_resumes(make_sac, texts, tm
     go("whole")
     go("broken", stop=iter([False, True]).__next__)
     card = go("broken")
-    assert made["whole"] == made["broken"] and card.training["stages"][0]["objective"] == "ae+lm"
+    assert made["whole"] == made["broken"] and card.training["stages"][0]["objective"] == "angle"
     steps = [json.loads(line) for line in (tmp_path / "broken/metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 3 and all(-1 < step["extra"]["cosine"] < 1 and step["loss"] > 0 for step in steps)
     assert len({step["extra"]["cosine"] for step in steps}) == 3

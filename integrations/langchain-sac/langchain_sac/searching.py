@@ -29,24 +29,13 @@ def search(
     if mode == "mmr":
         if rerank:
             raise ConfigError(f"search_type is 'mmr', and rerank {rerank!r}: each would undo the other's order")
-        hits = rag.retrieve(query, AskConfig(k=max(FETCH_K, 4 * k)), where=where)
-        return diverse(rag, query_vector(rag, query), hits, k)
+        return rag.diverse(query, k, fetch=max(FETCH_K, 4 * k), where=where, distinct=True)
     return rag.retrieve(query, AskConfig(k=k, search=mode, rerank=rerank), where=where)
 
 
 def query_vector(rag: SacRag, query: str) -> Any:
     """The embedding of a question, float32 of shape (dim,)."""
     return rag.embed([query], kind="query")[0]
-
-
-def diverse(rag: SacRag, vector: Any, hits: Sequence[Hit], k: int, lambda_mult: float = 0.5) -> list[Hit]:
-    """k of the hits by maximal marginal relevance (Carbonell, Goldstein 1998). lambda_mult: 1 is closeness alone."""
-    from langchain_core.vectorstores.utils import maximal_marginal_relevance
-
-    if not hits:
-        return []
-    vectors = list(rag.library.vectors([h.passage.id for h in hits]))
-    return [hits[i] for i in maximal_marginal_relevance(vector, vectors, lambda_mult, k)]
 
 
 def to_documents(rag: SacRag, hits: Sequence[Hit]) -> list[Document]:

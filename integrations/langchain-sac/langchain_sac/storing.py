@@ -12,7 +12,7 @@ from langchain_core.documents import Document
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import plain
 from sac_rag.records import Document as Stored
-from sac_rag.records import Passage
+from sac_rag.records import Passage, nfc
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -22,7 +22,7 @@ OWN = "_langchain"
 """Where is kept what a library cannot: metadata that mean something else there, keys that are no texts, and the white
 space between passages."""
 
-_HIDDEN = (OWN, "_node_content", "_node_type")
+_HIDDEN = (OWN, "_node_content", "_node_type", "_stale")
 
 
 def digest(document: Document) -> str:
@@ -34,7 +34,7 @@ def digest(document: Document) -> str:
 
 def to_stored(rag: SacRag, uri: str, document: Document) -> Stored:
     """A document for `SacRag.put`; ConfigError when it is blank or its metadata cannot be stored."""
-    text = document.page_content
+    text = nfc(document.page_content)
     if not text.strip():
         raise ConfigError(f"document {uri!r} is blank: leave it out")
     meta, own = _plain(uri, document.metadata), dict[str, Any]()

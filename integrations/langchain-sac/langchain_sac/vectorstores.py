@@ -16,7 +16,7 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_sac.embeddings import SacEmbeddings
 from langchain_sac.formatting import sac_metadata
-from langchain_sac.searching import FETCH_K, diverse, query_vector
+from langchain_sac.searching import FETCH_K, query_vector
 from langchain_sac.storing import digest, groups, stored, to_stored, whole
 from sac_rag.errors import ConfigError
 
@@ -152,6 +152,10 @@ class SacVectorStore(VectorStore):
 
     # -- reading -----------------------------------------------------------------------------------------
 
+    def count(self) -> int:
+        """Documents stored; 0 is an empty store."""
+        return self.rag.newest().head.documents
+
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Whole documents in the order of `ids`; unknown ids are passed over."""
         library = self.rag.newest()
@@ -163,20 +167,22 @@ class SacVectorStore(VectorStore):
     ) -> list[Document]:
         """The passages closest to a text, best first.
 
-        filter: {key: value or list of values}, all must hold. sac_metadata: with the keys that lead to memories.
+        filter: as in `sac_rag.library.filters`. distinct: of passages with the same words, the best alone.
+        sac_metadata: with the keys that lead to memories.
         """
         return [d for d, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, *, distinct: bool = False, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """As `similarity_search`, with the cosine similarity of each: 1 is the same direction."""
-        return self._documents(self._hits(query_vector(self.rag, query), k, filter), **kwargs)
+        return self._documents(self._hits(query_vector(self.rag, query), k, filter, distinct), **kwargs)
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Document]:
-        return [d for d, _ in self._documents(self._hits(embedding, k, filter), **kwargs)]
+        distinct = kwargs.pop("distinct", False)
+        return [d for d, _ in self._documents(self._hits(embedding, k, filter, distinct), **kwargs)]
 
     def max_marginal_relevance_search(
         self,
@@ -203,23 +209,27 @@ class SacVectorStore(VectorStore):
         import numpy as np
 
         vector = np.asarray(embedding, np.float32)
-        hits = diverse(self.rag, vector, self._hits(vector, max(k, fetch_k), filter), k, lambda_mult)
+        hits = self.rag.diverse(vector.tolist(), k, fetch=fetch_k, weight=lambda_mult, where=_checked(filter))
         return [d for d, _ in self._documents(hits, **kwargs)]
 
     def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
-        """A retriever whose documents carry sac_* metadata, for `format_docs_sac` and ChatSac."""
+        """A retriever whose documents carry sac_* metadata, for `format_docs_sac` and ChatSac; no two of the same
+        words, unless search_kwargs say distinct=False."""
         settings = {"sac_metadata": True, **kwargs.pop("search_kwargs", {})}
+        if kwargs.get("search_type") != "mmr":  # which takes unlike ones anyway
+            settings = {"distinct": True, **settings}
         return super().as_retriever(search_kwargs=settings, **kwargs)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda cosine: min(1.0, max(0.0, cosine))
 
-    def _hits(self, vector: Any, k: int, where: dict[str, Any] | None) -> list[Hit]:
+    def _hits(self, vector: Any, k: int, where: dict[str, Any] | None, distinct: bool = False) -> list[Hit]:
         import numpy as np
 
-        if where is not None and not isinstance(where, dict):
-            raise ConfigError(f"filter is a {type(where).__name__}; give {{key: value or list of values}}")
-        return self.rag.newest().search(np.asarray(vector, np.float32), None, k, mode="dense", where=where)
+        where = _checked(where)
+        return self.rag.newest().search(
+            np.asarray(vector, np.float32), None, k, mode="dense", where=where, distinct=distinct
+        )
 
     def _documents(self, hits: Sequence[Hit], sac_metadata: bool = False) -> list[tuple[Document, float]]:
         rag = self.rag
@@ -288,6 +298,12 @@ class SacVectorStore(VectorStore):
 
             own["config"] = dataclasses.replace(own.get("config") or IndexConfig(), embedder=embedding.model)
         return cls(**own)
+
+
+def _checked(where: Any) -> dict[str, Any] | None:
+    if where is not None and not isinstance(where, dict):
+        raise ConfigError(f"filter is a {type(where).__name__}; give {{key: value or list of values}}")
+    return where
 
 
 _memory = sac_metadata  # `sac_metadata` is also the name of a search's switch

@@ -17,6 +17,7 @@ OBJECTIVES = Registry(
         "summarise": "sac_rag.train.objectives.questions:Summaries",
         "lm": "sac_rag.train.objectives.texts:Continuation",
         "ae": "sac_rag.train.objectives.texts:Autoencoding",
+        "ae+lm": "sac_rag.train.objectives.texts:Both",
         "salience": "sac_rag.train.salience:Salience",
         "budget": "sac_rag.train.budgeting:HeadBudget",
         "reader": "sac_rag.train.objectives.reading:Answering",

@@ -1,14 +1,18 @@
-"""Objectives on texts without questions: to go on with one (lm), to say one again (ae)."""
+"""Objectives on texts without questions: to go on with one (lm), to say one again (ae), or both (ae+lm)."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from sac_rag.compress.methods.base import Method
-from sac_rag.train.batch import Batch, Row, asking
+import torch
+
+from sac_rag.compress.methods.base import BUDGET, SELECTOR, Method
+from sac_rag.errors import ConfigError
+from sac_rag.train.batch import Batch, Row, asking, token_losses
 from sac_rag.train.data import TokenisedContext
-from sac_rag.train.objectives.base import Reads
+from sac_rag.train.objectives.base import Loss, ReadingSettings, Reads
 
 CUE = 8
 """Tokens that are quoted for the model to go on from."""
@@ -41,6 +45,63 @@ class Autoencoding(Reads):
             batch.layouts.append(None)
             batch.examples += 1
         return batch
+
+
+@dataclass(frozen=True)
+class BothSettings(ReadingSettings):
+    """Texts said again and continued (ae+lm)"""
+
+    cosine_every: int = 10
+    """Steps from one measurement of the angle between both gradients to the next; each costs two passes more through
+    a micro-batch. 0 measures none."""
+
+    def check(self, steps: int) -> None:
+        super().check(steps)
+        if self.cosine_every < 0:
+            raise ConfigError(f"cosine_every is {self.cosine_every}; give a number of steps, or 0 for never")
+
+
+class Both(Reads):
+    """The first half of each text is said again and the second continued, behind one memory: the unweighted mean of
+    both losses, as rivals of SAC are pretrained (section 4.1).
+
+    Recorded are the continuation ("loss"), what is said again ("recall"), and "cosine": that of the angle between
+    their gradients (figure 9), over all that is trained, of single micro-batches.
+    """
+
+    Settings = BothSettings
+    plain = True
+    records = ("loss", "recall", "cosine")
+    own: BothSettings
+
+    def size(self, context: TokenisedContext) -> int:
+        return 2 * len(context.ids)
+
+    def batch(self, contexts: Sequence[TokenisedContext], step: int, rng: random.Random) -> Batch | None:
+        """None where no first half is long enough to be said again."""
+        batch = continuation_batch(contexts, self.ratios(len(contexts), rng), self.method)
+        ask = asking(self.method.backbone, self.method.layout)
+        for c, rows in zip(contexts, batch.readings, strict=True):
+            rows += [row._replace(recall=True) for row in quotes(ask, c.ids[: len(c.ids) // 2], rng)]
+        return batch if any(row.recall for rows in batch.readings for row in rows) else None
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        lost, recall = token_losses(batch, self.method, future_bias=self.own.future(step))
+        lm, ae = lost[~recall].mean(), lost[recall].mean()
+        log = {"loss": float(lm.detach()), "recall": float(ae.detach())}
+        if self.own.cosine_every and step % self.own.cosine_every == 0:
+            log["cosine"] = self._cosine(ae, lm)
+        return (ae + lm) / 2, log
+
+    def _cosine(self, one: torch.Tensor, other: torch.Tensor) -> float:
+        """Of the angle between the gradients of two losses."""
+        named = self.method.parameters().items()
+        live = [p for n, p in named if p.requires_grad and not n.startswith((SELECTOR, BUDGET))]
+        ways = [
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, live, retain_graph=True, materialize_grads=True)])
+            for loss in (one, other)
+        ]
+        return float(torch.cosine_similarity(*ways, dim=0))
 
 
 def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[float], method: Method) -> Batch:

@@ -27,6 +27,7 @@ from langchain_sac import (
     SacDocumentCompressor,
     SacEmbeddings,
     SacRetriever,
+    SacTranslator,
     SacVectorStore,
     create_sac_chain,
     format_docs_sac,
@@ -202,3 +203,39 @@ def test_a_filter_that_is_none_is_refused_where_it_is_given(path: str) -> None:
     for make in (ChatSac, SacRetriever):
         with pytest.raises(ConfigError, match="regex"):
             make(library=path, where={"a": {"$regex": "x"}})
+
+
+def test_questions_with_conditions_are_filters(tiny_config: Any, tmp_path: Path) -> None:
+    from langchain_classic.retrievers import SelfQueryRetriever
+    from langchain_core.runnables import RunnableLambda
+    from langchain_core.structured_query import Comparator as C
+    from langchain_core.structured_query import Comparison, Operation, Operator, StructuredQuery
+
+    metas = [
+        {"year": 2020, "tags": ["a", "b"], "by": "Ann Lee"},
+        {"year": 2021, "tags": ["b"], "by": "Bob"},
+        {"day": "2024-05-01"},
+    ]
+    documents = [Document(page_content=t, metadata=m) for t, m in zip(TEXTS.values(), metas, strict=True)]
+    with SacVectorStore.from_documents(documents, library=tmp_path / "a.lib", config=tiny_config) as store:
+
+        def found(condition: Any) -> list[int]:
+            query = StructuredQuery(query="canal", filter=condition, limit=None)
+            retriever = SelfQueryRetriever(
+                vectorstore=store,
+                query_constructor=RunnableLambda(lambda _: query),
+                structured_query_translator=SacTranslator(),
+                search_kwargs={"k": 9},
+            )
+            texts = [d.page_content for d in retriever.invoke("canal?")]
+            return sorted(list(TEXTS.values()).index(t) for t in texts)
+
+        is_ = lambda c, key, value: Comparison(comparator=c, attribute=key, value=value)  # noqa: E731
+        assert found(None) == [0, 1, 2]
+        assert found(is_(C.GT, "year", 2020)) == [1]
+        assert found(is_(C.CONTAIN, "tags", "a")) == [0] and found(is_(C.CONTAIN, "by", "Lee")) == [0]
+        assert found(is_(C.LIKE, "by", "%ann%")) == [0] and found(is_(C.NIN, "year", [2020])) == [1, 2]
+        assert found(is_(C.LTE, "day", {"date": "2024-05-01", "type": "date"})) == [2]
+        either = Operation(operator=Operator.OR, arguments=[is_(C.EQ, "year", 2020), is_(C.EQ, "by", "Bob")])
+        assert found(either) == [0, 1]
+        assert found(Operation(operator=Operator.NOT, arguments=[either])) == [2]

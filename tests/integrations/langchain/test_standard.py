@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
+from langchain_tests.integration_tests.indexer import AsyncDocumentIndexTestSuite, DocumentIndexerTestSuite
 from langchain_tests.unit_tests import ChatModelUnitTests, EmbeddingsUnitTests
 
-from langchain_sac import ChatSac, SacEmbeddings, SacVectorStore
+from langchain_sac import ChatSac, SacDocumentIndex, SacEmbeddings, SacVectorStore
 from sac_rag import SacRag
 
 from .suites import ChatModelSuite, EmbeddingsSuite, RetrieverSuite
@@ -85,3 +87,24 @@ class TestVectorStore(VectorStoreIntegrationTests):
     def vectorstore(self, tiny_config: Any, tmp_path: Path) -> Iterator[VectorStore]:  # type: ignore[override]
         with SacVectorStore(library=tmp_path / "store.lib", config=tiny_config) as store:
             yield store
+
+
+class TestDocumentIndex(DocumentIndexerTestSuite):
+    @pytest.fixture
+    def index(self, chat_config: Any, tmp_path: Path) -> Iterator[SacDocumentIndex]:  # type: ignore[override]
+        with SacVectorStore(library=tmp_path / "index.lib", config=chat_config) as store:
+            yield SacDocumentIndex(store=store)
+
+    def test_it_retrieves_what_leads_to_memories(self, index: SacDocumentIndex) -> None:
+        index.upsert(
+            [Document(page_content="A heron waits.", id="1"), Document(page_content="A heron  waits.", id="2")]
+        )
+        (found,) = index.invoke("heron")
+        assert ChatSac(rag=index.store.rag).reads(found.metadata["sac_tag"])
+
+
+class TestAsyncDocumentIndex(AsyncDocumentIndexTestSuite):
+    @pytest.fixture
+    async def index(self, chat_config: Any, tmp_path: Path) -> AsyncIterator[SacDocumentIndex]:  # type: ignore[override]
+        with SacVectorStore(library=tmp_path / "index.lib", config=chat_config) as store:
+            yield SacDocumentIndex(store=store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -20,9 +21,9 @@ class SacEmbedding(BaseEmbedding):
 
     _source: Source = PrivateAttr()
 
-    def __init__(self, rag: SacRag | None = None, *, library: str | None = None, **settings: Any) -> None:
+    def __init__(self, rag: SacRag | str | None = None, *, library: str | None = None, **settings: Any) -> None:
         source = Source(rag, library)
-        if rag is not None:
+        if rag is not None and not isinstance(rag, str | os.PathLike):
             settings.setdefault("model_name", rag.config.embedder)
         super().__init__(**{**settings, "library": source.name})
         self._source = source

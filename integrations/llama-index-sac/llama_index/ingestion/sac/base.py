@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
+from llama_index.core.storage.docstore import BaseDocumentStore
 from llama_index.schema.sac.base import is_text
-from llama_index.schema.sac.documents import compress, strange
+from llama_index.schema.sac.documents import compress, refs, replaced, strange
 from llama_index.schema.sac.opening import Source
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 class SacCompressor(TransformComponent):
     """Compresses nodes into a library open for writing, under their ids, and passes them on as they are.
 
-    store=False holds the memories in this process only. A `SacNodePostprocessor` or `SacSynthesizer` of the same
-    library finds them again, whichever vector store the nodes went through.
+    Stored nodes of an older version of the same document, by the document's hash, go. Of documents that are gone
+    altogether a step is not told: `sync` removes what a docstore does not know any more. store=False holds the
+    memories in this process only. A `SacNodePostprocessor` or `SacSynthesizer` of the same library finds them again,
+    whichever vector store the nodes went through.
     """
 
     library: str | None = Field(default=None, description="Folder of the library.")
@@ -32,7 +35,7 @@ class SacCompressor(TransformComponent):
 
     _source: Source = PrivateAttr()
 
-    def __init__(self, rag: SacRag | None = None, *, library: str | None = None, **settings: Any) -> None:
+    def __init__(self, rag: SacRag | str | None = None, *, library: str | None = None, **settings: Any) -> None:
         source = Source(rag, library)
         super().__init__(**{**settings, "library": source.name})
         self._source = source
@@ -55,10 +58,27 @@ class SacCompressor(TransformComponent):
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         if self.store:
             # Another store may want another embedder's vectors; the library's own are taken over.
-            compress(self.rag, nodes, embedded=strange(self.rag, nodes) is None)
+            with self.rag.changing():
+                compress(self.rag, nodes, embedded=strange(self.rag, nodes) is None)
+                self._forget(replaced(self.rag, nodes))
         elif texts := [n.get_content(MetadataMode.NONE) for n in nodes if is_text(n)]:
             self.rag.remember(texts, meta=self.meta)
         return nodes
+
+    def sync(self, docstore: BaseDocumentStore) -> list[str]:
+        """Remove nodes of documents that a docstore does not hold (any more); returns the ids of these documents.
+
+        With `DocstoreStrategy.UPSERTS_AND_DELETE` that is what the pipeline removed from its vector store.
+        """
+        with self.rag.changing():
+            stored = refs(self.rag)
+            gone = {r for _, r in stored if r and docstore.get_document_hash(r) is None}
+            self._forget([n for n, r in stored if r in gone])
+        return sorted(gone)
+
+    def _forget(self, ids: Sequence[str]) -> None:
+        if ids:
+            self.rag.remove(ids)
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         return await asyncio.to_thread(self, nodes, **kwargs)

@@ -30,7 +30,7 @@ class SacNodePostprocessor(BaseNodePostprocessor):
 
     _source: Source = PrivateAttr()
 
-    def __init__(self, rag: SacRag | None = None, *, library: str | None = None, **settings: Any) -> None:
+    def __init__(self, rag: SacRag | str | None = None, *, library: str | None = None, **settings: Any) -> None:
         source = Source(rag, library)
         super().__init__(**{**settings, "library": source.name})
         self._source = source

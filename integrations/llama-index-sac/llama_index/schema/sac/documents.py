@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from llama_index.schema.sac.base import is_text
 
@@ -50,3 +50,36 @@ def strange(rag: SacRag, nodes: Sequence[BaseNode]) -> BaseNode | None:
     given = [n for n in nodes if n.embedding is not None]
     found = rag.strange_vector([n.get_content(MetadataMode.EMBED) for n in given], [n.embedding for n in given])
     return None if found is None else given[found]
+
+
+def refs(rag: SacRag) -> list[tuple[str, str | None]]:
+    """(id, id of its document) of every stored node."""
+    stored = (node_from(d) for d in rag.library.documents())
+    return [(node.node_id, node.ref_doc_id) for node in stored if node is not None]
+
+
+def replaced(rag: SacRag, nodes: Sequence[BaseNode]) -> list[str]:
+    """Ids of stored nodes that these take the place of: of another version of the documents that they are from, as the
+    documents' hashes say, or the very same piece of one under another id.
+    """
+    versions = {n.ref_doc_id: _version(n) for n in nodes if n.ref_doc_id}
+    mine, pieces = {n.node_id for n in nodes}, {_piece(n) for n in nodes}
+    found = []
+    for document in rag.library.documents(where={"ref_doc_id": list(versions)}) if versions else ():
+        node = node_from(document)
+        if node is not None and node.node_id not in mine:
+            now, then = versions.get(node.ref_doc_id or ""), _version(node)
+            other = now is not None and then is not None and now != then
+            if other or _piece(node) in pieces:
+                found.append(node.node_id)
+    return found
+
+
+def _piece(node: BaseNode) -> tuple[str | None, int | None, str]:
+    start = node.start_char_idx if isinstance(node, TextNode) else None
+    return node.ref_doc_id, start, node.get_content(MetadataMode.NONE)
+
+
+def _version(node: BaseNode) -> str | None:
+    source = node.source_node
+    return source.hash if source is not None else None

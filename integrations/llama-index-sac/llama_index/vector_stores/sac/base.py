@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.schema.sac.base import offered, stored_tag, with_tag
-from llama_index.schema.sac.documents import compress, node_from, strange
+from llama_index.schema.sac.documents import compress, node_from, replaced, strange
 from llama_index.schema.sac.filters import where_of
 from llama_index.schema.sac.opening import Source
 
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
 
     from sac_rag import IndexConfig, SacRag
 
+logger = logging.getLogger(__name__)
+
 _SEARCH = {
     VectorStoreQueryMode.DEFAULT: "dense",
     VectorStoreQueryMode.SPARSE: "lexical",
     VectorStoreQueryMode.TEXT_SEARCH: "lexical",
     VectorStoreQueryMode.HYBRID: "hybrid",
     VectorStoreQueryMode.SEMANTIC_HYBRID: "hybrid",
+    VectorStoreQueryMode.MMR: "dense",
 }
 
 
@@ -58,7 +62,7 @@ class SacVectorStore(BasePydanticVectorStore):
 
     _source: Source = PrivateAttr()
 
-    def __init__(self, rag: SacRag | None = None, *, library: str | None = None, **settings: Any) -> None:
+    def __init__(self, rag: SacRag | str | None = None, *, library: str | None = None, **settings: Any) -> None:
         source = Source(rag, library)
         super().__init__(**{**settings, "library": source.name})
         self._source = source
@@ -102,13 +106,18 @@ class SacVectorStore(BasePydanticVectorStore):
     # -- writing -----------------------------------------------------------------------------------------
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Compress and store nodes, in one commit; a known id is replaced. Raises LibraryError when open for reading.
+        """Compress and store nodes; a known id is replaced, and so are an older version of a node's document and the
+        same piece of it under another id, which an index without its docstore would add again. Raises LibraryError when
+        open for reading.
 
         Vectors of a `SacEmbedding` are taken over; ValueError when the nodes come with those of another embedder.
         """
         if self.is_embedding_query:
             self._check_embedder(nodes)
-        compress(self.rag, nodes, embedded=self.is_embedding_query)
+        with self.rag.changing():
+            compress(self.rag, nodes, embedded=self.is_embedding_query)
+            if gone := replaced(self.rag, nodes):
+                self.rag.remove(gone)
         return [node.node_id for node in nodes]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
@@ -141,6 +150,20 @@ class SacVectorStore(BasePydanticVectorStore):
     async def aclear(self) -> None:
         await asyncio.to_thread(self.clear)
 
+    def count(self) -> int:
+        """Nodes stored; 0 is an empty store, to be filled."""
+        return sum(1 for _ in self._nodes(None))
+
+    def persist(self, persist_path: str, fs: Any = None) -> None:
+        """Nothing is left to write: the library's folder has it all. Says how an index over it is loaded."""
+        logger.warning(
+            "the nodes of this index are in %s, not in %s. Load it with VectorStoreIndex.from_vector_store("
+            "SacVectorStore.from_library(...)), or with a docstore by load_index_from_storage("
+            "StorageContext.from_defaults(persist_dir=..., vector_store=SacVectorStore.from_library(...)))",
+            self.library,
+            persist_path,
+        )
+
     def _remove(self, where: Mapping[str, Any] | None, node_ids: Sequence[str] | None = None) -> None:
         with self.rag.changing():
             if uris := [node.node_id for node in self._nodes(node_ids, where)]:
@@ -159,7 +182,8 @@ class SacVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.get_nodes, node_ids, filters)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """The best nodes, each by its best passage. Modes: default (dense), sparse, text_search, hybrid.
+        """The best nodes, each by its best passage. Modes: default (dense), sparse, text_search, hybrid, and mmr
+        (mmr_threshold: 1 is closeness alone).
 
         The library fuses by reciprocal rank and has no weights: ValueError for `alpha`.
         """
@@ -175,6 +199,8 @@ class SacVectorStore(BasePydanticVectorStore):
         if query.doc_ids:
             own.append({"ref_doc_id": list(query.doc_ids)})
         where = all_of(where_of(query.filters), *own)
+        if query.mode == VectorStoreQueryMode.MMR:
+            return self._result(self._diverse(query, wanted, where))
         vector = None if mode == "lexical" else self._vector(query)
         library, limit = self._source.newest().newest(), wanted
         while True:
@@ -185,9 +211,27 @@ class SacVectorStore(BasePydanticVectorStore):
             if len(scores) >= wanted or len(hits) < limit:
                 break
             limit *= 4
-        known = {d.uri: node_from(d) for d in library.documents(list(scores))}
-        found = [(n, s) for uri, s in scores.items() if (n := known.get(uri)) is not None]
-        best = found[:wanted]
+        return self._result(dict(list(scores.items())[:wanted]))
+
+    def _diverse(self, query: VectorStoreQuery, wanted: int, where: Mapping[str, Any] | None) -> dict[str, float]:
+        """Uris and similarities of nodes close to the question and unlike each other."""
+        weight = 0.5 if query.mmr_threshold is None else query.mmr_threshold
+        fetch = wanted
+        while True:
+            fetch *= 4
+            hits = self._source.newest().diverse(
+                self._vector(query).tolist(), fetch, fetch=fetch, weight=weight, where=where
+            )
+            scores: dict[str, float] = {}
+            for hit in hits:
+                scores.setdefault(hit.passage.document, hit.score)
+            if len(scores) >= wanted or len(hits) < fetch:
+                return dict(list(scores.items())[:wanted])
+
+    def _result(self, scores: Mapping[str, float]) -> VectorStoreQueryResult:
+        """Found documents as nodes, in their order."""
+        known = {d.uri: node_from(d) for d in self.rag.library.documents(list(scores))}
+        best = [(n, s) for uri, s in scores.items() if (n := known.get(uri)) is not None]
         return VectorStoreQueryResult(
             nodes=[self._tagged(node) for node, _ in best],
             similarities=[score for _, score in best],
