@@ -3,8 +3,8 @@
     python scripts/soak_server.py my.lib questions.txt --minutes 10
 
 Every client streams one question after another and compares the text with that of `SacRag.ask`; one in ten leaves in
-the middle of an answer. Prints a line of JSON: answers, wrong ones with the first of them, rows left at the end, and the
-server's resident bytes over time. Exit code 1 where an answer was wrong, a row was left, or memory grew by a tenth
+the middle of an answer. Prints a line of JSON: answers, wrong ones with the first of them, rows left at the end, and
+the server's resident bytes over time. Exit code 1 where an answer was wrong, a row was left, or memory grew by a tenth
 between the first third and the last.
 """
 
@@ -26,7 +26,9 @@ import httpx
 VANISH = 0.1
 
 
-async def client(http: httpx.AsyncClient, number: int, until: float, want: dict[str, str], seen: dict[str, Any]) -> None:
+async def client(
+    http: httpx.AsyncClient, number: int, until: float, want: dict[str, str], seen: dict[str, Any]
+) -> None:
     """One client after another question, until the time is over."""
     draw = random.Random(number)
     while time.monotonic() < until:
