@@ -652,11 +652,13 @@ def _settled(config: IndexConfig) -> IndexConfig:
         local = Path(name).expanduser()
         return str(local.resolve()) if name not in ("default", UNTRAINED, *PINNED) and local.exists() else name
 
+    options = [item.partition("=") for item in config.option]
     return dataclasses.replace(
         config,
         model=place(config.model),
         adapter=place(config.adapter),
         embedder=place(config.embedder),
+        option=tuple(f"{key}={place(value) if '/' in value else value}" for key, _, value in options),
         ratio=_ratio_of(config),
     )
 

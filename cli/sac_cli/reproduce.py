@@ -18,6 +18,7 @@ from sac_cli.shell import command
     sac reproduce --scale tiny --output rehearsal
     sac reproduce --scale tiny --only table12,table13 --output rehearsal
     sac reproduce --scale small --data data/ --output reproduced
+    sac reproduce --scale small --data data/ --systems sac,epl,full-ft --only table1 --output reproduced
     sac reproduce --scale small --data data/ --only table3,figure9 --output reproduced --json
     """,
 )
@@ -40,6 +41,10 @@ def reproduce(
             help="Experiments, or the paper's tables and figures (table3, figure9); all if left out. Repeat or "
             "separate with commas."
         ),
+    ] = None,
+    systems: Annotated[
+        list[str] | None,
+        typer.Option(help="Systems that take part, such as sac,epl,full-ft; all if left out."),
     ] = None,
     steps: Annotated[
         int | None,
@@ -75,6 +80,7 @@ def reproduce(
             output,
             data=data,
             only=names,
+            systems=split_commas(systems) if systems else None,
             steps=steps,
             device=device,
             dtype=dtype,

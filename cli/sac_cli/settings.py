@@ -155,6 +155,11 @@ def _confine(flag: str, value: Any, where: str, folder: Path) -> None:
         f"SAC_{flag.upper()}, or write it into {user_file()}"
     )
     if flag in FREE:
+        if flag == "option":  # of a method: a text, a number, or a place
+            for item in value if isinstance(value, list) else [value]:
+                name = str(item).partition("=")[2]
+                if any(sign in name for sign in "/\\~") and not _lies_in(folder, name):
+                    raise ConfigError(f"{where}: option {item!r} points out of this folder. {instead}")
         return
     if flag not in PLACES and flag not in MODELS:
         raise ConfigError(f"{where}: {flag!r} is not set by a file in the working folder. {instead}")

@@ -56,7 +56,7 @@ class Card:
     lora: dict[str, Any] = field(default_factory=dict)
     """Fields of LoraSpec."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the method (selector, budget, causal, learn_prefix, sharpness)."""
+    """Keyword arguments of the method (selector, budget, causal, learn_prefix, sharpness, ...)."""
     layout: dict[str, str] = field(default_factory=dict)
     """Fields of PromptLayout."""
     placing: dict[str, Any] = field(default_factory=dict)
@@ -146,13 +146,13 @@ def _lora_spec(values: Mapping[str, Any]) -> LoraSpec | None:
         raise AdapterError(f"LoRA settings {dict(values)} are not rank, alpha, targets: {error}") from error
 
 
-def build(model: Any, tokenizer: Any, card: Card) -> Method:
-    """A fresh method as a card describes it, untrained."""
+def build(model: Any, tokenizer: Any, card: Card, *, trains: bool = False) -> Method:
+    """A fresh method as a card describes it, untrained. trains: as of `Backbone`."""
     make = METHODS.load(card.method)
     _check_options(card, make)
     # Judged before anything is made.
     layout, placing = PromptLayout.from_mapping(card.layout), placing_of(card)
-    backbone = Backbone(model, tokenizer, card.lora_spec())
+    backbone = Backbone(model, tokenizer, card.lora_spec(), trains=trains)
     try:
         method: Method = make(backbone, layout, **card.options)
     except TypeError as error:
@@ -196,8 +196,10 @@ def load(
     *,
     base_fingerprint: str | None = None,
     options: Mapping[str, Any] | None = None,
+    trains: bool = False,
 ) -> tuple[Method, Card]:
-    """The trained method of an adapter folder, ready to compress. options: in place of those of its card.
+    """The trained method of an adapter folder, ready to compress. options: in place of those of its card. trains: as of
+    `Backbone`.
 
     Raises AdapterError when it was made for other base weights, or when its tensors are not exactly those
     that its card implies (names, shapes, bf16/fp16/fp32, total size).
@@ -210,7 +212,7 @@ def load(
         )
     card = dataclasses.replace(card, options={**card.options, **(options or {})})
     _check_room(folder / "adapter.safetensors", card, model)
-    method = build(model, tokenizer, card)
+    method = build(model, tokenizer, card, trains=trains)
     most = 4 * sum(p.numel() for p in method.parameters().values()) + HEADER_BYTES
     assign(method, read_tensors(folder / "adapter.safetensors", most), str(folder))
     with (folder / "adapter.safetensors").open("rb") as file:
@@ -223,7 +225,7 @@ def load(
     return method, card
 
 
-def load_reader(folder: Path, method: Method, card: Card) -> ReaderAdapter:
+def load_reader(folder: Path, method: Method, card: Card, *, trains: bool = False) -> ReaderAdapter:
     """The reader adapter beside an adapter, for the memories of `method`, loaded from the same folder.
 
     Raises AdapterError where there is none, or another one than the card names.
@@ -236,7 +238,7 @@ def load_reader(folder: Path, method: Method, card: Card) -> ReaderAdapter:
         )
     path = folder / READER_WEIGHTS
     _check_lora_room(path, spec, method.backbone.decoder)
-    reader = ReaderAdapter(method.backbone, spec)
+    reader = ReaderAdapter(method.backbone, spec, trains=trains)
     try:
         data = read_bytes(path, 4 * sum(p.numel() for p in reader.parameters().values()) + HEADER_BYTES)
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.attention import attend_packed, front_at, fronts_of
-from sac_rag.compress.lora import LoraLinear, layers_of
+from sac_rag.compress.lora import adapt, adapt_by_peft, layers_of
 from sac_rag.compress.packed import Packed, is_steady, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
@@ -52,9 +52,12 @@ class LoraSpec:
     """Linear layers that carry it (the paper's code: q_proj and v_proj, at rank 128)."""
     whole: bool = False
     """Also adapt what an encoder never computes, the last layer beyond K and V: needed to read with it (Full-FT)."""
+    start: str = "inputs"
+    """A starts uniform within 1 / sqrt(inputs of the layer), as peft has it, or within 1 / sqrt(rank), as the paper's
+    code: "inputs" or "rank"."""
 
     def __post_init__(self) -> None:
-        kinds = (("rank", int), ("alpha", int | float), ("targets", tuple), ("whole", bool))
+        kinds = (("rank", int), ("alpha", int | float), ("targets", tuple), ("whole", bool), ("start", str))
         for name, kind in kinds:
             value = getattr(self, name)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -64,10 +67,17 @@ class LoraSpec:
         unknown = [t for t in self.targets if t not in LORA_TARGETS]
         if unknown or not self.targets:
             raise AdapterError(f"LoRA targets {unknown or self.targets} are not among {', '.join(LORA_TARGETS)}")
+        if self.start not in ("inputs", "rank"):
+            raise AdapterError(f"LoRA start is {self.start!r}; use inputs or rank")
         if not 1 <= self.rank <= 1024:
             raise AdapterError(f"LoRA rank is {self.rank}; it must lie in 1..1024")
         if not 0 < self.alpha <= MAX_ALPHA:
             raise AdapterError(f"LoRA alpha is {self.alpha}; it must be above 0, and at most {MAX_ALPHA:,}")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """JSON values; `start` where it is not the default, for what was stored before there was a choice."""
+        found = {**asdict(self), "targets": list(self.targets)}
+        return found if self.start != "inputs" else {n: v for n, v in found.items() if n != "start"}
 
 
 def least_numbers(model: Any, spec: LoraSpec) -> int:
@@ -121,7 +131,8 @@ class Backbone:
     otherwise.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec | None = None, *, trains: bool = False) -> None:
+        """trains: LoRA is peft's, as training is built on it; else ours, the same without the time that peft takes."""
         family = family_of(model.config.to_dict(), "the base model")
         known = {"q_proj", "k_proj", "v_proj", "o_proj", *family.norms}
         if strange := {n for n, _ in model.model.layers[0].self_attn.named_children()} ^ known:
@@ -136,7 +147,7 @@ class Backbone:
         self.tokenizer = tokenizer
         self.config = model.config
         self.lora = lora
-        self.encoder = _with_lora(self.decoder, lora) if lora else self.decoder
+        self.encoder = _with_lora(self.decoder, lora, trains) if lora else self.decoder
         self.inv_freq = self.decoder.model.rotary_emb.inv_freq.float()
         self.rope_scaling = float(self.decoder.model.rotary_emb.attention_scaling)
 
@@ -160,6 +171,11 @@ class Backbone:
     def kv_shape(self) -> tuple[int, int, int]:
         """(layers, kv_heads, head_dim) of every AnchorKV of this model."""
         return self.config.num_hidden_layers, self.config.num_key_value_heads, self.head_dim
+
+    @property
+    def numbers(self) -> int:
+        """Weights in the layers of the decoder."""
+        return sum(p.numel() for p in self.decoder.model.layers.parameters())
 
     @property
     def context_length(self) -> int:
@@ -187,8 +203,8 @@ class Backbone:
         return ((n.replace(".default", ""), p) for n, p in named if "lora_" in n)
 
     def projections(self) -> Iterator[tuple[str, torch.Size]]:
-        """Shapes of weights and biases that make an encoder's queries, keys and values, by name (`LAYER.q_proj.weight`):
-        all but the queries of the last layer."""
+        """Shapes of what makes an encoder's queries, keys and values, with names such as `0.q_proj.weight`: all but the
+        queries of the last layer."""
         layers = self.decoder.model.layers
         for index, layer in enumerate(layers):
             for name in ("q_proj", "k_proj", "v_proj")[index == len(layers) - 1 :]:
@@ -556,17 +572,20 @@ def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.add(module.base_layer(x), low, alpha=module.scaling["default"])
 
 
-def _with_lora(model: Any, spec: LoraSpec) -> Any:
+def _with_lora(model: Any, spec: LoraSpec, trains: bool) -> Any:
     """A structural copy of `model` that shares every weight tensor and carries a fresh LoRA (B = 0)."""
     shared: dict[int, Any] = {id(t): t for t in _tensors(model)}
     twin = copy.deepcopy(model, shared)
     # The encoder stops at the last layer's K and V: LoRA on what is never computed would be dead weight.
     last, computed = f"model.layers.{model.config.num_hidden_layers - 1}.", ("k_proj", "v_proj")
+    names = [n for n in layers_of(twin, spec.targets) if spec.whole or n.endswith(computed) or not n.startswith(last)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a run repeats, whatever chance was used before it
-        for parent, name, whole in list(layers_of(twin, spec.targets)):
-            if spec.whole or name in computed or not whole.startswith(last):
-                setattr(parent, name, LoraLinear(getattr(parent, name), spec.rank, spec.alpha))
+        twin = (adapt_by_peft if trains else adapt)(twin, names, spec.rank, spec.alpha)
+        if spec.start == "rank":  # A is stored (inputs, rank) there, and started as if inputs were outputs
+            for name, parameter in twin.named_parameters():
+                if "lora_A" in name:
+                    nn.init.uniform_(parameter, -(spec.rank**-0.5), spec.rank**-0.5)
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return twin

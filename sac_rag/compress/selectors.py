@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from sac_rag.compress.backbone import Backbone
+from sac_rag.compress.words import most, scores_of
 from sac_rag.registry import Registry
 
 SELECTORS = Registry(
     "selector",
     {
         "uniform": "sac_rag.compress.selectors:Uniform",
+        "stride": "sac_rag.compress.selectors:Stride",
         "random": "sac_rag.compress.selectors:Random",
+        "llmlingua2": "sac_rag.compress.selectors:KeptWords",
         "salient": "sac_rag.compress.selectors:Salient",
     },
 )
@@ -47,12 +50,28 @@ class Selector(nn.Module, ABC):
         """The positions for each of several counts."""
         return {count: self(token_ids, count) for count in counts}
 
+    def at_ratio(self, token_ids: Sequence[int], counts: Iterable[int], ratio: float) -> dict[int, torch.Tensor]:
+        """As `each`, for a selector whose places depend on the ratio that the counts follow from."""
+        return self.each(token_ids, counts)
+
 
 class Uniform(Selector):
     """The middle token of each of `count` equal chunks (SAC, section 3.2)."""
 
     def forward(self, token_ids: Sequence[int], count: int) -> torch.Tensor:
         return uniform(len(token_ids), count)
+
+
+class Stride(Selector):
+    """Every r-th token from token (r - 1) / 2 on (SAC's published code): at 510 tokens the middles of equal chunks, in
+    shorter passages beside them."""
+
+    def forward(self, token_ids: Sequence[int], count: int) -> torch.Tensor:
+        return uniform(len(token_ids), count)
+
+    def at_ratio(self, token_ids: Sequence[int], counts: Iterable[int], ratio: float) -> dict[int, torch.Tensor]:
+        length = len(token_ids)
+        return {n: stride(length, ratio) if n == anchor_count(length, ratio) else uniform(length, n) for n in counts}
 
 
 class Random(Selector):
@@ -63,6 +82,22 @@ class Random(Selector):
         seed = int.from_bytes(hashlib.sha256(raw).digest()[:7], "little")
         order = torch.randperm(len(token_ids), generator=torch.Generator().manual_seed(seed))
         return order[:count].sort().values
+
+
+class KeptWords(Selector):
+    """The tokens of the words that a compressor of words would keep (SAC, table 4: LLMLingua-2), by the classifier that
+    ships (`compress.words`)."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self._tokenizer = [backbone.tokenizer]  # in a list: it is no part of the adapter
+
+    def forward(self, token_ids: Sequence[int], count: int) -> torch.Tensor:
+        return self.each(token_ids, [count])[count]
+
+    def each(self, token_ids: Sequence[int], counts: Iterable[int]) -> dict[int, torch.Tensor]:
+        scores = scores_of(self._tokenizer[0], token_ids)
+        return {count: most(scores, count) for count in counts}
 
 
 class Salient(Selector):
@@ -128,6 +163,13 @@ def uniform(length: int, count: int) -> torch.Tensor:
     """The middle token of each of `count` equal chunks: floor((2i + 1) L / 2|S|)."""
     i = torch.arange(count, dtype=torch.int64)
     return (2 * i + 1) * length // (2 * count)
+
+
+def stride(length: int, ratio: float) -> torch.Tensor:
+    """floor((r - 1) / 2 + i r), r apart, as many as `anchor_count` says; in a passage that ends before the first one,
+    its last token."""
+    i = torch.arange(anchor_count(length, ratio), dtype=torch.float64)
+    return ((ratio - 1) / 2 + i * ratio).floor().long().clamp(max=length - 1)
 
 
 def heaviest(scores: np.ndarray, weights: np.ndarray, count: int) -> torch.Tensor:

@@ -24,7 +24,8 @@ def crossed(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     if not all({"set", "reader", "f1", "em"} <= set(r) for r in runs):
         return []
     varied = [name for name in ("prompt", "k") if len({r.get(name) for r in runs}) > 1]
-    if len({r.get("method") for r in runs if r.get("ratio")}) > 1:
+    made_by = {(r["reader"], r.get(METHOD)) for r in runs if r.get("ratio")}
+    if len(made_by) > len({reader for reader, _ in made_by}):
         varied.append(METHOD)
     cells = {(str(r["set"]), _column(r, varied)): r for r in runs}
     sets, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in range(2))

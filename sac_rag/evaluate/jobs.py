@@ -75,14 +75,15 @@ def variants(
     for name in readers:
         reader = reader_of(name)
         if reader.own_adapter:
-            yield Variant(name, reader.own_adapter, full_ft_adapter)
+            for at in map(float, ratios) if reader.at_ratios else (None,):
+                yield Variant(name, reader.own_adapter, full_ft_adapter, ratio=at)
             continue
         for method in methods if reader.compressed else methods[:1]:
             own = adapters if len(methods) == 1 or METHODS.load(method).trains else {None: "default"}
             if not reader.compressed:
                 own = {None: next(iter(own.values()))}
-            at = ratios_of(method, ratios) if reader.compressed else (None,)
-            for (called, folder), ratio, prompt in itertools.product(own.items(), at, prompts):
+            own_ratios = ratios_of(method, ratios) if reader.compressed else (None,)
+            for (called, folder), ratio, prompt in itertools.product(own.items(), own_ratios, prompts):
                 yield Variant(name, method, folder, called, ratio, prompt, option)
 
 

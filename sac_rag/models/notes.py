@@ -19,7 +19,7 @@ from sac_rag import foreign
 from sac_rag.config import fingerprint
 from sac_rag.models.cache import cache_root, cached_hash
 
-FORMAT = 1
+FORMAT = 2
 """Changes with what a note holds."""
 DESCRIBING = ("*.json", "*.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja")
 """Files of a folder that say how its weights and words are read."""

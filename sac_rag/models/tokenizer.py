@@ -38,6 +38,7 @@ class Tokenizer:
         self.all_special_ids: list[int] = said["all_special_ids"]
         self.unk_token_id: int | None = said["unk_token_id"]
         self.pad_token_id: int | None = said["pad_token_id"]
+        self.bos_token_id: int | None = said["bos_token_id"]
         self.eos_token_id: int | None = said["eos_token_id"]
         self.eos_token: str | None = said["eos_token"]
         self.model_max_length: int = said["model_max_length"]
@@ -125,6 +126,7 @@ def _asked(folder: Path) -> dict[str, Any]:
             "all_special_ids": list(theirs.all_special_ids),
             "unk_token_id": theirs.unk_token_id,
             "pad_token_id": theirs.pad_token_id,
+            "bos_token_id": theirs.bos_token_id,
             "eos_token_id": theirs.eos_token_id,
             "eos_token": None if theirs.eos_token is None else str(theirs.eos_token),
             "model_max_length": int(theirs.model_max_length),

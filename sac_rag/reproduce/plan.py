@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,10 @@ QUESTIONS, SUMMARIES, TEXTS = "qa", "summarise", "lm"
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs of a scale are called."""
+    """What runs of a scale are called. systems: those that take part; None is all."""
 
     place: Place
+    systems: Sequence[str] | None = None
 
     @property
     def scale(self) -> Scale:
@@ -106,13 +107,15 @@ class Plan:
         return [self.score(name, file, ratio, **more) for file in self.scale.sets[group]]
 
     def ready(self, names: Iterable[str]) -> list[str]:
-        """Systems of which nothing lacks."""
-        return [name for name in names if system_of(name).lacks() is None]
+        """Systems that take part, of which nothing lacks."""
+        return [n for n in names if (self.systems is None or n in self.systems) and system_of(n).lacks() is None]
 
     def lacking(self, names: Iterable[str]) -> str:
-        """What is not there of others, in one sentence; "" where all are."""
-        why = [(system_of(n).called, lack) for n in names if (lack := system_of(n).lacks())]
-        return f"Not run: {'; '.join(f'{called} ({lack})' for called, lack in why)}." if why else ""
+        """Why others are not run, in one sentence; "" where all are."""
+        names = list(names)
+        left = set(names) - set(self.ready(names))
+        why = [f"{system_of(n).called} ({system_of(n).lacks() or 'left out'})" for n in names if n in left]
+        return f"Not run: {'; '.join(why)}." if why else ""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from sac_rag.reproduce.plan import Found, Plan
 from sac_rag.reproduce.scales import scale_of
 from sac_rag.reproduce.specs import KINDS, Spec
 from sac_rag.reproduce.store import Store
+from sac_rag.reproduce.systems import system_of
 from sac_rag.reproduce.work.training import Stopped
 
 Listen = Callable[[str, int, int], None]
@@ -50,6 +52,7 @@ def reproduce(
     *,
     data: str | Path | None = None,
     only: Sequence[str] | None = None,
+    systems: Sequence[str] | None = None,
     steps: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -61,14 +64,17 @@ def reproduce(
 
     A run is one JSON file in output/runs; one that is there is not computed again, and training goes on from its last
     checkpoint. only: names of experiments, or of the paper's tables and figures (table3, figure9); None is all.
-    steps: of finetuning, in place of the scale's, all else in proportion. A run that fails is told on the pages and
-    tried again the next time; the others go on. stop: asked after each run and each step of training; a true answer
-    leaves the rest for another time. Raises ConfigError for unknown names, and for data or models that are missing.
+    systems: those that take part; None is all. steps: of finetuning, in place of the scale's, all else in proportion. A
+    run that fails is told on the pages and tried again the next time; the others go on, whatever it was. stop: asked
+    after each run and each step of training; a true answer leaves the rest for another time. Raises ConfigError for
+    unknown names, and for data or models that are missing.
     """
     names = chosen(only)
     chosen_scale = scale_of(scale) if steps is None else scale_of(scale).with_steps(steps)
     place = Place.make(chosen_scale, data, output, device=device, dtype=dtype, batch=batch)
-    plan, store = Plan(place), Store(place)
+    for name in systems or ():
+        system_of(name)
+    plan, store = Plan(place, systems), Store(place)
     specs = needed(spec for name in names for spec in experiment_of(name).runs(plan))
     results: dict[Spec, dict[str, Any]] = {}
     failed: dict[Spec, str] = {}
@@ -93,6 +99,11 @@ def reproduce(
             break
         except SacError as error:
             failed[spec] = str(error)
+        except Exception as error:  # hours of other runs are not lost for one that nobody foresaw
+            path = store.path(spec).with_suffix(".error.txt")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(traceback.format_exc(), "utf-8")
+            failed[spec] = f"{type(error).__name__}: {error} (its traceback: {path.name})"
     listen(ALL, len(specs), len(specs))
     place.unload()
     pages, tables, notices = _pages(names, plan, Found(results, failed))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.compress.adapter import write_atomic
+from sac_rag.models.quiet import quiet
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PROSE = (
@@ -24,7 +25,6 @@ def write_model(folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    from transformers.utils import logging
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     config = LlamaConfig(
@@ -40,8 +40,7 @@ def write_model(folder: Path) -> None:
         bos_token_id=1,
         eos_token_id=2,
     )
-    logging.disable_progress_bar()
-    with torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     core = Tokenizer(models.BPE({t: i for i, t in enumerate([*SPECIAL, *alphabet])}, []))
@@ -61,7 +60,7 @@ def write_data(folder: Path) -> Path:
         _write(folder / f"qa/{name}.jsonl.gz", (_asked(i, repeat) for i in range(count)))
     for name in ("scitldr.train", "qmsum.test"):
         rows = (
-            {"document": PROSE * 2, "items": [{"query": "What fell?", "summary": f"Freight fell {i} times."}]}
+            {"document": PROSE, "items": [{"query": "What fell?", "summary": f"Freight fell {i} times."}]}
             for i in range(3)
         )
         _write(folder / f"summ/{name}.jsonl.gz", rows)

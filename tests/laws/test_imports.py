@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maker": READING | {"indexing", "processes"},
     "mending": READING | {"indexing"},
     "pipeline": READING | {"indexing", "maker", "mending"},
+    "doctor": BASE | {"models", "library", "pipeline"},
     "serve": BASE | {"library", "answer", "indexing", "pipeline"},  # a shell: held to one door below
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
     "evaluate": READING | {"indexing", "pipeline", "processes", "train", "samples"},  # it measures what the others make
@@ -168,14 +169,14 @@ def test_namespace_folders_hold_no_init() -> None:
 
 
 def test_only_the_backbone_knows_llama_internals() -> None:
-    """The layers of a model and transformers' cache classes appear in one file, peft in none."""
+    """The layers of a model and transformers' cache classes appear in one file, peft in one."""
     wrong = []
     for path in sources(ROOT / "sac_rag", *SHELLS.values()):
         backbone = path == ROOT / "sac_rag/compress/backbone.py"
         for node, name in imported(path):
             top, last = name.partition(".")[0], name.rpartition(".")[2]
             cache_class = top == "transformers" and last.endswith(("Cache", "cache_utils"))
-            if top == "peft" or (cache_class and not backbone):
+            if (top == "peft" and path != ROOT / "sac_rag/compress/lora.py") or (cache_class and not backbone):
                 wrong.append(f"{place(path, node)}: imports {name}")
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute) and node.attr == "layers" and not backbone:

@@ -93,7 +93,7 @@ def test_several_texts_give_several_lists(pair: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "all_special_tokens all_special_ids unk_token_id pad_token_id eos_token_id eos_token model_max_length "
+    "all_special_tokens all_special_ids unk_token_id pad_token_id bos_token_id eos_token_id eos_token model_max_length "
     "chat_template special_tokens_map is_fast".split(),
 )
 def test_what_is_told_of_it_is_the_same(pair: Any, name: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from sac_rag.reproduce.scales import TINY, scale_of
 from sac_rag.reproduce.store import Store
 
 CPU = {"device": "cpu", "dtype": "float32"}
+TWO = {**CPU, "systems": ["sac", "full-ft"]}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +38,10 @@ def methods(output: Path) -> Reproduced:
     def after_two_steps() -> bool:
         return "train sac qa 2/3" in heard
 
-    stopped = reproduce("tiny", output, only=["table1"], listen=listen, stop=after_two_steps, **CPU)
+    stopped = reproduce("tiny", output, only=["table1"], listen=listen, stop=after_two_steps, **TWO)
     assert not stopped.whole and not stopped.failed
     assert heard[-2] == "train sac qa 2/3"
-    assert not list((output / "runs").glob("score-*")) or stopped.computed < 12
-    made = reproduce("tiny", output, only=["table1"], **CPU)
+    made = reproduce("tiny", output, only=["table1"], **TWO)
     assert made.taken == stopped.computed and made.whole
     return made
 
@@ -48,7 +51,7 @@ def test_a_stopped_reproduction_goes_on_where_it_was(methods: Reproduced, output
     (folder,) = (f.parent for f in output.glob("adapters/*/card.json") if _stages(f) == ["lm", "qa"])
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
-    whole = reproduce("tiny", output.parent / "undisturbed", only=["table1"], **CPU)
+    whole = reproduce("tiny", output.parent / "undisturbed", only=["table1"], **TWO)
     assert whole.whole and whole.computed == methods.computed + methods.taken
     assert whole.tables == methods.tables
     assert _losses(output) == _losses(output.parent / "undisturbed")
@@ -66,7 +69,7 @@ def _losses(output: Path) -> list[object]:
 
 def test_a_run_that_stands_is_not_computed_again(methods: Reproduced, output: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (output / "runs").iterdir()}
-    again = reproduce("tiny", output, only=["methods"], **CPU)
+    again = reproduce("tiny", output, only=["methods"], **TWO)
     assert (again.computed, again.taken) == (0, len(before)) and again.tables == methods.tables
     assert {p: p.stat().st_mtime_ns for p in (output / "runs").iterdir()} == before
 
@@ -92,7 +95,50 @@ def test_the_page_has_the_papers_figures_ours_and_what_is_missing(methods: Repro
     assert rows["SAC"]["questions"] == 4 and rows["SAC"]["bytes a source token"] > 0
     first = grid["pairs"][0]
     assert (first["first"], first["second"], round(first["paper"], 2)) == ("full-ft", "sac", 7.88)
+    assert "Not run:" in page and "| EPL | 62.90 | 46.33 |" in page
     assert "[Methods on questions" in (output / "README.md").read_text()
+
+
+def test_every_experiment_fills_its_page(methods: Reproduced, output: Path) -> None:
+    """All of them over two systems, the runs of table 1 taken as they stand."""
+    made = reproduce("tiny", output, **TWO)
+    assert made.whole and not made.failed and made.taken >= methods.computed + methods.taken
+    assert set(made.pages) == set(EXPERIMENTS)
+    for name, sections in made.tables.items():
+        if name not in ("latency", "gradients", "selection"):  # those need systems that do not take part
+            filled = [row for section in sections for row in section["rows"] if row.get("system") in ("SAC", "Full-FT")]
+            assert name == "flops" or any(len([v for v in row.values() if v is not None]) > 2 for row in filled), name
+    (long,) = (s for s in made.tables["long"] if s["title"] == "15x, long")
+    assert {r["system"]: r["questions"] for r in long["rows"]}["SAC"] == 3
+    sizes = [s for s in made.tables["sizes"] if s["rows"]]
+    assert [s["title"].split(",")[0] for s in sizes] == ["Llama-3.2-3B"] * 2 + ["Llama-3.1-8B"] * 2
+    assert "the first 67% of the layers of a random model" in made.pages["sizes"].read_text()
+    assert "](figures/trade-off.svg)" in made.pages["trade-off"].read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_reproduction_goes_on(tmp_path: Path) -> None:
+    """SIGKILL once the first run stands: what stands is taken, the rest is computed, nothing half-written is read."""
+    command = [sys.executable, "-m", "sac_cli", "reproduce", "--scale", "tiny", "--only", "table1", "--systems", "sac"]
+    process = subprocess.Popen([*command, "-o", str(tmp_path), "--device", "cpu", "--dtype", "float32"])
+    runs = tmp_path / "runs"
+    while not list(runs.glob("score-*.json")):
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    stood = {p.name: p.read_bytes() for p in runs.glob("*.json")}
+    made = reproduce("tiny", tmp_path, only=["table1"], **{**CPU, "systems": ["sac"]})
+    assert made.whole and not made.failed and made.taken == len(stood) and made.computed == 6 - len(stood)
+    assert all((runs / name).read_bytes() == found for name, found in stood.items())
+
+
+def test_a_run_that_nobody_foresaw_is_told_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sac_rag.reproduce.work.flops.analytic", lambda *_: 1 / 0)
+    made = reproduce("tiny", tmp_path, only=["table12"], **CPU)
+    why = made.failed["FLOPs of plain at 5x"]
+    assert made.whole and made.computed == 0 and why.startswith("ZeroDivisionError: division by zero (its traceback: ")
+    assert "ZeroDivisionError" in next((tmp_path / "runs").glob("*.error.txt")).read_text()
 
 
 def test_experiments_share_their_runs(output: Path) -> None:
@@ -113,7 +159,7 @@ def test_every_trained_system_has_the_same_steps_and_data(output: Path) -> None:
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path, output: Path) -> None:
     (tmp_path / "data").mkdir()
-    made = reproduce("tiny", tmp_path / "out", data=tmp_path / "data", only=["table1", "table12"], **CPU)
+    made = reproduce("tiny", tmp_path / "out", data=tmp_path / "data", only=["table1", "table12"], **TWO)
     assert made.whole and made.computed == 30
     assert "qa/squad.train.jsonl.gz is not in the folder of data" in made.failed["train full-ft qa"]
     assert (

@@ -104,7 +104,7 @@ class Compression(Experiment):
         return Latency(self.systems, s.model, self.ratio, s.latency_tokens, self.batch, s.rounds, pairs(s.lora))
 
     def runs(self, plan: Plan) -> Sequence[Spec]:
-        return [self._run(plan)]
+        return [self._run(plan)] if plan.ready(self.systems) == list(self.systems) else []
 
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
         spec = self._run(plan)

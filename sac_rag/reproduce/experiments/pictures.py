@@ -108,8 +108,8 @@ class Space(Experiment):
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
         text = told(
             f"Of one head in the middle layer, keys before RoPE, at {self.ratio:g}x. Distance: of a slot to the "
-            "nearest token of the text as the frozen model reads it, in units of how far tokens are from their nearest. The "
-            "paper sees SAC's slots among the text's and those of 500xCompressor apart.",
+            "nearest token of the text as the frozen model reads it, in units of how far tokens are from their "
+            "nearest. The paper sees SAC's slots among the text's and those of 500xCompressor apart.",
             plan.lacking(self.systems),
             found.failures(every(self.runs(plan))),
         )
@@ -145,14 +145,14 @@ class Maps(Experiment):
         return Attention(adapter, plan.scale.held_out, ratio, plan.scale.map_tokens)
 
     def runs(self, plan: Plan) -> Sequence[Spec]:
-        return [self._run(plan, name, r) for r in plan.scale.ratios for name in plan.ready(self.systems)]
+        return [self._run(plan, name, r) for name in plan.ready(self.systems) for r in plan.scale.ratios]
 
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
         text = told(
             "Shares of the attention of each slot on the tokens of the text while it is written, the mean over heads. "
             "Spread: their entropy, as a share of the most there can be. Own: how much falls on the equal part of the "
-            "text that the slot stands for. The paper sees SAC's slots look at few tokens near them, and others ever more "
-            "everywhere as ratios rise.",
+            "text that the slot stands for. The paper sees SAC's slots look at few tokens near them, and others ever "
+            "more everywhere as ratios rise.",
             plan.lacking(self.systems),
             found.failures(every(self.runs(plan))),
         )
@@ -201,8 +201,8 @@ class TradeOff(Experiment):
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
         text = told(
             "In-domain, the runs of the methods' tables. Seconds a question: compressing and answering together, of "
-            "runs one after the other on this machine, whatever else it did meanwhile. Bytes: stored memory of a source "
-            "token; readers of text store none.",
+            "runs one after the other on this machine, whatever else it did meanwhile. Bytes: stored memory of a "
+            "source token; readers of text store none.",
             plan.lacking(self.systems),
             found.failures(every(self.runs(plan))),
         )

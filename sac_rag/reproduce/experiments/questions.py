@@ -49,9 +49,9 @@ class Answers(Experiment):
     def runs(self, plan: Plan) -> Sequence[Spec]:
         return [
             run
+            for name in plan.ready(self.systems)  # one model after the other
             for ratio in self.ratios(plan)
             for group in self.groups
-            for name in plan.ready(self.systems)
             for run in self.scores(plan, name, group, ratio)
         ]
 
@@ -69,7 +69,7 @@ class Answers(Experiment):
         for name in self.systems:
             system, (f1, em) = system_of(name), said.get(name, (None, None))
             row: dict[str, Any] = {"system": system.called, "paper F1": f1, "paper EM": em}
-            if system.lacks() is None:
+            if plan.ready((name,)):
                 runs = self.scores(plan, name, group, ratio)
                 row |= scored(found, runs)
                 if sample := found.sample(runs, METRIC):

@@ -28,8 +28,8 @@ class Sizes(Experiment):
         return [
             run
             for size in plan.scale.sizes
-            for group in GROUPS
             for name in plan.ready(self.systems)
+            for group in GROUPS
             for run in self._scores(plan, name, group, size)
         ]
 
@@ -58,7 +58,7 @@ class Sizes(Experiment):
         for name in self.systems:
             f1, em = told.get(name, (None, None))
             row: dict[str, Any] = {"system": system_of(name).called, "paper F1": f1, "paper EM": em}
-            if name in plan.ready((name,)):
+            if plan.ready((name,)):
                 runs = self._scores(plan, name, group, size)
                 row |= scored(found, runs)
                 if sample := found.sample(runs, METRIC):

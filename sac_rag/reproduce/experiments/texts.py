@@ -48,7 +48,7 @@ class Autoencoding(Ablation):
         rows = []
         for name in self.systems:
             row: dict[str, Any] = {"system": system_of(name).called}
-            if name in plan.ready((name,)):
+            if plan.ready((name,)):
                 lm, ae = (found(perplexity(plan, name, kind)) or {} for kind in (LM, AE))
                 row |= {
                     "LM-PPL": lm.get("perplexity"),
@@ -80,7 +80,7 @@ class Pretraining(Experiment):
         samples: dict[str, Sample] = {}
         for name in self.systems:
             row: dict[str, Any] = {"system": system_of(name).called, "paper PPL": paper.PERPLEXITY[name]}
-            if name in plan.ready((name,)):
+            if plan.ready((name,)):
                 spec = perplexity(plan, name, LM)
                 if run := found(spec):
                     samples[name] = sample = Sample.of({spec.file: run["losses"]})
@@ -142,8 +142,8 @@ class Summaries(Answers):
     systems = ("full-ft", "sac", "epl", "500x", "icae")
     groups = ("summaries",)
     about = (
-        "Adapters finetuned on summaries; F1 is ROUGE-1 as the paper has it. The paper's figures are means of QMSum and "
-        "GovReport with 32K tokens of input, from a reader's notes on it, not checked."
+        "Adapters finetuned on summaries; F1 is ROUGE-1 as the paper has it. The paper's figures are means of QMSum "
+        "and GovReport with 32K tokens of input, from a reader's notes on it, not checked."
     )
 
     def ratios(self, plan: Plan) -> Sequence[float]:

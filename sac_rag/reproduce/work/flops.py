@@ -17,7 +17,7 @@ from sac_rag.reproduce.specs import Flops
 
 PLAIN, ANCHORS, APPENDED = "plain", "anchors", "appended"
 WAYS: Mapping[str, tuple[str, str]] = {
-    PLAIN: ("full-kv", "the text alone, no token sees a later one"),
+    PLAIN: ("full-ft", "the text alone, no token sees a later one"),
     ANCHORS: ("sac", "SAC: anchors among the tokens, every token sees all"),
     APPENDED: ("500x", "500xCompressor, EPL: memory tokens behind the text, no token sees a later one"),
 }
