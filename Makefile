@@ -6,13 +6,14 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench install clean
+.PHONY: help demo test lint bench torture install clean
 
 help:  ## show this list
 	@awk -F ':.*## *' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "TORCH=torch==2.13.0 (or SAC_TORCH in the environment) installs that torch first, by your pip settings:"
 	@echo "where these name an index of CPU builds, TORCH=torch==2.13.0+cpu takes one."
+	@echo "TORTURE='--only kills power' runs some parts of the torture, TORTURE=--report writes its page alone."
 	@echo "PYTHON=python3.12 names the interpreter that makes $(VENV)."
 
 demo: $(STAMP)  ## index the sample documents and answer questions about them
@@ -29,6 +30,9 @@ lint: $(STAMP)  ## ruff and mypy only
 
 bench: $(STAMP)  ## compressed memory against plain text on this computer: times and sizes
 	$(BIN)/python -m sac_rag.evaluate.bench
+
+torture: $(STAMP)  ## kills, power cuts, full disks, mutations and more, counted (hours; goes on where it was stopped)
+	$(BIN)/python -m tests.reliability $(TORTURE)
 
 install: $(STAMP)  ## make .venv with the package and its development tools
 

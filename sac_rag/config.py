@@ -26,6 +26,8 @@ _PLAIN: dict[str, tuple[type, ...]] = {
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+AUTO = "auto"
+"""A codec that is chosen by the adapter; a library has one that has a name."""
 MAX_PASSAGE_TOKENS = 510
 """Sub-context length of the paper: no passage and no compressed chunk is longer."""
 
@@ -73,9 +75,10 @@ class IndexConfig:
     """Adapter folder, or "default": the one shipped for this model and method; or "none": the method untrained."""
     ratio: float = 5.0
     """Source tokens per anchor: per slot that a head keeps, on average over heads."""
-    codec: str = "bf16"
-    """How KV bytes are stored: "bf16", "int8" (per channel), "int4" (groups of 32), or "transform" (in axes fitted to
-    the adapter, entropy-coded; `sac codec`)."""
+    codec: str = AUTO
+    """How KV bytes are stored: "bf16", "int8" (per channel), "int4" (groups of 32), "transform" (in axes fitted to the
+    adapter, entropy-coded; `sac codec`), or "auto": "transform" with an adapter that has such axes, as shipped ones do,
+    else "bf16"."""
     passage_tokens: int = 256
     """Longest passage, in base-model tokens (at most 510)."""
     overlap: int = 0

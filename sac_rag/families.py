@@ -72,7 +72,7 @@ def weights_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         if part == "self_attn":
             layer |= {f"{part}.{norm}.weight": (dim,) for norm in family.norms}
     layer |= {f"{norm}.weight": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
-    found = {"model.embed_tokens.weight": (vocabulary, width)}
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
     for index in range(config["num_hidden_layers"]):
         found |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     found["model.norm.weight"] = (width,)

@@ -30,6 +30,9 @@ def serve(setup: Mapping[str, Any], requests: Iterator[Mapping[str, Any]], tell:
 
     Raises LibraryMismatch where what is loaded here is not what the library was made with.
     """
+    from sac_rag.models.kernels import bound_caches
+
+    bound_caches()
     import torch
 
     from sac_rag.answer.engine import Encoder
@@ -41,8 +44,8 @@ def serve(setup: Mapping[str, Any], requests: Iterator[Mapping[str, Any]], tell:
     torch.set_num_threads(1)
     config, folder = from_mapping(IndexConfig, setup["config"]), Path(setup["folder"])
     # Whoever started this has both already; nothing is fetched here.
-    made = {"option": config.option, **setup["where"]}
-    encoder = Encoder(config.model, config.method, config.adapter, **made, fetch=False)
+    how = {"option": config.option, **setup["where"]}
+    encoder = Encoder(config.model, config.method, config.adapter, **how, fetch=False)
     embedder = Embedder.shared(config.embedder, device=str(encoder.device), fetch=False)
     compare(folder, setup["fingerprint"], encoder.fingerprint(config, embedder))
     codec = get_codec(config.codec, codec_state_of(folder))

@@ -22,9 +22,9 @@ from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.serving import Serving
 from sac_rag.answer.stream import RETRIES, Stream, Way
 from sac_rag.compress.methods import METHODS
-from sac_rag.config import AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
+from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
-from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Workers
+from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, Workers
 from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
 from sac_rag.library.library import GcReport, Library, Stats
@@ -33,11 +33,12 @@ from sac_rag.library.repair import Remade, RepairReport
 from sac_rag.library.repair import repair as mend
 from sac_rag.library.vectors import marginal
 from sac_rag.maker import setup_of
-from sac_rag.models.adapters import codec_state
+from sac_rag.models.adapters import codec_state, usual_codec
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
 from sac_rag.records import Answer, Document, Hit, Passage, nfc
+from sac_rag.text.readers import read_bytes
 
 SAME_EMBEDDER = 0.99
 """Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
@@ -142,8 +143,10 @@ class SacRag(Serving):
         exists = os.path.lexists(Path(library) / "catalog.sqlite")
         if exists or not create:
             own = config_of(library)
+            given = config or own
+            given = dataclasses.replace(given, codec=own.codec) if given.codec == AUTO else given
             # Before the model is loaded, and for what its fingerprint does not hold: the codec.
-            compare(Path(library), dataclasses.asdict(own), dataclasses.asdict(config or own))
+            compare(Path(library), dataclasses.asdict(own), dataclasses.asdict(given))
             config = own
         config = config or IndexConfig()
         if METHODS.load(config.method).reads_with_lora:
@@ -158,6 +161,8 @@ class SacRag(Serving):
         wanted = engine.fingerprint(config, embedder)
         to_write = functools.partial(Library.open, library, fingerprint=wanted, write=True, share=True, wait=wait)
         if create and not exists:
+            if config.codec == AUTO:
+                config = dataclasses.replace(config, codec=usual_codec(engine.adapter_path))
             opened = Library.create(
                 library,
                 wanted,
@@ -220,17 +225,38 @@ class SacRag(Serving):
         *,
         vectors: Mapping[str, Any] | None = None,
         embedder: str | None = None,
+        listen: Listen | None = None,
     ) -> IndexReport:
         """Index documents that are already text (no files); one commit. Of several with one uri the last one counts.
         Texts are stored in NFC, metadata as `sac_rag.library.filters.plain` gives them.
 
         vectors: uri -> a vector that is ready, of shape (dim,), for any of the documents; taken where a document is one
         passage, while longer ones are embedded passage by passage. embedder: the fingerprint of the Embedder that made
-        them. Raises LibraryMismatch when that is not the library's, LibraryError for a vector of another shape,
-        ConfigError for one of no document; nothing is stored then.
+        them. listen: called with the report as it grows. Raises LibraryMismatch when that is not the library's,
+        LibraryError for a vector of another shape, ConfigError for one of no document; nothing is stored then.
         """
         documents = [_as_stored(d) for d in documents]
-        return self._indexer().put(documents, vectors=vectors, embedder=embedder)
+        return self._indexer().put(documents, vectors=vectors, embedder=embedder, listen=listen)
+
+    def put_file(
+        self,
+        uri: str,
+        data: bytes,
+        *,
+        meta: Mapping[str, Any] | None = None,
+        reading: ReadConfig | None = None,
+        listen: Listen | None = None,
+    ) -> IndexReport:
+        """Index one file that came by other ways than a path, such as an upload; the ending of `uri` says what it is.
+
+        meta: added to what the file says of itself. What was lost or guessed is told in the report's `notices`. Raises
+        DocumentError for one that cannot be read; nothing is stored then.
+        """
+        document = read_bytes(uri, data, config=reading)
+        told = [Notice(uri, text) for text in document.meta.get("notices", [])]
+        report = self.put([dataclasses.replace(document, meta={**document.meta, **(meta or {})})], listen=listen)
+        report.notices += told
+        return report
 
     def embed(self, texts: Sequence[str], *, kind: str = "passage") -> np.ndarray:
         """Vectors by the library's embedder, float32 of shape (len(texts), dim), each of length 1, for `put` and
@@ -301,6 +327,12 @@ class SacRag(Serving):
                 raise ConfigError(f"a sample of {sample} passages is none; use 1 or more")
             ids = random.Random(self.library.head.generation).sample(ids, min(sample, len(ids)))
         return list(gate.mismatches(self.engine, self.library, ids))
+
+    def model_problems(self) -> list[str]:
+        """What is wrong with the files of the base model and of the embedder, read whole; a line for each."""
+        from sac_rag.models.checking import problems
+
+        return [*problems(self.engine.path), *problems(self.embedder.path)]
 
     def stats(self) -> Stats:
         return self.library.stats()
@@ -378,16 +410,19 @@ class SacRag(Serving):
         hits: Sequence[Hit] | None = None,
         text: bool = False,
         conversation: Conversation | None = None,
+        stop: Sequence[str] = (),
         **settings: Any,
     ) -> Answer:
         """Answer a question from the library.
 
         settings: fields of AskConfig, in place of `ask`. where: metadata filter. hits: answer from these passages
         instead of searching. text: read the passages as plain text whatever the fidelity is, for comparison.
-        conversation: answer as its next turn; what earlier ones read stays in the model's cache.
+        conversation: answer as its next turn; what earlier ones read stays in the model's cache. stop: strings that end
+        an answer and are no part of it.
         Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration.
         """
-        stream = self.stream(question, ask, where=where, hits=hits, text=text, conversation=conversation, **settings)
+        given = {"where": where, "hits": hits, "text": text, "conversation": conversation, "stop": stop, **settings}
+        stream = self.stream(question, ask, **given)
         for _ in stream:
             pass
         return stream.answer
@@ -401,6 +436,7 @@ class SacRag(Serving):
         hits: Sequence[Hit] | None = None,
         text: bool = False,
         conversation: Conversation | None = None,
+        stop: Sequence[str] = (),
         **settings: Any,
     ) -> Stream:
         """As `ask`, piece by piece: iterate over the text; `.answer` is whole after the last piece.
@@ -435,7 +471,28 @@ class SacRag(Serving):
             found = library.documents([hit.passage.document for hit in read])
             return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
 
-        return Stream(self.engine, Way(find, lay, own, thresholds, conversation, about))
+        return Stream(self.engine, Way(find, lay, own, thresholds, conversation, about, stop))
+
+    def replay(
+        self,
+        turns: Sequence[tuple[str, str]],
+        ask: AskConfig | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        instructions: str = "",
+    ) -> Conversation:
+        """The conversation that these questions and answers were, for clients that send all of it every time.
+
+        The passages of each question are looked for again; where the library has not changed, the next turn's prompt
+        is that of a conversation that was kept. instructions: see `Conversation`.
+        """
+        conversation, ask, library = Conversation(instructions), ask or AskConfig(), self.newest()
+        for question, answer in turns:
+            hits = self._retrieve(library, conversation.searched(question), ask, where)
+            with self.engine.busy():
+                self._assemble(library, hits, question, ask, False, conversation)
+            conversation.add(answer)
+        return conversation
 
     def _thresholds(self) -> Thresholds:
         """As the card says now: it may have been calibrated since the engine was loaded."""
@@ -495,16 +552,18 @@ class SacRag(Serving):
         return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
 
 
-def recode(library: str | Path, codec: str, done: Callable[[int, int], None] = lambda n, of: None) -> int:
+def recode(
+    library: str | Path, codec: str, done: Callable[[int, int], None] = lambda n, of: None, *, wait: float = 0.0
+) -> int:
     """Store all memories of a library by another codec, in one commit; returns how many. No model is loaded.
 
-    done: called with the number stored so far, and of how many. A finer codec than before brings nothing back. Raises
-    LibraryError when they are stored so already, ConfigError for an unknown codec, and for one that has to be fitted
-    where the library's adapter has nothing that was.
+    done: called with the number stored so far, and of how many. wait: seconds to wait for another writer. A finer codec
+    than before brings nothing back. Raises LibraryError when they are stored so already, ConfigError for an unknown
+    codec, and for one that has to be fitted where the library's adapter has nothing that was.
     """
     config = config_of(library)
     state = codec_state(adapter_folder(config.model, config.method, config.adapter))
-    with Library.open(library, write=True) as opened:
+    with Library.open(library, write=True, wait=wait) as opened:
         passages = opened.head.passages
         with opened.transaction() as tx:
             return tx.recode(codec, state, lambda count: done(count, passages))
@@ -536,14 +595,20 @@ def _settings(head: Head, library: str | Path) -> IndexConfig:
 
 
 def repair(
-    library: str | Path, *, copy: str | Path | None = None, device: str = "auto", dtype: str = "auto"
+    library: str | Path,
+    *,
+    copy: str | Path | None = None,
+    wait: float = 0.0,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> RepairReport:
     """Mend a damaged library: what is sound stays; search indexes, vectors and memories are made again from the rest.
 
     copy: an older catalog.sqlite of the same library, or a folder with one, out of which damaged rows are taken back;
     where no catalog is left, all of it, also what was removed since. The model is loaded only if something has to be
-    made again. The report says what is lost. Raises LibraryNotFound, LibraryLocked, LibraryMismatch for another model
-    or a copy of another library, LibraryCorrupt when nothing can be read.
+    made again. The report says what is lost. wait: seconds to wait for another writer. Raises LibraryNotFound,
+    LibraryLocked, LibraryMismatch for another model or a copy of another library, LibraryCorrupt when nothing can be
+    read.
     """
     folder = Path(library).absolute()
 
@@ -557,7 +622,7 @@ def repair(
             state = codec_state(adapter_folder(config.model, config.method, config.adapter))
         return remade(folder, head, config, compress, embed, codec_state=state, device=device, dtype=dtype)
 
-    return mend(folder, remake, Path(copy) if copy is not None else None)
+    return mend(folder, remake, Path(copy) if copy is not None else None, wait=wait)
 
 
 def _as_stored(document: Document) -> Document:
@@ -587,11 +652,13 @@ def _settled(config: IndexConfig) -> IndexConfig:
         local = Path(name).expanduser()
         return str(local.resolve()) if name not in ("default", UNTRAINED, *PINNED) and local.exists() else name
 
+    options = [item.partition("=") for item in config.option]
     return dataclasses.replace(
         config,
         model=place(config.model),
         adapter=place(config.adapter),
         embedder=place(config.embedder),
+        option=tuple(f"{key}={place(value) if '/' in value else value}" for key, _, value in options),
         ratio=_ratio_of(config),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 NO_ANSWER = "The passages do not say."
@@ -146,6 +146,41 @@ class Answer:
     """Whether `text` is NO_ANSWER: the model's answer was doubtful, or there was no passage and it was not asked."""
     withheld: str | None = None
     """The model's answer when that was doubtful."""
+    finish_reason: str = "stop"
+    """"length" where `max_new_tokens` cut the answer, else "stop"."""
+    left_out: int = 0
+    """Passages that were found and did not fit the model's context."""
+    forgotten: int = 0
+    """Earlier turns of the conversation that did not fit the model's context."""
+
+    def account(self) -> dict[str, Any]:
+        """JSON, the same in every shell; "withheld" only if it abstained, "notices" only if there are any."""
+        found: dict[str, Any] = {
+            "answer": self.text,
+            "fidelity": self.fidelity,
+            "confidence": self.confidence,
+            "fell_back": self.fell_back,
+            "abstained": self.abstained,
+            "finish_reason": self.finish_reason,
+            "cut": {"passages": self.left_out, "turns": self.forgotten},
+            "sources": [
+                {
+                    "document": hit.passage.document,
+                    "start": hit.passage.start,
+                    "end": hit.passage.end,
+                    "score": hit.score,
+                    "fused": hit.fused,
+                    **({} if hit.reranked is None else {"reranked": hit.reranked}),
+                    "text": hit.passage.text,
+                }
+                for hit in self.sources
+            ],
+            "usage": self.usage.account(),
+            "timings": asdict(self.timings),
+        }
+        if self.abstained:
+            found["withheld"] = self.withheld
+        return {**found, "notices": list(self.notices)} if self.notices else found
 
 
 def nfc(text: str) -> str:

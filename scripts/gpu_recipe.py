@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python scripts/gpu_recipe.py --data DATA --output OUT --recipe large --time-budget 3000
 
-Needs torch, transformers, peft, safetensors and numpy only; a base model that is not in the cache is given as a folder
+Needs torch, transformers, safetensors and numpy only; a base model that is not in the cache is given as a folder
 by --base. Trains stage after stage with checkpoints (the same command goes on where it was), scores the adapter on dev
 sets, and leaves adapter.safetensors, card.json, results.json and the scores of each question (scores/) in OUT. On a CPU
 `--recipe tiny` rehearses it in a minute.

@@ -18,6 +18,7 @@ from pathlib import Path
 from sac_rag import SacRag
 from sac_rag.errors import DocumentError
 from sac_rag.indexing import IndexReport
+from sac_rag.models.kernels import bound_caches
 from sac_rag.samples import documents
 from sac_rag.text.readers import read
 from sac_rag.text.walk import walk
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--commits", type=int, help="stop after so many; the whole text is cut before the first")
     parser.add_argument("--library", help="where to keep the library (default: a temporary folder)")
     args = parser.parse_args()
+    bound_caches()  # as `sac index` does
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.txt"
         path.write_text(text_of(int(args.megabytes * 1e6) - 16))

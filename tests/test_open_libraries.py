@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sac_rag import AskConfig, Conversation, SacRag
+from sac_rag.config import ReadConfig
 from sac_rag.errors import ConfigError, LibraryError, LibraryLocked, SacError
 from sac_rag.library.library import Library
 from sac_rag.records import NO_ANSWER, Document
@@ -282,6 +283,53 @@ def test_an_unreadable_new_version_is_told_with_the_old_one(docs: Path, tiny_con
         rag.add("docs")
         (docs / "gate.txt").unlink()
         assert rag.add("docs", sync=True).removed == 1, "gone is gone, also after it was unreadable"
+
+
+def _pdf(path: Path, text: str, password: str = "") -> None:
+    from fpdf import FPDF
+
+    pdf = FPDF()
+    pdf.add_page()
+    pdf.set_font("helvetica", size=12)
+    pdf.cell(text=text)
+    if password:
+        pdf.set_encryption(owner_password=password, user_password=password)
+    pdf.output(str(path))
+
+
+def _docx(path: Path, text: str) -> None:
+    from docx import Document as Word
+
+    word = Word()
+    word.add_paragraph(text)
+    word.save(str(path))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def test_whatever_makes_a_new_version_unreadable_is_told(docs: Path, tiny_config: Any, tmp_path: Path) -> None:
+    """A password, a file that was cut short, one over a limit: the reason differs, what is said does not."""
+    _pdf(docs / "locked.pdf", "The pool opens at six.")
+    _pdf(docs / "damaged.pdf", "The hall opens at seven.")
+    _docx(docs / "cut.docx", "The desk opens at eight.")
+    with SacRag.index("docs", tmp_path / "a.lib", tiny_config) as rag:
+        assert rag.report.skipped == [] and rag.report.added == 5
+        _pdf(docs / "locked.pdf", "The pool opens at ten.", "secret")
+        _cut(docs / "damaged.pdf")
+        _cut(docs / "cut.docx")
+        (docs / "gate.txt").write_text("The north gate closes at ten. " * 40)
+        report = rag.add("docs", reading=ReadConfig(text_chars=1000))
+        names = {f"docs/{name}" for name in ("locked.pdf", "damaged.pdf", "cut.docx", "gate.txt")}
+        reasons = {skip.path: skip.reason for skip in report.skipped}
+        assert reasons.keys() == names and len(set(reasons.values())) >= 3
+        assert {d.uri: d.stale for d in rag.library.documents() if d.stale} == reasons
+        for name in sorted(names):
+            answer = rag.ask("When does it open?", where={"document": name}, **SHORT)
+            assert f"({reasons[name]})" in answer.notices[-1] and name in answer.notices[-1]
+        assert rag.add("docs").changed == 1, "the limit is as it was: one is read again"
+        assert {d.uri for d in rag.library.documents() if d.stale} == names - {"docs/gate.txt"}
 
 
 def test_what_was_given_is_not_forgotten_for_a_file_of_its_name(docs: Path, tiny_config: Any, tmp_path: Path) -> None:

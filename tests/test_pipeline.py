@@ -339,7 +339,8 @@ def test_an_adapter_that_was_trained_on_is_loaded_anew(docs, tiny_config, tmp_pa
     config = dataclasses.replace(tiny_config, adapter=str(folder))
     with SacRag.index(docs, tmp_path / "a.lib", config) as rag:
         card = json.loads((folder / "card.json").read_text())
-        (folder / "card.json").write_text(json.dumps({**card, "calibration": {}, "metrics": {"runs": []}}))
+        plain = {**card, "calibration": {}, "metrics": {"runs": []}, "hashes": {}}
+        (folder / "card.json").write_text(json.dumps(plain))
         with SacRag.open(tmp_path / "a.lib") as same:
             assert same.engine is rag.engine
         tensors = load_file(folder / "adapter.safetensors")
@@ -425,7 +426,7 @@ def test_strict_fails_at_the_first_bad_file(docs, tiny_config, tmp_path):
 def test_opening_needs_no_settings_and_refuses_other_ones(docs, tiny_config, tmp_path, monkeypatch):
     SacRag.index(docs, tmp_path / "a.lib", tiny_config).close()
     with SacRag.open(tmp_path / "a.lib") as rag:
-        assert rag.config == tiny_config
+        assert rag.config == dataclasses.replace(tiny_config, codec="bf16"), "the adapter has no basis"
     relative = dataclasses.replace(tiny_config, adapter=os.path.relpath(tiny_config.adapter))
     SacRag.index(docs, tmp_path / "b.lib", relative).close()
     monkeypatch.chdir("/")
@@ -563,6 +564,44 @@ def test_a_dropped_stream_stops_working(docs, tiny_config, tmp_path):
         assert rag.ask("Who met the birch?", max_new_tokens=2).text is not None
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["streaming", "held back"])
+def test_a_stream_is_cancelled_from_another_thread(docs, tiny_config, tiny_adapter, tmp_path, monkeypatch, held):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        monkeypatch.setattr(rag, "_thresholds", lambda: None)
+        stream = rag.stream("Who met the birch?", max_new_tokens=1500, abstain=held)
+        pieces = []
+        reader = threading.Thread(target=lambda: pieces.extend(stream))
+        reader.start()
+        while not rag.load[0]:
+            time.sleep(0.01)
+        stream.cancel()
+        reader.join(timeout=30)
+        assert not reader.is_alive()
+        while any(rag.load):
+            time.sleep(0.01)
+        assert held <= (not pieces)
+        with pytest.raises(RuntimeError, match="not complete"):
+            _ = stream.answer
+
+
+def test_a_stream_that_is_cancelled_before_it_begins_reads_nothing(docs, tiny_config, tmp_path):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        stream = rag.stream("Who met the birch?", max_new_tokens=1500)
+        stream.cancel()
+        assert "".join(stream) == ""
+        while any(rag.load):
+            time.sleep(0.01)
+
+
+def test_stop_strings_end_an_answer(docs, tiny_config, tmp_path):
+    with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
+        whole = rag.ask("Who met the birch?", max_new_tokens=20)
+        stop = whole.text[4:6]
+        cut = rag.ask("Who met the birch?", max_new_tokens=20, stop=[stop])
+        assert cut.text == whole.text[: whole.text.index(stop)].strip()
+        assert (cut.finish_reason, whole.finish_reason) == ("stop", "length")
+
+
 @pytest.mark.parametrize(
     ("where", "change", "named"),
     [
@@ -577,7 +616,7 @@ def test_an_adapter_of_the_same_tensors_and_another_card_is_another_one(
     other = tmp_path / "other"
     shutil.copytree(tiny_adapter, other)
     card = json.loads((other / "card.json").read_text())
-    (other / "card.json").write_text(json.dumps({**card, where: {**card[where], **change}}))
+    (other / "card.json").write_text(json.dumps({**card, where: {**card[where], **change}, "hashes": {}}))
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
         plain = rag.library.fingerprint
     with SacRag.index(docs, tmp_path / "b.lib", dataclasses.replace(tiny_config, adapter=str(other))) as rag:

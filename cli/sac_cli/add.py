@@ -8,6 +8,7 @@ from sac_cli import indexing
 from sac_cli.index import READING, Paths, Strict, Workers, reading_of
 from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, Wait, opened
 from sac_cli.shell import command
+from sac_rag.models.kernels import bound_caches
 
 
 @command(
@@ -31,6 +32,7 @@ def add(
 ) -> None:
     """Add documents to a library, with the settings it was made with."""
     indexing.check_paths(paths)
+    bound_caches()
     with opened(library, write=True, wait=wait, device=device, dtype=dtype) as rag:
         report = indexing.compress(rag, paths, strict=strict, workers=workers, reading=reading_of(values))
         indexing.show(rag, report, as_json=as_json)

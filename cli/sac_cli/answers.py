@@ -18,34 +18,6 @@ if TYPE_CHECKING:
 PREVIEW = 60
 
 
-def answer_dict(answer: Answer) -> dict[str, Any]:
-    """The JSON of an answer; "withheld" only if it abstained, "notices" only if there are any."""
-    found: dict[str, Any] = {
-        "answer": answer.text,
-        "fidelity": answer.fidelity,
-        "confidence": answer.confidence,
-        "fell_back": answer.fell_back,
-        "abstained": answer.abstained,
-        "sources": [
-            {
-                "document": hit.passage.document,
-                "start": hit.passage.start,
-                "end": hit.passage.end,
-                "score": hit.score,
-                "fused": hit.fused,
-                **({} if hit.reranked is None else {"reranked": hit.reranked}),
-                "text": hit.passage.text,
-            }
-            for hit in answer.sources
-        ],
-        "usage": answer.usage.account(),
-        "timings": dataclasses.asdict(answer.timings),
-    }
-    if answer.abstained:
-        found["withheld"] = answer.withheld
-    return {**found, "notices": list(answer.notices)} if answer.notices else found
-
-
 def speak(stream: Stream) -> Answer:
     """Print an answer as it comes."""
     begun = False
@@ -134,7 +106,7 @@ def _seconds(name: str, *answers: Answer) -> list[str]:
 
 
 def both_dict(compressed: Answer, text: Answer) -> dict[str, Any]:
-    return {"compressed": answer_dict(compressed), "text": answer_dict(text), "speedup": speedup(compressed, text)}
+    return {"compressed": compressed.account(), "text": text.account(), "speedup": speedup(compressed, text)}
 
 
 def summary(answers: list[Answer], right: int, slot_bytes: int) -> dict[str, Any]:

@@ -131,6 +131,6 @@ def _one(
             answers.show_both(compressed, plain)
             answers.show_sources(compressed)
     elif as_json:
-        console.emit({"question": question, **answers.answer_dict(rag.ask(question, settings, where=where, text=text))})
+        console.emit({"question": question, **rag.ask(question, settings, where=where, text=text).account()})
     else:
         answers.show_sources(answers.speak(rag.stream(question, settings, where=where, text=text)))

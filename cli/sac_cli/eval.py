@@ -32,6 +32,7 @@ of them, in sac.toml or the environment."""
     sac eval squad.dev.jsonl.gz nq.dev.jsonl.gz --reader closed,text,memory --limit 500 --json
     sac eval dev.jsonl --reader memory --adapter runs/mine
     sac eval dev.jsonl --adapter runs/mine --adapter causal=runs/ablation-causal --ratio 5
+    sac eval dev.jsonl --method kvzip,attention-matching,full-kv,sac --reader text,memory --ratio 2,3,5
     sac eval --sets in-domain,out-of-domain --data qa --reader memory,full-ft --full-ft-adapter runs/full --results kept
     sac eval a.jsonl b.jsonl --track retrieved --pool --reader memory,text -k 5 --passage-tokens 128
     """,
@@ -48,15 +49,22 @@ def eval_(
     data: Annotated[str | None, typer.Option(help="Folder of the groups' files.", metavar="DIR")] = None,
     reader: Annotated[
         list[str],
-        typer.Option(help="closed (gold), text, memory, mixed (retrieved) or full-ft; repeat or separate with commas."),
+        typer.Option(help="closed (gold), text, memory, mixed (retrieved), full-ft or words (gold); repeat or use commas."),
     ] = ["memory"],  # noqa: B006  read, never changed
     model: Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")] = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="Compression method of the memory reader.")] = "sac",
+    method: Annotated[
+        list[str],
+        typer.Option(help="Compression method of the memory reader; several (gold): repeat or separate with commas."),
+    ] = ["sac"],  # noqa: B006  read, never changed
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Keyword of the method, such as even_heads=true of kvzip.", metavar="KEY=VALUE"),
+    ] = None,
     adapter: Annotated[
         list[str],
         typer.Option(
-            help='Its adapter: a folder, or "default". Several are compared with the first (gold): repeat or separate '
-            "with commas, named after their folders unless a name stands in front.",
+            help='Its adapter: a folder, "default", or "none" (untrained). Several are compared with the first (gold): '
+            "repeat or separate with commas, named after their folders unless a name stands in front.",
             metavar="[NAME=]DIR",
         ),
     ] = ["default"],  # noqa: B006  read, never changed
@@ -120,10 +128,13 @@ def eval_(
 
     Scores come with 95 % intervals (bootstrap over questions). Several files are followed by their average, "macro",
     and each of several groups by its own. With full-ft among the readers each F1 is also given as a share of it, and
-    of several adapters each one's difference to the first, with the interval of the paired difference. On a terminal
-    sets against readers follow at the end.
+    of several adapters each one's difference to the first, with the interval of the paired difference. With text among
+    them it is given as a share of the frozen model's on the text, too. On a terminal sets against readers follow at the
+    end.
     """
-    ratios, readers = numbers(ratio, "--ratio"), split_commas(reader)
+    ratios, readers, methods = numbers(ratio, "--ratio"), split_commas(reader), split_commas(method)
+    if len(methods) != 1 and track == "retrieved":
+        raise ConfigError(f"{len(methods)} methods are for --track gold; a library is made with one")
     if track not in ("gold", "retrieved"):
         raise ConfigError(f"track is {track!r}; use gold or retrieved")
     if track == "gold":
@@ -156,8 +167,9 @@ def eval_(
     with run_bars() as listen:
         if track == "retrieved":
             config = IndexConfig(
-                model=model, embedder=embedder, method=method, adapter=alone, passage_tokens=passage_tokens
-            )
+                model=model, embedder=embedder, method=methods[0], option=tuple(option or ()), adapter=alone,
+                passage_tokens=passage_tokens,
+            )  # fmt: skip
             ask = AskConfig(k=k, order=order, prior=prior, max_new_tokens=ANSWER_TOKENS)
             runs = evaluate_retrieved(
                 paths, config=config, ask=ask, pool=pool, libraries=libraries, contexts=contexts, listen=listen, **same
@@ -165,8 +177,8 @@ def eval_(
         else:
             prompts = split_commas(prompt) if prompt else (None,)
             runs = evaluate(
-                paths, model=model, method=method, adapter=adapters, prompts=prompts, workers=workers, listen=listen,
-                **same,
+                paths, model=model, method=methods, option=option or (), adapter=adapters, prompts=prompts,
+                workers=workers, listen=listen, **same,
             )  # fmt: skip
     if stored and stored.taken:
         console.notice(f"{stored.taken} runs were taken from {results} as they were stored")
@@ -177,12 +189,26 @@ def eval_(
         _show_at_once(rows)
         return
     own = {name: reader_of(name).own_adapter for name in readers}
-    used = {} if all(own.values()) and track == "gold" else {method: alone}
-    if len(adapters) > 1:
-        used = adapters
-    methods = dict.fromkeys(used, method)
-    used = {**used, **{read_by: full_ft_adapter for read_by in own.values() if read_by}}
-    console.emit({"runs": rows, "versions": versions(), "fingerprints": fingerprints(model, used, methods)})
+    used = {} if all(own.values()) and track == "gold" else _used(methods, adapters)
+    made_by = {name: kind for name, (kind, _) in used.items()}
+    folders = {name: folder for name, (_, folder) in used.items()}
+    folders |= {read_by: full_ft_adapter for read_by in own.values() if read_by}
+    console.emit({"runs": rows, "versions": versions(), "fingerprints": fingerprints(model, folders, made_by)})
+
+
+def _used(methods: Sequence[str], adapters: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Method and adapter of what was scored, by method, or by the adapter's name where there are several."""
+    from sac_rag.compress.methods import METHODS
+
+    found: dict[str, tuple[str, str]] = {}
+    for method in methods:
+        if len(methods) > 1 and not METHODS.load(method).trains:
+            found[method] = method, "default"
+            continue
+        for name, folder in adapters.items():
+            called = method if len(adapters) == 1 else name if len(methods) == 1 else f"{method} {name}"
+            found[called] = method, folder
+    return found
 
 
 def _written(ctx: typer.Context, name: str) -> bool:
@@ -243,10 +269,12 @@ def _show(runs: list[dict[str, Any]], first: str) -> None:
     if any(r["prompt"] for r in runs):
         more.insert(0, "prompt")
     kept = ["of full-ft"] if any(r["retention"] is not None for r in runs) else []
+    text = ["of text"] if any(r["of_text"] is not None for r in runs) else []
+    size = ["bytes/token"] if text and any(r["bytes_per_source_token"] for r in runs) else []
     several = ["adapter"] if any(r["adapter"] for r in runs) else []
     compared = [f"F1 to {first}"] if several else []
     who = ("set", "reader", "method", *several, "ratio", "n")
-    scores = ("F1", "EM", "ROUGE-1", "EM raw", "seconds", *more, "F1 95 %", *compared, *kept)
+    scores = ("F1", "EM", "ROUGE-1", "EM raw", "seconds", *more, "F1 95 %", *compared, *kept, *text, *size)
     console.table(
         (*who, *scores),
         [
@@ -259,6 +287,8 @@ def _show(runs: list[dict[str, Any]], first: str) -> None:
                 f"{_percent(r['f1_low'])}-{_percent(r['f1_high'])}",
                 *(_difference(r) for _ in compared),
                 *(r["retention"] and _percent(r["retention"]) for _ in kept),
+                *(r["of_text"] and _percent(r["of_text"]) for _ in text),
+                *(r["bytes_per_source_token"] and f"{r['bytes_per_source_token']:,.0f}" for _ in size),
             )
             for r in runs
         ],

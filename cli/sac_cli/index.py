@@ -11,6 +11,7 @@ from sac_cli import fields, indexing
 from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, Wait, opened
 from sac_cli.shell import command
 from sac_rag.errors import LibraryNotFound
+from sac_rag.models.kernels import bound_caches
 
 if TYPE_CHECKING:
     from sac_rag.config import IndexConfig, ReadConfig
@@ -60,6 +61,7 @@ def index(
     it is made: later runs need none of them.
     """
     indexing.check_paths(paths)
+    bound_caches()
     named = fields.given(SETTINGS, values)
     config, is_new = _config(library, named)
     # What only the library names is not fetched: it may be somebody else's.

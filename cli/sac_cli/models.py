@@ -1,4 +1,4 @@
-"""`sac models`: the models that sac-rag can fetch, and where they lie."""
+"""`sac models`: the models that sac-rag can fetch, where they lie, and whether they are what they were."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sac_cli import console
 from sac_cli.options import Json
 from sac_cli.shell import command, group
 
-app = group("models", "List, fetch and find models.")
+app = group("models", "List, fetch, find and check models.")
 
 Name = Annotated[str, typer.Argument(help="A name of `sac models list`; of pull, or a hub id.", metavar="NAME")]
 
@@ -75,6 +75,48 @@ def path(name: Name, as_json: Json = False) -> None:
     from sac_rag.models import sources
 
     _show(name, str(sources.path(name)), as_json)
+
+
+@command(
+    "verify",
+    to=app,
+    example="""
+    sac models verify
+    sac models verify smollm2-135m-instruct ~/models/mine
+    """,
+)
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names of `sac models list`, folders, or hub ids; without any all that was fetched.", metavar="NAME"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read models whole and compare them with what was recorded when they were fetched. Nothing is fetched.
+
+    A folder of your own is compared with what it held when it was first used. Exit code 1 when something is wrong.
+    """
+    from sac_rag.models import checking
+
+    with console.working("reading every byte"):
+        checked = checking.verify(names or ())
+    problems = [line for model in checked for line in model.problems]
+    if as_json:
+        rows = [{"name": m.name, "path": str(m.path), "files": m.files, "bytes": m.bytes} for m in checked]
+        console.emit({"models": [{**r, "problems": m.problems} for r, m in zip(rows, checked, strict=True)]})
+    else:
+        console.table(
+            ("name", "files", "size", "sound"),
+            [(console.name(m.name), m.files, console.size(m.bytes), "no" if m.problems else "yes") for m in checked],
+            numbers=("files", "size"),
+        )
+        for line in problems:
+            console.notice(line)
+    if problems:
+        console.error(f"{len(problems)} file{'s' * (len(problems) > 1)} of models are not what they were")
+        raise typer.Exit(1)
 
 
 def _show(name: str, folder: str, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from sac_cli import console
 from sac_cli.bars import run_bars
-from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, check_present
+from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, Wait, check_present
 from sac_cli.shell import command
 
 
@@ -22,6 +22,7 @@ from sac_cli.shell import command
 def recode(
     codec: Annotated[str, typer.Argument(help="bf16, int8, int4 or transform.", metavar="CODEC")],
     library: LibraryFolder = DEFAULT_LIBRARY,
+    wait: Wait = 0.0,
     as_json: Json = False,
 ) -> None:
     """Store all memories of a library by another codec, in one commit. No model is loaded, and nothing compressed anew.
@@ -35,7 +36,8 @@ def recode(
     with Library.open(library) as opened:
         before = opened.stats()
     with run_bars() as bar:
-        pipeline.recode(library, codec, lambda done, of: bar("recode", codec, done, of) if bar else None)
+        listen = (lambda done, of: bar("recode", codec, done, of)) if bar else (lambda done, of: None)
+        pipeline.recode(library, codec, listen, wait=wait)
     with Library.open(library) as opened:
         after = opened.stats()
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sac_cli import console
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, check_present
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, Wait, check_present
 from sac_cli.shell import command
 
 
@@ -29,6 +29,7 @@ def repair(
             metavar="PATH",
         ),
     ] = None,
+    wait: Wait = 0.0,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -41,7 +42,7 @@ def repair(
     with console.working("reading every byte"):
         from sac_rag.pipeline import repair as mend
 
-        report = mend(library, copy=copy, device=device, dtype=dtype)
+        report = mend(library, copy=copy, wait=wait, device=device, dtype=dtype)
     if as_json:
         console.emit(dataclasses.asdict(report))
     else:

@@ -29,8 +29,14 @@ def _names(*places: str) -> frozenset[str]:
     return frozenset(setting.name for place in places for setting in fields.settings_of(place))
 
 
+PLACES = {
+    *("library", "libraries", "output", "results", "data"),
+    *("adapter", "full_ft_adapter", "from", "teacher", "recipe", "rerank", "reader_from"),
+}
+"""Flags that it may set to what lies in the working folder; names of adapters and recipes are such too."""
 FREE = (
     _names("sac_rag.config:AskConfig", "sac_rag.train.config:TrainConfig")
+    | _names("sac_rag.train.objectives.reading:ReaderSettings", "sac_rag.train.objectives.texts:BothSettings")
     | _names("sac_rag.train.objectives.base:ReadingSettings", "sac_rag.train.objectives.questions:QuestionSettings")
     | {"ratio", "codec", "method", "passage_tokens", "overlap", "strict", "min_dead", "encoding", "main_text"}
     | {"quiet", "verbose", "no_color", "json", "where", "text", "both", "device", "dtype"}
@@ -39,14 +45,9 @@ FREE = (
     | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole")}
     | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
     | {f"placing_{name}" for name in ("positions", "order", "prior")}
-    | {"passages", "step", "deep", "wait", "missing_ok"}
-)
+    | {"passages", "step", "deep", "wait", "missing_ok", "scale", "only"}
+) - PLACES
 """Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error."""
-PLACES = {
-    *("library", "libraries", "output", "results", "data"),
-    *("adapter", "full_ft_adapter", "from", "teacher", "recipe"),
-}
-"""Flags that it may set to what lies in the working folder; names of adapters and recipes are such too."""
 MODELS = {"model": "base", "base": "base", "embedder": "embedder"}
 """As PLACES, or to a default model: flag -> kind."""
 
@@ -154,6 +155,11 @@ def _confine(flag: str, value: Any, where: str, folder: Path) -> None:
         f"SAC_{flag.upper()}, or write it into {user_file()}"
     )
     if flag in FREE:
+        if flag == "option":  # of a method: a text, a number, or a place
+            for item in value if isinstance(value, list) else [value]:
+                name = str(item).partition("=")[2]
+                if any(sign in name for sign in "/\\~") and not _lies_in(folder, name):
+                    raise ConfigError(f"{where}: option {item!r} points out of this folder. {instead}")
         return
     if flag not in PLACES and flag not in MODELS:
         raise ConfigError(f"{where}: {flag!r} is not set by a file in the working folder. {instead}")

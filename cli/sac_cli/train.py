@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 RECIPE = "Recipe"
 OF_READING = "Training behind memories (all but --objective salience)"
-OF_QUESTIONS = "Training on questions (--objective qa, summarise or budget)"
+OF_QUESTIONS = "Training on questions (--objective qa, summarise, budget or reader)"
+OF_READER = "Training a reader adapter (--objective reader)"
 OF_TEXTS = "Training on texts (--objective ae+lm)"
 TRAINING = fields.settings_of("sac_rag.train.config:TrainConfig", panel="Training")
 OWN = (
     *fields.settings_of("sac_rag.train.objectives.base:ReadingSettings", panel=OF_READING),
     *fields.settings_of("sac_rag.train.objectives.questions:QuestionSettings", panel=OF_QUESTIONS),
+    *fields.settings_of("sac_rag.train.objectives.reading:ReaderSettings", panel=OF_READER),
     *fields.settings_of("sac_rag.train.objectives.texts:BothSettings", panel=OF_TEXTS),
 )
 """What some objectives alone read."""

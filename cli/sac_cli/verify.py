@@ -27,7 +27,8 @@ def verify(
     deep: Annotated[
         str | None,
         typer.Option(
-            help="Also compare memories with what the model makes of their text: of this many passages, or of 'all'.",
+            help="Also read the model's files whole, and compare memories with what it makes of their text: of this "
+            "many passages, or of 'all'.",
             metavar="N",
         ),
     ] = None,
@@ -47,7 +48,7 @@ def verify(
             problems = opened.verify(deep=not shallow)
         if deep is not None:
             with opened_with_model(library, device=device, dtype=dtype) as rag:
-                found = rag.mismatches(sample)
+                found = [*rag.model_problems(), *rag.mismatches(sample)]
                 problems += [line for line in found if line not in problems]
     except LibraryCorrupt as error:
         problems = [str(error)]

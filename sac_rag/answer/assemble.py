@@ -25,6 +25,8 @@ class Assembled:
     notices: tuple[str, ...] = ()
     earlier: bool = False
     """Whether passages of earlier turns stand in the prompt."""
+    forgotten: int = 0
+    """Earlier turns that had to stay out."""
 
     @property
     def anchors(self) -> int:

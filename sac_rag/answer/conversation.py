@@ -26,7 +26,9 @@ class Conversation:
     turn is the prompt of a question without a conversation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, instructions: str = "") -> None:
+        """instructions: a system message of one's own, behind the one that the adapter was trained with."""
+        self.instructions = instructions
         self._turns: list[Turn] = []
         self._asked: tuple[list[Turn], Message] | None = None
         self._questions: list[str] = []
@@ -71,6 +73,8 @@ class Conversation:
         """
         *front, (_, asked) = layout_messages(method, "", question)
         system = [Message(role, (text,)) for role, text in front]
+        if self.instructions:
+            system.append(Message("system", (self.instructions,)))
         limit = method.backbone.context_length - reserve
         whole, gone = _without_gone(self._turns, shelf)
         turns, kept = whole, len(hits)
@@ -97,7 +101,7 @@ class Conversation:
             _notices(forgotten, len(hits) - kept, gone),
             any(len(asked.content) > 1 for asked, _ in turns),
         )
-        return Assembled(prompt, tuple(hits[:kept]), source, fidelity, notices, earlier)
+        return Assembled(prompt, tuple(hits[:kept]), source, fidelity, notices, earlier, forgotten)
 
 
 def _passages(hits: Sequence[Hit], texts: int, separator: str) -> Content:

@@ -187,6 +187,12 @@ class Engine(Encoder):
                 self._adapted.max_rows = self.service.max_rows
             return self._adapted
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """(answers being made, answers that wait for a row), with either reader."""
+        loads = [service.load for service in (self.service, self._adapted) if service is not None]
+        return sum(made for made, _ in loads), sum(waiting for _, waiting in loads)
+
     def limit_rows(self, rows: int) -> None:
         """Make at most so many answers at the same time, with either reader."""
         for service in filter(None, (self.service, self._adapted)):

@@ -158,6 +158,12 @@ class Service:
         # A daemon thread that computes while the interpreter goes down aborts the process.
         atexit.register(_close, weakref.ref(self))
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """(answers being made, answers that wait for a row)."""
+        with self._lock:
+            return len(self._under_way), len(self._waiting)
+
     def close(self) -> None:
         """Cancel what is under way and wait for the computing thread; called at the end of the process."""
         if self._pid != os.getpid():

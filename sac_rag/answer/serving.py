@@ -201,6 +201,11 @@ class Serving:
             raise ConfigError(f"max_rows is {rows}; at least one answer must be made at a time")
         self.engine.limit_rows(rows)
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """(answers being made, answers that wait for a row), of all libraries of one model."""
+        return self.engine.load
+
     def token_ids(self, text: str) -> list[int]:
         """Ids of the base model's tokenizer; special tokens that are spelled out in the text stay text."""
         with self.engine.busy():  # the tokenizer is shared, and not for two threads at once

@@ -37,6 +37,8 @@ class Way:
     thresholds: Thresholds | None = None
     conversation: Conversation | None = None
     about: Callable[[Sequence[Hit]], Sequence[str]] = lambda read: ()
+    stop: Sequence[str] = ()
+    """Strings that end the answer and are no part of it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class _Attempt:
     confidence: float
     loaded_s: float
     first: float
+    finish_reason: str = "stop"
     asked: bool = True
     """Whether the model was: without passages it is not, unless `closed_book` says so."""
 
@@ -65,10 +68,18 @@ class Stream(Iterator[str]):
     def __init__(self, engine: Engine, way: Way) -> None:
         self._began = time.perf_counter()
         self._answer: Answer | None = None
+        self._reply: Reply | None = None
+        self._cancelled = False
         self._pieces = self._run(engine, way)
 
     def __next__(self) -> str:
         return next(self._pieces)
+
+    def cancel(self) -> None:
+        """Write no more. Any thread may say so: the one that reads sees the end, and there is no `answer`."""
+        self._cancelled = True
+        if (reply := self._reply) is not None:
+            reply.cancel()
 
     @property
     def answer(self) -> Answer:
@@ -85,19 +96,23 @@ class Stream(Iterator[str]):
         held = ask.abstain or doubtful is not None
         for again in range(RETRIES, -1, -1):
             try:
-                attempt = yield from _attempt(engine, way, found, text=False, held=held)
+                attempt = yield from self._attempt(engine, way, found, text=False, held=held)
                 break
             # Removed by another thread since it was found, or damaged: a search leaves it out from now on.
             except (PassageGone, MemoryDamaged):
                 if not again:
                     raise
                 found = way.find()
+        if self._cancelled:
+            return
         usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
         fell_back = doubtful is not None and bool(attempt.assembled.hits) and attempt.confidence < doubtful
         if fell_back:
             doubt = f"confidence {attempt.confidence:.2f}, below {doubtful:.2f}"
             held = ask.abstain
-            attempt = yield from _attempt(engine, way, found, text=True, held=held)
+            attempt = yield from self._attempt(engine, way, found, text=True, held=held)
+            if self._cancelled:
+                return
             usage, loaded_s = _both(usage, attempt.usage), loaded_s + attempt.loaded_s
             notices = [f"the answer from memory was doubtful ({doubt}); this one is from text"]
             notices += attempt.assembled.notices
@@ -130,31 +145,38 @@ class Stream(Iterator[str]):
             fell_back=fell_back,
             abstained=unasked or withheld is not None,
             withheld=withheld,
+            finish_reason=attempt.finish_reason,
+            left_out=len(found) - len(hits),
+            forgotten=attempt.assembled.forgotten,
         )
         if way.conversation is not None:
             way.conversation.add(text)
 
-
-def _attempt(
-    engine: Engine, way: Way, found: Sequence[Hit], *, text: bool, held: bool
-) -> Generator[str, None, _Attempt]:
-    """Read and answer once; the pieces are yielded unless `held`."""
-    began, ask = time.perf_counter(), way.ask
-    with engine.busy(), torch.inference_mode():
-        assembled = way.lay(found, text)
-    loaded_s = time.perf_counter() - began
-    if not (assembled.hits or assembled.earlier or ask.closed_book):
-        if not held:
-            yield NO_ANSWER
-        return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
-    sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-    reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, keep=way.conversation is not None)
-    for piece in reply:
-        if not held:
-            yield piece
-    first = reply.first or time.perf_counter()
-    usage = replace(reply.usage, source_tokens=assembled.source_tokens)
-    return _Attempt(assembled, reply.text.strip(), usage, reply.completion.logprob, loaded_s, first)
+    def _attempt(
+        self, engine: Engine, way: Way, found: Sequence[Hit], *, text: bool, held: bool
+    ) -> Generator[str, None, _Attempt]:
+        """Read and answer once; the pieces are yielded unless `held`."""
+        began, ask = time.perf_counter(), way.ask
+        with engine.busy(), torch.inference_mode():
+            assembled = way.lay(found, text)
+        loaded_s = time.perf_counter() - began
+        if not (assembled.hits or assembled.earlier or ask.closed_book):
+            if not held:
+                yield NO_ANSWER
+            return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
+        sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
+        keep = way.conversation is not None
+        reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=way.stop, keep=keep)
+        self._reply = reply
+        if self._cancelled:  # while the passages were loaded
+            reply.cancel()
+        for piece in reply:
+            if not held:
+                yield piece
+        first = reply.first or time.perf_counter()
+        usage = replace(reply.usage, source_tokens=assembled.source_tokens)
+        said, sure = reply.text.strip(), reply.completion.logprob
+        return _Attempt(assembled, said, usage, sure, loaded_s, first, reply.finish_reason)
 
 
 def _both(a: Usage, b: Usage) -> Usage:

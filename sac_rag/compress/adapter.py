@@ -35,6 +35,8 @@ _KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "bool": 
 """What a field of a card is in JSON, by its annotation."""
 MAX_BYTES = 512 * 2**20
 READER_WEIGHTS = "reader.safetensors"
+COMPUTED_WITH = ("base_fingerprint", "method", "ratios", "lora", "options", "layout", "placing", "reader")
+"""Fields of a card that answers depend on."""
 HEADER_BYTES = 2**20
 """Room for the names in a safetensors file."""
 
@@ -70,6 +72,9 @@ class Card:
     """Ratio -> thresholds on the confidence of answers, as `sac calibrate --write` found them."""
     licence: str = ""
     """Licence of the tensors and of the data behind them."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the file of tensors ("tensors") and of COMPUTED_WITH ("fields"), against rot; cards of before
+    have none."""
     version: int = CARD_VERSION
 
     @classmethod
@@ -100,9 +105,22 @@ class Card:
             ratios = tuple(float(ratio) for ratio in raw["ratios"])
             for ratio in ratios:
                 check_ratio(ratio)
-            return cls(**{**raw, "ratios": ratios})
+            card = cls(**{**raw, "ratios": ratios})
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise AdapterError(f"{path} is incomplete or damaged: {error}") from error
+        found = card.hash_of_fields()
+        if (wanted := card.hashes.get("fields", found)) != found:
+            raise AdapterError(
+                f"{path} is not as it was written (sha256 {found[:12]} in place of {str(wanted)[:12]}): "
+                'copy the adapter again; if you changed it yourself, take "hashes" out'
+            )
+        return card
+
+    def hash_of_fields(self) -> str:
+        """SHA-256 (hex) of the fields that say how the tensors are used; of those that say something."""
+        values = asdict(self)
+        text = json.dumps({name: values[name] for name in COMPUTED_WITH if values[name]}, sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def lora_spec(self) -> LoraSpec | None:
         """The LoRA settings; None without any. Raises AdapterError."""
@@ -113,8 +131,9 @@ class Card:
         return _lora_spec({name: value for name, value in self.reader.items() if name != "sha256"})
 
     def write(self, folder: Path) -> None:
-        """Put this card into an adapter's folder, whole or not at all."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        """Put this card into an adapter's folder, whole or not at all, with the hash of its fields."""
+        values = {**asdict(self), "hashes": {**self.hashes, "fields": self.hash_of_fields()}}
+        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
         write_atomic(folder / "card.json", text.encode())
 
 
@@ -127,13 +146,13 @@ def _lora_spec(values: Mapping[str, Any]) -> LoraSpec | None:
         raise AdapterError(f"LoRA settings {dict(values)} are not rank, alpha, targets: {error}") from error
 
 
-def build(model: Any, tokenizer: Any, card: Card) -> Method:
-    """A fresh method as a card describes it, untrained."""
+def build(model: Any, tokenizer: Any, card: Card, *, trains: bool = False) -> Method:
+    """A fresh method as a card describes it, untrained. trains: as of `Backbone`."""
     make = METHODS.load(card.method)
     _check_options(card, make)
     # Judged before anything is made.
     layout, placing = PromptLayout.from_mapping(card.layout), placing_of(card)
-    backbone = Backbone(model, tokenizer, card.lora_spec())
+    backbone = Backbone(model, tokenizer, card.lora_spec(), trains=trains)
     try:
         method: Method = make(backbone, layout, **card.options)
     except TypeError as error:
@@ -177,8 +196,10 @@ def load(
     *,
     base_fingerprint: str | None = None,
     options: Mapping[str, Any] | None = None,
+    trains: bool = False,
 ) -> tuple[Method, Card]:
-    """The trained method of an adapter folder, ready to compress. options: in place of those of its card.
+    """The trained method of an adapter folder, ready to compress. options: in place of those of its card. trains: as of
+    `Backbone`.
 
     Raises AdapterError when it was made for other base weights, or when its tensors are not exactly those
     that its card implies (names, shapes, bf16/fp16/fp32, total size).
@@ -191,13 +212,20 @@ def load(
         )
     card = dataclasses.replace(card, options={**card.options, **(options or {})})
     _check_room(folder / "adapter.safetensors", card, model)
-    method = build(model, tokenizer, card)
+    method = build(model, tokenizer, card, trains=trains)
     most = 4 * sum(p.numel() for p in method.parameters().values()) + HEADER_BYTES
     assign(method, read_tensors(folder / "adapter.safetensors", most), str(folder))
+    with (folder / "adapter.safetensors").open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if (wanted := card.hashes.get("tensors", found)) != found:
+        raise AdapterError(
+            f"{folder / 'adapter.safetensors'} is not the file that its card names ({found[:12]} in place of "
+            f"{str(wanted)[:12]}): copy the adapter's folder again"
+        )
     return method, card
 
 
-def load_reader(folder: Path, method: Method, card: Card) -> ReaderAdapter:
+def load_reader(folder: Path, method: Method, card: Card, *, trains: bool = False) -> ReaderAdapter:
     """The reader adapter beside an adapter, for the memories of `method`, loaded from the same folder.
 
     Raises AdapterError where there is none, or another one than the card names.
@@ -210,7 +238,7 @@ def load_reader(folder: Path, method: Method, card: Card) -> ReaderAdapter:
         )
     path = folder / READER_WEIGHTS
     _check_lora_room(path, spec, method.backbone.decoder)
-    reader = ReaderAdapter(method.backbone, spec)
+    reader = ReaderAdapter(method.backbone, spec, trains=trains)
     try:
         data = read_bytes(path, 4 * sum(p.numel() for p in reader.parameters().values()) + HEADER_BYTES)
     except (OSError, ValueError) as error:
@@ -303,7 +331,8 @@ def save(method: Method, card: Card, folder: Path) -> Card:
     """Write all files, each by fsync and rename, the card last: a folder with a card is a whole adapter. Returns the
     card as it is written, with the method's reader."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "adapter.safetensors", _bytes_of(method.parameters()))
+    tensors = _bytes_of(method.parameters())
+    write_atomic(folder / "adapter.safetensors", tensors)
     reader: dict[str, Any] = {}
     if method.reader is not None:
         data = _bytes_of(method.reader.parameters())
@@ -311,6 +340,8 @@ def save(method: Method, card: Card, folder: Path) -> Card:
         spec = json.loads(json.dumps(dataclasses.asdict(method.reader.spec)))
         reader = {**spec, "sha256": hashlib.sha256(data).hexdigest()}
     card = dataclasses.replace(card, reader=reader)
+    hashes = {"tensors": hashlib.sha256(tensors).hexdigest(), "fields": card.hash_of_fields()}
+    card = dataclasses.replace(card, hashes=hashes)
     card.write(folder)
     return card
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.attention import attend_packed, front_at, fronts_of
-from sac_rag.compress.lora import LoraLinear, layers_of
+from sac_rag.compress.lora import adapt, adapt_by_peft, layers_of
 from sac_rag.compress.packed import Packed, is_steady, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
@@ -121,7 +121,8 @@ class Backbone:
     otherwise.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec | None = None, *, trains: bool = False) -> None:
+        """trains: LoRA is peft's, as training is built on it; else ours, the same without the time that peft takes."""
         family = family_of(model.config.to_dict(), "the base model")
         known = {"q_proj", "k_proj", "v_proj", "o_proj", *family.norms}
         if strange := {n for n, _ in model.model.layers[0].self_attn.named_children()} ^ known:
@@ -136,7 +137,7 @@ class Backbone:
         self.tokenizer = tokenizer
         self.config = model.config
         self.lora = lora
-        self.encoder = _with_lora(self.decoder, lora) if lora else self.decoder
+        self.encoder = _with_lora(self.decoder, lora, trains) if lora else self.decoder
         self.inv_freq = self.decoder.model.rotary_emb.inv_freq.float()
         self.rope_scaling = float(self.decoder.model.rotary_emb.attention_scaling)
 
@@ -556,17 +557,16 @@ def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.add(module.base_layer(x), low, alpha=module.scaling["default"])
 
 
-def _with_lora(model: Any, spec: LoraSpec) -> Any:
+def _with_lora(model: Any, spec: LoraSpec, trains: bool) -> Any:
     """A structural copy of `model` that shares every weight tensor and carries a fresh LoRA (B = 0)."""
     shared: dict[int, Any] = {id(t): t for t in _tensors(model)}
     twin = copy.deepcopy(model, shared)
     # The encoder stops at the last layer's K and V: LoRA on what is never computed would be dead weight.
     last, computed = f"model.layers.{model.config.num_hidden_layers - 1}.", ("k_proj", "v_proj")
+    names = [n for n in layers_of(twin, spec.targets) if spec.whole or n.endswith(computed) or not n.startswith(last)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a run repeats, whatever chance was used before it
-        for parent, name, whole in list(layers_of(twin, spec.targets)):
-            if spec.whole or name in computed or not whole.startswith(last):
-                setattr(parent, name, LoraLinear(getattr(parent, name), spec.rank, spec.alpha))
+        twin = (adapt_by_peft if trains else adapt)(twin, names, spec.rank, spec.alpha)
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return twin

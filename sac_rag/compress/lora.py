@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -26,20 +26,40 @@ class LoraLinear(nn.Module):
         down, up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
         nn.init.zeros_(up.weight)
-        like = base.weight
-        down, up = (layer.to(like.device, like.dtype).float() for layer in (down, up))
-        self.lora_A, self.lora_B = nn.ModuleDict({NAME: down}), nn.ModuleDict({NAME: up})
+        like: torch.Tensor = base.weight
+        self.lora_A, self.lora_B = (
+            nn.ModuleDict({NAME: layer.to(device=like.device, dtype=like.dtype).float()}) for layer in (down, up)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) -> (..., outputs), in the dtype of x."""
         down, up = self.lora_A[NAME], self.lora_B[NAME]
-        low = up(down(x.to(down.weight.dtype)))
+        low = up(down(x.float()))
         return (self.base_layer(x) + low * self.scaling[NAME]).to(x.dtype)
 
 
-def layers_of(model: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str]]:
-    """(parent, name in it, whole name) of the linear layers whose last name is among the targets, in their order."""
-    for whole, module in model.named_modules():
-        for name, child in module.named_children():
-            if name in targets and isinstance(child, nn.Linear):
-                yield module, name, f"{whole}.{name}" if whole else name
+def layers_of(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """Whole names of the linear layers whose last name is among the targets, in their order."""
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in linear if name.rpartition(".")[2] in targets]
+
+
+def adapt(model: nn.Module, names: Sequence[str], rank: int, alpha: float) -> nn.Module:
+    """The model itself, its layers of these names with a `LoraLinear` around each."""
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, last, LoraLinear(getattr(owner, last), rank, alpha))
+    return model
+
+
+def adapt_by_peft(model: nn.Module, names: Sequence[str], rank: int, alpha: float) -> nn.Module:
+    """As `adapt`, by peft's own layers, with parameters in fp32: the same names, start and products."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(names))  # type: ignore[arg-type]
+    made = inject_adapter_in_model(config, model, adapter_name=NAME)
+    for name, parameter in made.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    return made

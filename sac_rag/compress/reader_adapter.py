@@ -26,9 +26,10 @@ class ReaderAdapter:
     backbone: reads with it by `use_lora`; what it writes is of no use.
     """
 
-    def __init__(self, base: Backbone, spec: LoraSpec) -> None:
+    def __init__(self, base: Backbone, spec: LoraSpec, *, trains: bool = False) -> None:
+        """trains: as of `Backbone`."""
         self.spec = replace(spec, whole=True)
-        self.backbone = Backbone(base.decoder, base.tokenizer, self.spec)
+        self.backbone = Backbone(base.decoder, base.tokenizer, self.spec, trains=trains)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """By stable name, fp32."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sac_rag.compress.backbone import Backbone
+from sac_rag.compress.words import most, scores_of
 from sac_rag.registry import Registry
 
 SELECTORS = Registry(
@@ -21,6 +22,7 @@ SELECTORS = Registry(
     {
         "uniform": "sac_rag.compress.selectors:Uniform",
         "random": "sac_rag.compress.selectors:Random",
+        "llmlingua2": "sac_rag.compress.selectors:KeptWords",
         "salient": "sac_rag.compress.selectors:Salient",
     },
 )
@@ -63,6 +65,22 @@ class Random(Selector):
         seed = int.from_bytes(hashlib.sha256(raw).digest()[:7], "little")
         order = torch.randperm(len(token_ids), generator=torch.Generator().manual_seed(seed))
         return order[:count].sort().values
+
+
+class KeptWords(Selector):
+    """The tokens of the words that a compressor of words would keep (SAC, table 4: LLMLingua-2), by the classifier that
+    ships (`compress.words`)."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self._tokenizer = [backbone.tokenizer]  # in a list: it is no part of the adapter
+
+    def forward(self, token_ids: Sequence[int], count: int) -> torch.Tensor:
+        return self.each(token_ids, [count])[count]
+
+    def each(self, token_ids: Sequence[int], counts: Iterable[int]) -> dict[int, torch.Tensor]:
+        scores = scores_of(self._tokenizer[0], token_ids)
+        return {count: most(scores, count) for count in counts}
 
 
 class Salient(Selector):

@@ -15,7 +15,7 @@ from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.evaluate.harness import computed
 from sac_rag.evaluate.jobs import Planner, Work, variants
-from sac_rag.evaluate.readers import GOLD, MISMATCHED, check_readers
+from sac_rag.evaluate.readers import GOLD, MISMATCHED, check_readers, ratios_of
 from sac_rag.evaluate.results import Results
 from sac_rag.evaluate.sources import Listen, mismatched
 from sac_rag.evaluate.tasks import check_names, load_task
@@ -71,6 +71,7 @@ def calibrate(
     check_readers(("memory", "text"), MISMATCHED, method, ratios)
     if precision is not None and not 0 < precision <= 1:
         raise ConfigError(f"precision is {precision}; it must lie above 0 and be at most 1")
+    ratios = ratios_of(method, ratios)
     check_names(files)
     tasks = {file: load_task(file, limit=limit, seed=seed) for file in files}
     for task in tasks.values():
@@ -81,7 +82,7 @@ def calibrate(
         (v.reader, v.ratio): [
             [planner.given(v, file, task, track) for file, task in tasks.items()] for track in (GOLD, MISMATCHED)
         ]
-        for v in variants(("text", "memory"), method, {None: adapter}, "", ratios)
+        for v in variants(("text", "memory"), (method,), {None: adapter}, "", ratios)
     }
     jobs = [job for tracks in plan.values() for track in tracks for job in track]
     answers = computed(jobs, tasks, work, 1, results, listen)
@@ -91,7 +92,7 @@ def calibrate(
         return Pairs.of(own, other)
 
     text, done = pairs("text", None), []
-    for ratio in map(float, ratios):
+    for ratio in ratios:
         memory = pairs("memory", ratio)
         if given:
             thresholds = given[ratio]

@@ -14,8 +14,8 @@ from sac_rag.compress.adapter import write_atomic
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.config import DEFAULT_MODEL, check_ratio
 from sac_rag.errors import ConfigError
-from sac_rag.library.codecs import CODECS, Codec, get_codec
 from sac_rag.library.basis import Basis
+from sac_rag.library.codecs import CODECS, Codec, get_codec
 from sac_rag.models.adapters import CODEC
 from sac_rag.train.data import read_contexts
 

@@ -14,10 +14,10 @@ from typing import Any
 from sac_rag.answer.engine import Engine
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import ConfigError
-from sac_rag.evaluate.jobs import Job, Planner, Variant, Work, complete, variants
+from sac_rag.evaluate.jobs import EngineOf, Job, Planner, Variant, Work, complete, variants
 from sac_rag.evaluate.readers import GOLD, MISMATCHED, check_readers, reader_of
 from sac_rag.evaluate.results import Results
-from sac_rag.evaluate.runs import Run, Scored, with_macro, with_retention
+from sac_rag.evaluate.runs import Run, Scored, with_macro, with_shares
 from sac_rag.evaluate.sources import Given, Listen, mismatched, score
 from sac_rag.evaluate.tasks import Task, check_names, grouped, load_task
 from sac_rag.evaluate.workers import compute, suitable
@@ -31,7 +31,8 @@ def evaluate(
     *,
     readers: Sequence[str] = ("memory",),
     model: str = DEFAULT_MODEL,
-    method: str = "sac",
+    method: str | Sequence[str] = "sac",
+    option: Sequence[str] = (),
     adapter: str | Mapping[str, str] = "default",
     full_ft_adapter: str = "default",
     ratios: Sequence[float] = (5.0,),
@@ -48,16 +49,22 @@ def evaluate(
     """Score each reader on each file with gold contexts and greedy decoding; `memory` once per adapter and ratio.
 
     Several files are followed by a row that averages over them (set "macro"), groups of files by name each by its own
-    ("macro NAME"). adapter: of several by name, those behind the first are compared with it; readers that compress
-    nothing take the first one's layout. prompts: named prompts to send, each a run of its own; None is the adapter's
-    own layout, and full-ft knows no other. batch: questions decoded together. Contexts longer than 510 tokens are
-    compressed as consecutive sub-contexts. results: runs found there are not computed again, new ones are stored there
-    as they are done; a model is loaded only when something is missing. workers: processes that compute runs side by
-    side, each on one thread and with a model of its own; None is as many as suit the machine (`workers.suitable`).
+    ("macro NAME"). method: several stand below each other, those that have nothing to train without an adapter. option:
+    as of `IndexConfig`, of one method. adapter: of several by name, those behind the first are compared with it;
+    readers that compress nothing take the first one's layout. prompts: named prompts to send, each a run of its own;
+    None is the adapter's own layout, and full-ft knows no other. batch: questions decoded together. Contexts longer
+    than 510 tokens are compressed as consecutive sub-contexts. results: runs found there are not computed again, new
+    ones are stored there as they are done; a model is loaded only when something is missing. workers: processes that
+    compute runs side by side, each on one thread and with a model of its own; None is as many as suit the machine
+    (`workers.suitable`).
     Raises ConfigError for an unknown reader or prompt, a reader that `method` has no memory for, a ratio out of range,
     files of the same name, and adapters that no reader takes.
     """
-    check_readers(readers, GOLD, method, ratios)
+    methods = (method,) if isinstance(method, str) else tuple(method)
+    if not methods or (option and len(methods) > 1):
+        raise ConfigError(f"{len(methods)} methods and the options {', '.join(option) or '(none)'}: name one method")
+    for name in methods:
+        check_readers(readers, GOLD, name, ratios)
     paths, rows = grouped(files)
     check_names(paths)
     adapters = _named(adapter, readers)
@@ -66,18 +73,18 @@ def evaluate(
     planner = Planner(work, stored=results is not None or workers != 1)
     plan = {
         v: [planner.given(v, file, task, GOLD) for file, task in tasks.items()]
-        for v in variants(readers, method, adapters, full_ft_adapter, ratios, prompts)
+        for v in variants(readers, methods, adapters, full_ft_adapter, ratios, prompts, tuple(option))
     }
     done = computed([job for jobs in plan.values() for job in jobs], tasks, work, workers, results, listen)
     called, folder = next(iter(adapters.items()))
     runs: list[Run] = []
     for variant, jobs in plan.items():
-        behind = variant.by.compressed and variant.called != called
+        behind = variant.by.compressed and variant.called not in (None, called)
         others = plan[replace(variant, adapter=folder, called=called)] if behind else []
         for name, part in rows.items():
             scored = with_macro([done[j] for j in jobs[part]], name, [done[j] for j in others[part]])
             runs += [replace(run, adapter=variant.called) for run in scored]
-    return with_retention(runs)
+    return with_shares(runs)
 
 
 def _named(adapter: str | Mapping[str, str], readers: Sequence[str]) -> dict[str | None, str]:
@@ -145,16 +152,17 @@ class Engines:
 
     def __init__(self, work: Work, *, shared: bool = False) -> None:
         self._work, self._shared = work, shared
-        self._held: tuple[tuple[str, str], Engine] | None = None
+        self._held: tuple[EngineOf, Engine] | None = None
 
     def of(self, variant: Variant) -> Engine:
-        where: dict[str, Any] = {"device": self._work.device, "dtype": self._work.dtype}
+        method, adapter, option = variant.engine
+        how: dict[str, Any] = {"option": option, "device": self._work.device, "dtype": self._work.dtype}
         if self._shared:
-            return Engine.shared(self._work.model, *variant.engine, **where)
+            return Engine.shared(self._work.model, method, adapter, **how)
         if self._held is None or self._held[0] != variant.engine:
             self._held = None
             gc.collect()
-            self._held = variant.engine, Engine(self._work.model, *variant.engine, **where)
+            self._held = variant.engine, Engine(self._work.model, method, adapter, **how)
         return self._held[1]
 
 

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
+from sac_rag.compress.methods import METHODS
 from sac_rag.evaluate.prompts import ANSWER_TOKENS
-from sac_rag.evaluate.readers import QuestionReader, reader_of
+from sac_rag.evaluate.readers import QuestionReader, ratios_of, reader_of
 from sac_rag.evaluate.results import Origin, Results, file_sha256
 from sac_rag.evaluate.runs import Run, Scored
 from sac_rag.evaluate.tasks import Task
@@ -28,6 +29,10 @@ class Work:
     dtype: str
 
 
+EngineOf = tuple[str, str, tuple[str, ...]]
+"""Method, adapter, and options of the method."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """A reader in one of its settings: a run a file. called: the name of its adapter, where there are several."""
@@ -38,15 +43,17 @@ class Variant:
     called: str | None = None
     ratio: float | None = None
     prompt: str | None = None
+    option: tuple[str, ...] = ()
+    """As of `IndexConfig`."""
 
     @cached_property
     def by(self) -> QuestionReader:
         return reader_of(self.reader)
 
     @property
-    def engine(self) -> tuple[str, str]:
+    def engine(self) -> EngineOf:
         """What is loaded for it, besides the base model."""
-        return self.method, self.adapter
+        return self.method, self.adapter, self.option
 
     @property
     def label(self) -> str:
@@ -56,23 +63,28 @@ class Variant:
 
 def variants(
     readers: Sequence[str],
-    method: str,
+    methods: Sequence[str],
     adapters: Mapping[str | None, str],
     full_ft_adapter: str,
     ratios: Sequence[float],
     prompts: Sequence[str | None] = (None,),
+    option: tuple[str, ...] = (),
 ) -> Iterator[Variant]:
-    """Readers in all the settings that are theirs, in the order of the table. Those that compress nothing take the
-    first adapter's layout."""
-    alone: dict[str | None, str] = {None: next(iter(adapters.values()))}
+    """Readers in all the settings that are theirs, in the order of the table: those of memory once per method, its
+    ratios, and adapters where it has such. Those that compress nothing take the first method's layout."""
     for name in readers:
         reader = reader_of(name)
         if reader.own_adapter:
-            yield Variant(name, reader.own_adapter, full_ft_adapter)
+            for at in map(float, ratios) if reader.at_ratios else (None,):
+                yield Variant(name, reader.own_adapter, full_ft_adapter, ratio=at)
             continue
-        for called, folder in (adapters if reader.compressed else alone).items():
-            for ratio, prompt in itertools.product(map(float, ratios) if reader.compressed else (None,), prompts):
-                yield Variant(name, method, folder, called, ratio, prompt)
+        for method in methods if reader.compressed else methods[:1]:
+            own = adapters if len(methods) == 1 or METHODS.load(method).trains else {None: "default"}
+            if not reader.compressed:
+                own = {None: next(iter(own.values()))}
+            own_ratios = ratios_of(method, ratios) if reader.compressed else (None,)
+            for (called, folder), ratio, prompt in itertools.product(own.items(), own_ratios, prompts):
+                yield Variant(name, method, folder, called, ratio, prompt, option)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +108,8 @@ class Job:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Job:
-        return cls(**{**values, "variant": Variant(**values["variant"])})
+        variant = values["variant"]
+        return cls(**{**values, "variant": Variant(**{**variant, "option": tuple(variant["option"])})})
 
 
 class Planner:
@@ -144,7 +157,7 @@ def complete(
     return done
 
 
-def take(left: list[Job], engine: tuple[str, str] | None) -> Job:
+def take(left: list[Job], engine: EngineOf | None) -> Job:
     """Remove the longest job of a list; one for the engine that is loaded, unless it is less than half as long."""
     longest = max(left, key=lambda job: job.cost)
     own = max((j for j in left if j.variant.engine == engine), key=lambda job: job.cost, default=longest)

@@ -13,7 +13,6 @@ from sac_rag.answer.reader import Completion, Reader, Sampling, decode
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.templates import joined_ids
-from sac_rag.config import IndexConfig
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.readers import QuestionReader
 from sac_rag.library.codecs import get_codec
@@ -75,7 +74,7 @@ def prompts_of(
     memories = None
     if compressed is not None:
         if reader.compressed:
-            codec, made = get_codec(IndexConfig().codec), [kv for kvs in compressed for kv in kvs]
+            codec, made = get_codec("bf16"), [kv for kvs in compressed for kv in kvs]
             asked.stored_bytes = sum(t.nbytes for kv in made for t in codec.encode(kv).values())
             asked.source_tokens = sum(kv.source_len for kv in made)
         with torch.inference_mode():

@@ -9,7 +9,9 @@ from sac_rag.answer.assemble import Assembled, text_prompt
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
-from sac_rag.config import AskConfig, check_ratio
+from sac_rag.compress.selectors import anchor_count
+from sac_rag.compress.words import most, scores_of
+from sac_rag.config import MAX_PASSAGE_TOKENS, AskConfig, check_ratio
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.tasks import Task
 from sac_rag.records import Hit
@@ -32,6 +34,7 @@ READERS = Registry(
         "mixed": "sac_rag.evaluate.readers:Mixed",
         "adapted": "sac_rag.evaluate.readers:Adapted",
         "full-ft": "sac_rag.evaluate.readers:FullFt",
+        "words": "sac_rag.evaluate.readers:Words",
     },
 )
 
@@ -48,6 +51,8 @@ class QuestionReader:
     """Whether it reads memory that a method compressed: a run for each ratio and adapter."""
     own_adapter: ClassVar[str] = ""
     """The method whose adapter reads in place of the one under test, in its own prompt."""
+    at_ratios: ClassVar[bool] = False
+    """Whether it has a run for each ratio, though it reads no memory of a method."""
     by_adapter: ClassVar[bool] = False
     """Whether an adapter's weights decide its answers; else its layout alone does."""
     reads: ClassVar[str] = "base"
@@ -140,6 +145,25 @@ class FullFt(QuestionReader):
         return written(method, ids, 1.0)
 
 
+class Words(FullFt):
+    """A finetuned model reads the words that a classifier keeps of the text: LLMLingua-2 as the paper has it (SAC,
+    section 4.1), with the classifier that ships (`compress.words`)."""
+
+    tracks = (GOLD, MISMATCHED)
+    at_ratios = True
+
+    def label(self, method: str, ratio: float | None) -> str:
+        return f"{self.name} {ratio:g}x" if ratio else self.name
+
+    def write(self, method: Method, ids: Sequence[Sequence[int]], ratio: float | None) -> list[list[AnchorKV]]:
+        tokenizer, kept = method.backbone.tokenizer, []
+        for context in ids:
+            parts = [context[i : i + MAX_PASSAGE_TOKENS] for i in range(0, len(context), MAX_PASSAGE_TOKENS)]
+            best = [most(scores_of(tokenizer, p), anchor_count(len(p), ratio or 1.0)).tolist() for p in parts]
+            kept.append([part[i] for part, at in zip(parts, best, strict=True) for i in at])
+        return written(method, kept, 1.0)
+
+
 def reader_of(name: str) -> QuestionReader:
     """A reader by name; raises ConfigError naming those there are."""
     reader: QuestionReader = READERS.load(name)()
@@ -162,6 +186,12 @@ def check_readers(readers: Sequence[str], track: str, method: str, ratios: Seque
             )
     for ratio in ratios:
         check_ratio(ratio)
+
+
+def ratios_of(method: str, ratios: Sequence[float]) -> tuple[float, ...]:
+    """The ratios at which a method is scored: the given ones, or the only one that it has."""
+    only: float | None = METHODS.load(method).only_ratio
+    return tuple(map(float, ratios)) if only is None else (only,)
 
 
 def written(method: Method, ids: Sequence[Sequence[int]], ratio: float) -> list[list[AnchorKV]]:

@@ -24,7 +24,7 @@ a test keeps the two alike. Each section names the command that printed its figu
 """
 PERCENT = frozenset(
     {
-        *("f1", "em", "rouge1", "em_raw", "recall", "retention", "difference"),
+        *("f1", "em", "rouge1", "em_raw", "recall", "retention", "of_text", "difference"),
         *("precision", "kept", "f1_kept", "f1_all", "share", "f1_memory", "f1_text", "f1_auto", "gain", "answerable"),
     }
 )

@@ -14,7 +14,7 @@ from typing import Any
 from sac_rag import __version__
 from sac_rag.answer.engine import adapter_folder, placing_of
 from sac_rag.compress.adapter import Card, write_atomic
-from sac_rag.config import fingerprint
+from sac_rag.config import fingerprint, options_of
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.runs import Prediction, RunT, Scored
 from sac_rag.models.adapters import adapter_sha256
@@ -38,7 +38,7 @@ class Origin:
     """LoRA settings and options of the adapter's card; the positions of its memories where they are not the default."""
 
     @classmethod
-    def of(cls, model: str, method: str, adapter: str) -> Origin:
+    def of(cls, model: str, method: str, adapter: str, option: tuple[str, ...] = ()) -> Origin:
         """Raises ModelError or AdapterError when one of them cannot be had."""
         base, folder = resolve_base(model), adapter_folder(model, method, adapter)
         card = Card.read(folder) if folder else None
@@ -50,7 +50,8 @@ class Origin:
             adapter_sha256=adapter_sha256(folder) if folder else None,
             layout=dict(card.layout) if card else {},  # that of the chat template, which the tokenizer's hash knows
             built={
-                **({"lora": card.lora, "options": card.options} if card else {"lora": {}, "options": {}}),
+                "lora": card.lora if card else {},
+                "options": {**(card.options if card else {}), **options_of(option)},
                 **({"positions": positions} if positions else {}),
             },
             reader=dict(card.reader) if card else {},

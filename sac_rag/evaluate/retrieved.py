@@ -14,13 +14,13 @@ from typing import Any
 from sac_rag.answer import gate
 from sac_rag.answer.engine import placing_of
 from sac_rag.compress.placing import Placing
-from sac_rag.config import AskConfig, IndexConfig
+from sac_rag.config import AUTO, AskConfig, IndexConfig
 from sac_rag.evaluate.harness import Engines
 from sac_rag.evaluate.jobs import Job, Planner, Variant, Work, complete, variants
 from sac_rag.evaluate.prompts import ANSWER_TOKENS
-from sac_rag.evaluate.readers import RETRIEVED, QuestionReader, check_readers
+from sac_rag.evaluate.readers import RETRIEVED, QuestionReader, check_readers, ratios_of
 from sac_rag.evaluate.results import Results
-from sac_rag.evaluate.runs import RetrievedRun, Scored, with_macro, with_retention
+from sac_rag.evaluate.runs import RetrievedRun, Scored, with_macro, with_shares
 from sac_rag.evaluate.sources import Found, Listen, score
 from sac_rag.evaluate.tasks import check_names, grouped, load_task, set_name
 from sac_rag.models.embedder import Embedder
@@ -67,7 +67,9 @@ def evaluate_retrieved(
     cannot retrieve or has no memory of this method, and a ratio out of range.
     """
     config, ask = config or IndexConfig(), ask or AskConfig(max_new_tokens=ANSWER_TOKENS)
-    ratios = [float(r) for r in ratios or (config.ratio,)]
+    if config.codec == AUTO:  # readers and ratios are compared as they are; what codecs lose, `sac codec` says
+        config = replace(config, codec="bf16")
+    ratios = ratios_of(config.method, ratios or (config.ratio,))
     check_readers(readers, RETRIEVED, config.method, ratios)
     paths, rows = grouped(files)
     check_names(paths)
@@ -107,7 +109,9 @@ def evaluate_retrieved(
 
     plan = {
         v: [job(v, file) for file in paths]
-        for v in variants(readers, config.method, {None: config.adapter}, full_ft_adapter, ratios)
+        for v in variants(
+            readers, (config.method,), {None: config.adapter}, full_ft_adapter, ratios, option=config.option
+        )
     }
     done = complete([j for jobs in plan.values() for j in jobs], results, compute)
     runs: list[RetrievedRun] = []
@@ -117,7 +121,7 @@ def evaluate_retrieved(
             sizes = [s.run.passages for s in scored]
             recall = fmean(s.run.recall for s in scored)
             runs += with_macro(scored, name, recall=recall, passages=sizes[0] if pool else sum(sizes))
-    return with_retention(runs)
+    return with_shares(runs)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from sac_rag.train.data import Question
 METRICS = ("f1", "em", "rouge1", "em_raw")
 CEILING = "full-ft"
 """The reader that the others are compared with."""
+TEXT = "text"
+"""The frozen model on the text itself: the ceiling of methods that train nothing."""
 RESAMPLES = 1000
 COVERAGE = 0.95
 
@@ -54,6 +56,9 @@ class Run:
     """Name of the prompt that was sent (`sac_rag.compress.templates`); None is the adapter's own layout."""
     retention: float | None = None
     """F1 over that of the ceiling on the same set; None unless that was run beside it."""
+    of_text: float | None = None
+    """F1 over that of the frozen model on the text of the same set, in the same prompt; None unless that was run beside
+    it."""
     adapter: str | None = None
     """What the adapter is called among several of one table; None when there is one."""
     difference: float | None = None
@@ -194,7 +199,15 @@ def difference(scored: Sequence[Scored[Any]], first: Sequence[Scored[Any]]) -> d
     return {"difference": found, "difference_low": low[0], "difference_high": high[0]}
 
 
-def with_retention(runs: Sequence[RunT]) -> list[RunT]:
-    """The runs with their F1 as a share of the ceiling's on the same set, where there is one above 0."""
+def with_shares(runs: Sequence[RunT]) -> list[RunT]:
+    """The runs with their F1 as a share of the ceiling's on the same set, and of the frozen model's on its text, where
+    there is one above 0."""
     ceiling = {r.set: r.f1 for r in runs if r.reader == CEILING}
-    return [replace(r, retention=r.f1 / ceiling[r.set] if ceiling.get(r.set) else None) for r in runs]
+    text = {(r.set, r.prompt): r.f1 for r in runs if r.reader == TEXT}
+
+    def share(run: RunT, whole: float | None) -> float | None:
+        return run.f1 / whole if whole else None
+
+    return [
+        replace(r, retention=share(r, ceiling.get(r.set)), of_text=share(r, text.get((r.set, r.prompt)))) for r in runs
+    ]

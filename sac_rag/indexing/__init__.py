@@ -9,6 +9,6 @@ from sac_rag.indexing.indexer import Indexer
 from sac_rag.indexing.known_vectors import KnownVectors
 from sac_rag.indexing.makers import Workers
 from sac_rag.indexing.plan import GROUP_BYTES, check_meta
-from sac_rag.indexing.report import IndexReport, Listen, Skip
+from sac_rag.indexing.report import IndexReport, Listen, Notice, Skip
 
-__all__ = ["GROUP_BYTES", "IndexReport", "Indexer", "KnownVectors", "Listen", "Skip", "Workers", "check_meta"]
+__all__ = ["GROUP_BYTES", "IndexReport", "Indexer", "KnownVectors", "Listen", "Notice", "Skip", "Workers", "check_meta"]

@@ -77,8 +77,10 @@ class Indexer:
         *,
         vectors: Mapping[str, Any] | None = None,
         embedder: str | None = None,
+        listen: Listen | None = None,
     ) -> IndexReport:
         """See `SacRag.put`."""
+        self._listen = listen
         documents = list({d.uri: d for d in documents}.values())
         for document in documents:
             check_meta(document.uri, document.meta)

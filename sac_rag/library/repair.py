@@ -66,9 +66,9 @@ class RepairReport:
     """The damaged catalog, put aside in the library's folder; `gc` erases it."""
 
 
-def repair(folder: Path, remake: Remake, kept_copy: Path | None = None) -> RepairReport:
+def repair(folder: Path, remake: Remake, kept_copy: Path | None = None, *, wait: float = 0.0) -> RepairReport:
     """Mend the library in a folder. remake: called only when something has to be made again. kept_copy: an older
-    catalog of the same library, or a folder with one.
+    catalog of the same library, or a folder with one. wait: seconds to wait for another writer.
 
     Raises LibraryLocked, LibraryMismatch for a copy of another library, LibraryCorrupt when nothing can be read.
     """
@@ -76,7 +76,7 @@ def repair(folder: Path, remake: Remake, kept_copy: Path | None = None) -> Repai
 
     if not os.path.lexists(folder / files.CATALOG) and not list(folder.glob("seg-*.safetensors")):
         raise LibraryNotFound(f"no library at {folder}: check the path")
-    report, lock = RepairReport(), files.WriterLock(folder)
+    report, lock = RepairReport(), files.WriterLock(folder, wait)
     try:
         found = _read(folder, report)
         damaged = bool(report.problems)
@@ -91,7 +91,7 @@ def repair(folder: Path, remake: Remake, kept_copy: Path | None = None) -> Repai
             _mend(folder, found, remake, report, damaged)
     finally:
         lock.release()
-    with Library.open(folder, write=True) as library:  # writes what follows from the rest
+    with Library.open(folder, write=True, wait=wait) as library:  # writes what follows from the rest
         report.problems += [p for p in library.verify(deep=False) if p not in report.problems]
         if library.stale:
             with library.transaction() as tx:

@@ -6,8 +6,8 @@ values: what varies less than a step along an axis becomes zeros by itself (reve
 section 10.3.3). The integers are stored without loss: axes by rank in groups of eight, several small integers to a
 byte, a zstd frame for each group; integers that do not fit their byte stand in a list beside it.
 
-Axes are integers too, so that decoding is a product of integers: exact, hence the same bits on any machine, and whatever
-is decoded at the same time.
+Axes are integers too, so that decoding is a product of integers: exact, hence the same bits on any machine, and
+whatever is decoded at the same time.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sac_rag.library.lexical import LexicalIndex
     from sac_rag.library.vectors import VectorIndex
 
-_Task, _Done = TypeVar("_Task"), TypeVar("_Done")
+_Task = TypeVar("_Task")
+_Done = TypeVar("_Done")
 LEAST = 2
 """Memories that a thread reads, at the least."""
 _FAISS_HEAD = 4096

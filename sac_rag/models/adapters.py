@@ -41,6 +41,11 @@ def codec_state(folder: Path | None) -> bytes | None:
         raise AdapterError(f"{path} cannot be read: {error}") from error
 
 
+def usual_codec(folder: Path | None) -> str:
+    """How libraries store memories of an adapter where nothing else is said."""
+    return "transform" if folder is not None and (folder / CODEC).exists() else "bf16"
+
+
 def adapter_slug(base_name: str) -> str:
     """A base model's name as a folder name: `Owner/Model` → `owner--model`."""
     return re.sub(r"[^a-z0-9._-]+", "-", base_name.lower().replace("/", "--")).strip(".-") or "model"

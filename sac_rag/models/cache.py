@@ -1,11 +1,12 @@
 """The model cache on disk: folders that appear whole or not at all, and file hashes that are computed once.
 
 Layout under `cache_root()`: `models/<name>-<sha12>/` (one model each, self-described by `sac-model.json`),
-`hashes/` (sha256 by path, size and mtime), `locks/`.
+`hashes/` (SHA-256 of files and hashes of their blocks, by path, size and mtime), `locks/`.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import json
@@ -17,12 +18,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import xxhash
+
 from sac_rag import foreign
 from sac_rag.errors import HashMismatch, ModelError
 
 MANIFEST = "sac-model.json"
 MANIFEST_FORMAT = 1
-CHUNK = 1 << 20
+BLOCK = 1 << 20
+"""Bytes that have a hash of their own, so that a part of a file can be looked at."""
+BLOCK_HASH = 8
 
 
 def cache_root() -> Path:
@@ -152,8 +157,8 @@ def build_once(folder: Path, recipe: str, build: Callable[[Path, Path], Manifest
             if folder.exists():  # damaged, or of an older recipe
                 os.rename(folder, temp / "old")
             os.rename(out, folder)
-            for name, (_, digest) in manifest.files.items():
-                _remember(folder / name, digest)
+            for name in manifest.files:
+                cached_hash(folder / name)  # of what lies on the disk now
         finally:
             shutil.rmtree(temp, ignore_errors=True)
     return folder
@@ -168,41 +173,68 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
+@dataclass(frozen=True)
+class Hashes:
+    """What a file held when it was read whole."""
+
+    sha256: str
+    blocks: bytes
+    """XXH3-64 of each BLOCK, one behind the other."""
+
+
+def hashes_of(path: Path) -> Hashes:
+    """Hashes of a file, read now."""
+    digest, blocks = hashlib.sha256(), bytearray()
+    with open(path, "rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+            blocks += xxhash.xxh3_64_digest(block)
+    return Hashes(digest.hexdigest(), bytes(blocks))
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 (hex) of a file, read now."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hashes_of(path).sha256
 
 
 def cached_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file; read again only when its size or mtime changed since last time."""
+    """SHA-256 (hex) of a file; read again only when its size or mtime changed since last time.
+
+    That a disk returns other bytes than it was given changes neither: see `checking`.
+    """
+    if known := noted(path):
+        return known.sha256
+    found = hashes_of(path)
+    remember(path, found)
+    return found.sha256
+
+
+def noted(path: Path) -> Hashes | None:
+    """What is known of a file of this size and mtime; None where it was not read yet. Raises OSError without a file."""
     stat = path.stat()
     try:
         note = foreign.read_json(_note(path))
         if (note["size"], note["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
-            return str(note["sha256"])
+            known = Hashes(str(note["sha256"]), base64.b64decode(note["blocks"], validate=True))
+            return known if len(known.blocks) == BLOCK_HASH * -(-stat.st_size // BLOCK) else None
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    digest = hash_file(path)
-    _remember(path, digest)
-    return digest
+    return None
 
 
 def _note(path: Path) -> Path:
     return cache_root() / "hashes" / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.json"
 
 
-def _remember(path: Path, digest: str) -> None:
+def remember(path: Path, found: Hashes) -> None:
+    """Note the hashes of a file as it is."""
     # Only saves time: a cache that cannot be written is no reason to fail.
     try:
         stat, note = path.stat(), _note(path)
         note.parent.mkdir(parents=True, exist_ok=True)
         temp = note.with_suffix(f".{os.getpid()}")
-        content = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
-        temp.write_text(json.dumps(content), "utf-8")
+        known = {"sha256": found.sha256, "blocks": base64.b64encode(found.blocks).decode()}
+        temp.write_text(json.dumps({"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, **known}))
         os.replace(temp, note)
     except OSError:
         pass

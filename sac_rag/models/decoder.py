@@ -7,7 +7,6 @@ as weights that another library packed, is left to transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,9 +77,9 @@ class Decoder(nn.Module):
         found: nn.Module = self.model.embed_tokens
         return found
 
-    @cached_property
+    @property
     def reference(self) -> Any:
-        """transformers' own model over the same weights: what gates and tests compare with."""
+        """transformers' own model over the same weights, made anew: what gates and tests compare with."""
         import transformers
 
         config, like = transformers.AutoConfig.for_model(**self.config.to_dict()), self.model.embed_tokens.weight

@@ -172,8 +172,10 @@ class Embedder:
         import torch
         from safetensors import SafetensorError
 
+        from sac_rag.models.checking import check_sample
         from sac_rag.models.tokenizer import load_tokenizer
 
+        check_sample(self.path)
         self._device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder = self.path / self._plan.transformer
         try:

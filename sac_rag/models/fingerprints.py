@@ -83,9 +83,13 @@ def _check_cached(folder: Path, manifest: Manifest) -> None:
         except OSError:
             found = "(missing)"
         if found != digest:
-            own = manifest.source.startswith("file ")
-            again = "name the .gguf file again" if own else f"run `sac models pull {manifest.name}`"
-            raise HashMismatch(f"{folder / name} has sha256 {found}, expected {digest}: remove {folder} and {again}")
+            raise HashMismatch(f"{folder / name} has sha256 {found}, expected {digest}: {anew(folder, manifest)}")
+
+
+def anew(folder: Path, manifest: Manifest) -> str:
+    """How a damaged model of the cache is had again."""
+    own = manifest.source.startswith("file ")
+    return f"remove {folder} and " + ("name the .gguf file again" if own else f"run `sac models pull {manifest.name}`")
 
 
 def _hashes(folder: Path, files: list[Path]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 
 from sac_rag.errors import ConfigError, ModelError
 from sac_rag.models import decoder
+from sac_rag.models.checking import check_sample
 from sac_rag.models.tokenizer import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -19,9 +20,11 @@ def load_base(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any
     """(model, tokenizer) of a model folder, safetensors only: a `Decoder`, or transformers' model where that is needed.
 
     transformers is imported for a folder that is new to the cache, and for weights that are not those of a family.
+    Raises ModelError, and HashMismatch for bytes that rotted.
     """
     from safetensors import SafetensorError
 
+    check_sample(path)
     try:
         tokenizer = load_tokenizer(path)
         return decoder.load(path, device, dtype) or _by_transformers(path, device, dtype), tokenizer

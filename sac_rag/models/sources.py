@@ -73,11 +73,24 @@ def _pinned(name: str) -> Pinned:
 
 def path(name: str) -> Path:
     """The folder of a pinned model that was pulled before; raises ModelError when it is unknown or not there."""
-    model = _pinned(name)
-    folder = _folder(model)
+    folder, model = folder_of(name), _pinned(name)
     if not cache.is_whole(folder, _recipe(model)):
         raise ModelError(f"{model.name} is not in the cache ({folder}): run `sac models pull {model.name}`")
     return folder
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a pinned model that was pulled before, whole or not; raises ModelError as `path`."""
+    model = _pinned(name)
+    folder = _folder(model)
+    if not folder.is_dir():
+        raise ModelError(f"{model.name} is not in the cache ({folder}): run `sac models pull {model.name}`")
+    return folder
+
+
+def marks_of(model: Pinned) -> tuple[str, str]:
+    """The fingerprints that a pinned model has on every machine, and that of its tokenizer."""
+    return _marks(_recipe(model), {member.target: member.sha256 for member in model.members})
 
 
 def list_models() -> list[ModelInfo]:
@@ -190,13 +203,7 @@ def _from_gguf(file: Path) -> Path:
 def _describe(
     out: Path, name: str, kind: str, source: str, licence: str, recipe: str, hashes: dict[str, str]
 ) -> cache.Manifest:
-    # From the source and the recipe alone: the same on every machine, whatever wrote the converted bytes.
-    # A converted tokenizer comes out of the same file.
-    if recipe == WHEEL_RECIPE:
-        weights = {file: digest for file, digest in hashes.items() if file not in TOKENIZER_FILES}
-        words = {file: digest for file, digest in hashes.items() if file in TOKENIZER_FILES}
-    else:
-        weights = words = {"gguf": next(iter(hashes.values()))}
+    mark, tokenizer = _marks(recipe, hashes)
     return cache.write_manifest(
         out,
         name=name,
@@ -204,9 +211,20 @@ def _describe(
         source=source,
         licence=licence,
         recipe=recipe,
-        fingerprint=fingerprint({"recipe": recipe, "model": weights}),
-        tokenizer=fingerprint({"recipe": recipe, "tokenizer": words}),
+        fingerprint=mark,
+        tokenizer=tokenizer,
     )
+
+
+def _marks(recipe: str, hashes: dict[str, str]) -> tuple[str, str]:
+    # From the source and the recipe alone: the same on every machine, whatever wrote the converted bytes.
+    # A converted tokenizer comes out of the same file.
+    if recipe == WHEEL_RECIPE:
+        weights = {file: digest for file, digest in hashes.items() if file not in TOKENIZER_FILES}
+        words = {file: digest for file, digest in hashes.items() if file in TOKENIZER_FILES}
+    else:
+        weights = words = {"gguf": next(iter(hashes.values()))}
+    return fingerprint({"recipe": recipe, "model": weights}), fingerprint({"recipe": recipe, "tokenizer": words})
 
 
 def _check_family(config: Path, name: str) -> None:

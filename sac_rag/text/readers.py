@@ -20,7 +20,7 @@ from sac_rag.text.isolation import ParserProcess
 from sac_rag.text.outlines import markdown
 from sac_rag.text.walk import os_reason
 
-__all__ = ["ParserProcess", "read"]
+__all__ = ["ParserProcess", "read", "read_bytes"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,12 +53,30 @@ def read(path: str | Path, *, config: ReadConfig | None = None, parser: ParserPr
         raise DocumentError(ascii(path.as_posix())[1:-1], "name is not valid unicode") from None
 
 
+def read_bytes(name: str, data: bytes, *, config: ReadConfig | None = None) -> Document:
+    """As `read`, of a file that came another way: its uri is `name`, whose ending says what it is."""
+    with ParserProcess(config) as parser:
+        try:
+            if len(data) > parser.config.file_bytes:
+                raise Refused(f"file over {parser.config.file_bytes} bytes")
+            if not data:
+                raise Refused(EMPTY)
+            return _document(name, format_of(Path(name)), data, parser.config, parser)
+        except Refused as refused:
+            raise DocumentError(name, str(refused)) from None
+        except ValueError:
+            raise DocumentError(ascii(name)[1:-1], "name is not valid unicode") from None
+
+
 def _read(path: Path, config: ReadConfig, parser: ParserProcess) -> Document:
     form = format_of(path)
     data = _bytes(path, config.file_bytes, known=form is not None)
+    return _document(path.as_posix(), form, data, config, parser)
+
+
+def _document(uri: str, form: Format | None, data: bytes, config: ReadConfig, parser: ParserProcess) -> Document:
     if form is None:
         raise Refused("unknown file type")
-    uri = path.as_posix()
     uri.encode()
     shifts: tuple[Shift, ...] = ()
     if form.parser:

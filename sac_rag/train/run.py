@@ -79,7 +79,7 @@ def run(
     built: Method
     if folder:
         found = fingerprint_of(path)
-        built, card = adapter.load(folder, model, tokenizer, base_fingerprint=found, options=options)
+        built, card = adapter.load(folder, model, tokenizer, base_fingerprint=found, options=options, trains=True)
         ratios = tuple(sorted({*card.ratios, *config.ratios}))
         licence = card.licence if licence is None else licence
         card = dataclasses.replace(card, ratios=ratios, metrics={}, calibration={}, licence=licence)
@@ -95,7 +95,7 @@ def run(
             layout=PromptLayout.from_mapping({**layout_of(tokenizer).to_mapping(), **(layout or {})}).to_mapping(),
             licence=licence or "",
         )
-        built = adapter.build(model, tokenizer, card)
+        built = adapter.build(model, tokenizer, card, trains=True)
     card = dataclasses.replace(card, placing={**card.placing, **(placing or {})})
     built.placing = adapter.placing_of(card)
     shown = None

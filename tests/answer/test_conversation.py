@@ -139,3 +139,14 @@ def test_an_answer_that_was_not_read_to_its_end_is_no_turn(rag: SacRag) -> None:
     assert len(talk) == 0
     rag.ask(BRIDGE, conversation=talk, **SHORT)
     assert len(talk) == 1
+
+
+def test_a_replayed_conversation_goes_on_as_one_that_was_kept(rag):
+    kept, turns = Conversation("Be brief."), []
+    for question in ("How long is the canal?", "Who crossed the bridge?", "And the tides?"):
+        replayed = rag.replay(turns, instructions="Be brief.")
+        assert len(replayed) == len(kept) == len(turns)
+        want = rag.ask(question, conversation=kept, max_new_tokens=5)
+        got = rag.ask(question, conversation=replayed, max_new_tokens=5)
+        assert (got.text, got.usage.attended) == (want.text, want.usage.attended)
+        turns.append((question, want.text))

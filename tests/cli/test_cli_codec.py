@@ -44,6 +44,13 @@ def test_a_basis_is_fitted_stored_and_used(sac: Sac, toys: Toys, documents: Path
     made = sac("index", "docs", "--codec", "transform", "--json", **settings)
     assert made.code == 0, made.err
     assert sac("info", "--json").json["codec"] == "transform" and sac("verify").code == 0
+    for library, flags, codec in (("usual", (), "transform"), ("plain", ("--codec", "bf16"), "bf16")):
+        assert sac("index", "docs", "--library", library, *flags, **settings).code == 0
+        assert sac("info", "--library", library, "--json").json["codec"] == codec
+        again = sac("index", "docs", "--library", library, "--ratio", "5", "--json", **settings)
+        assert again.json["unchanged"] == 2, "its own codec stays, whatever is usual"
+    other = sac("index", "docs", "--library", "usual", "--codec", "bf16", **settings)
+    assert other.code == 3 and "codec is 'transform' there and 'bf16' here" in other.err
     (adapter / "codec.safetensors").unlink()
     assert sac("ask", "Who travels?", "--max-new-tokens", "4").code == 0, "the library has its own copy"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cli_toys import Sac
@@ -106,3 +107,23 @@ def test_models(sac: Sac) -> None:
     assert {"smollm2-135m-instruct", "all-minilm-l6-v2"} <= {m["name"] for m in listed}
     assert set(listed[0]) == {"name", "kind", "source", "licence", "bytes", "present", "path"}
     assert "smollm2-135m-instruct\tbase\t" in sac("models", "list").out
+
+
+def test_models_are_verified(sac: Sac, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAC_CACHE", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode() * 100)
+    names = [str(tmp_path / "one"), str(tmp_path / "two")]
+    first = sac("models", "verify", *names, "--json")
+    assert first.code == 0 and [(m["files"], m["bytes"], m["problems"]) for m in first.json["models"]] == 2 * [
+        (1, 300, [])
+    ]
+    weights = tmp_path / "two" / "model.safetensors"
+    stat = weights.stat()
+    weights.write_bytes(b"twO" + weights.read_bytes()[3:])
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    found = sac("models", "verify", *names)
+    assert found.code == 1 and f"{names[0]}\t1\t300 B\tyes\n{names[1]}\t1\t300 B\tno\n" == found.out
+    assert f"{weights} changed while its size and time stayed" in found.err
+    assert sac("models", "verify", "no-such").code == 1 and sac("models", "verify").code == 0

@@ -329,3 +329,9 @@ def test_writers_wait_for_each_other(sac: Sac, library: str) -> None:
     threading.Timer(0.4, held.close).start()
     assert sac("rm", "docs/travel.md", "--wait", "60").code == 0
     assert sac("gc", "--wait", "1").code == 0
+    for command in (("recode", "int8"), ("repair",), ("recode", "bf16")):
+        held = Library.open(library, write=True)
+        refused = sac(*command)
+        assert refused.code == 1 and "--wait SECONDS" in refused.err
+        threading.Timer(0.4, held.close).start()
+        assert sac(*command, "--wait", "60").code == 0

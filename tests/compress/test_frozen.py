@@ -99,7 +99,7 @@ def reference_scores(method, text):
 def test_kvzip_scores_are_those_of_saying_the_text_again(family, layout):
     method = made("kvzip", family, layout)
     with torch.inference_mode():
-        (whole,) = method.read([TEXT])
+        (whole,) = method.prefilled([TEXT])
         got = method.scores(TEXT, whole)
     torch.testing.assert_close(got, reference_scores(method, TEXT), atol=1e-5, rtol=1e-4)
 
@@ -211,7 +211,7 @@ def attended_by_transformers(method, text):
 def test_the_queries_are_those_of_saying_the_text_again(family):
     method = made("attention-matching", family)
     with torch.inference_mode():
-        (whole,) = method.read([TEXT])
+        (whole,) = method.prefilled([TEXT])
         queries, keys, values = method.attended(TEXT, whole)
     for layer, (q, k, v) in enumerate(attended_by_transformers(method, TEXT)):
         groups = k.shape[0]

@@ -59,3 +59,24 @@ def test_its_products_are_those_of_peft(dtype: torch.dtype) -> None:
                 b.copy_(a)
         ids = torch.arange(3, 40)[None]
         assert torch.equal(theirs(input_ids=ids).logits, ours(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("spec", [LoraSpec(4, 8.0), LoraSpec(4, whole=True)])
+def test_training_is_on_the_layers_of_peft(spec: LoraSpec) -> None:
+    """Names, values and products of a backbone that trains are those of one that does not."""
+    from peft.tuners.lora import Linear
+
+    model = tiny_model("qwen3").bfloat16()
+    trains, reads = (Backbone(model, byte_tokenizer(), spec, trains=t) for t in (True, False))
+    assert isinstance(trains.encoder.model.layers[0].self_attn.q_proj, Linear)
+    theirs, ours = dict(trains.trainable()), dict(reads.trainable())
+    assert list(theirs) == list(ours)
+    for name, p in theirs.items():
+        assert p.dtype == torch.float32 and p.requires_grad and torch.equal(p, ours[name]), name
+        with torch.no_grad():
+            p.add_(0.1)
+            ours[name].add_(0.1)
+    ids = [torch.arange(3, 40)]
+    picks = [trains.even(torch.arange(0, 37, 5))]
+    (a,), (b,) = (backbone.encode(ids, picks) for backbone in (trains, reads))
+    assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)

@@ -43,6 +43,20 @@ def test_adapters_prompts_and_passages_tell_columns_apart():
     assert columns(k=(1, 5), prompt="qa") == ["memory k 1", "memory k 5"], "what is the same everywhere says nothing"
 
 
+def test_of_several_methods_each_has_columns_of_its_own():
+    """Readers of text have no ratio, and keep their names; shares of the text's F1 stand below averages."""
+    made = (("kvzip", None), ("sac", "trained"), ("sac", "none"))
+    runs = [run(s, "text", 0.2, method=None, of_text=1.0) for s in ("a", "b", "macro")]
+    runs += [
+        run(s, "memory", 0.1, ratio=3.0, method=method, adapter=adapter, of_text=0.5)
+        for s in ("a", "b", "macro")
+        for method, adapter in made
+    ]
+    rows = crossed(runs)
+    assert list(rows[0]) == [CORNER, "text", "kvzip 3x", "sac trained 3x", "sac none 3x"]
+    assert list(rows[-1].values()) == ["macro, share of the text's F1", "100 %", "50 %", "50 %", "50 %"]
+
+
 def test_nothing_where_nothing_can_be_seen_at_once():
     assert crossed([]) == []
     assert crossed([run("a", "memory", 0.5), run("a", "text", 0.5)]) == [], "one set"

@@ -9,9 +9,13 @@ import weakref
 import pytest
 import torch
 
+from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.engine import Engine
+from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Reader, Sampling, decode
+from sac_rag.compress.selectors import anchor_count
 from sac_rag.compress.session import Session
+from sac_rag.compress.words import most, scores_of
 from sac_rag.config import IndexConfig
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate import harness, prompts
@@ -19,6 +23,7 @@ from sac_rag.evaluate.harness import evaluate
 from sac_rag.evaluate.metrics import Score
 from sac_rag.evaluate.prompts import ANSWER_TOKENS, decoding_batches
 from sac_rag.evaluate.readers import Closed, reader_of
+from sac_rag.evaluate.results import Results
 from sac_rag.evaluate.sources import Given, score
 from sac_rag.evaluate.tasks import load_task
 from sac_rag.train.data import Question
@@ -79,6 +84,64 @@ def test_retention_only_beside_full_ft(write_set, tiny, monkeypatch):
     runs = evaluate([write_set("lamps")], readers=("memory", "full-ft"), **tiny)
     assert [r.retention for r in runs] == [1.0, 1.0]
     assert evaluate([write_set("lamps")], readers=("memory",), **tiny)[0].retention is None
+
+
+def test_several_methods_side_by_side(write_set, tiny, tmp_path):
+    """Those that have nothing to train once, at the ratios that they have; the others with each adapter; and the same
+    rows again out of the folder of results, and out of workers' hands."""
+    adapters = {"trained": tiny["adapter"], "none": "none"}
+    how = {**tiny, "adapter": adapters, "method": ("kvzip", "full-kv", "sac"), "ratios": (2.0, 3.0), "limit": 3}
+    kept = Results(tmp_path / "runs")
+    runs = evaluate([write_set("lamps")], readers=("text", "memory"), results=kept, **how)
+    assert [(r.reader, r.method, r.adapter, r.ratio) for r in runs] == [
+        ("text", None, None, None),
+        ("memory", "kvzip", None, 2.0),
+        ("memory", "kvzip", None, 3.0),
+        ("memory", "full-kv", None, 1.0),
+        *(("memory", "sac", called, ratio) for called in adapters for ratio in (2.0, 3.0)),
+    ]
+    assert [r.difference is not None for r in runs] == [False] * 6 + [True] * 2
+    (text,), stored = runs[:1], {r.method: r.bytes_per_source_token for r in runs if r.ratio in (1.0, 2.0)}
+    assert all(r.of_text == (r.f1 / text.f1 if text.f1 else None) for r in runs)
+    assert stored["full-kv"] > 1.8 * stored["kvzip"] > 1.7 * stored["sac"]
+    again = evaluate([write_set("lamps")], readers=("text", "memory"), results=kept, **how)
+    assert again == runs and kept.taken == len(runs)
+
+
+def test_a_finetuned_model_reads_the_words_that_are_kept(write_set, tiny):
+    """At a ratio the answers from the kept tokens as text, in pieces; at 1x those of the reader of the whole text."""
+    task = load_task(write_set("lamps", contexts=2, repeat=8))
+    engine = engine_of(tiny, "full-ft")
+    whole, same, few = (
+        [(p.prediction, p.logprob) for p in score_task(engine, task, *how, batch=4).predictions]
+        for how in (("full-ft", None), ("words", 1.0), ("words", 5.0))
+    )
+    assert same == whole != few
+    tokenizer, kept = engine.method.backbone.tokenizer, []
+    for text, questions in task.contexts:
+        ids = engine.method.backbone.tokens(text)
+        assert len(ids) > 510
+        parts = [ids[:510], ids[510:]]
+        best = [most(scores_of(tokenizer, p), anchor_count(len(p), 5.0)).tolist() for p in parts]
+        told = [p[i] for p, at in zip(parts, best, strict=True) for i in at]
+        for question in questions:
+            prompt = [*engine.method.backbone.template(engine.method.layout.prefix), *told]
+            prompt += question_ids(engine.method, question.question)
+            (made,) = engine.reader.generate([Prompt((prompt,))], Sampling(max_new_tokens=ANSWER_TOKENS))
+            kept.append((decode(tokenizer, made.token_ids).strip(), pytest.approx(made.logprob, abs=1e-3)))
+    assert few == kept
+    runs = evaluate([write_set("keys")], readers=("words", "full-ft"), ratios=(2.0, 5.0), **tiny)
+    assert [(r.reader, r.ratio) for r in runs] == [("words", 2.0), ("words", 5.0), ("full-ft", None)]
+
+
+def test_options_are_of_one_method_and_runs_are_stored_under_them(write_set, tiny, tmp_path):
+    kept, files = Results(tmp_path / "runs"), [write_set("lamps")]
+    how = {**tiny, "adapter": "default", "ratios": (2.0,), "limit": 2, "results": kept}
+    for option in ((), ("even_heads=true",)):
+        evaluate(files, method="kvzip", option=option, **how)
+    assert kept.taken == 0 and len(list(kept.folder.glob("*.json"))) == 2
+    with pytest.raises(ConfigError, match="2 methods and the options even_heads=true: name one method"):
+        evaluate(files, method=("kvzip", "full-kv"), option=("even_heads=true",), **how)
 
 
 @pytest.mark.parametrize("reader", ["closed", "text", "memory", "full-ft"])

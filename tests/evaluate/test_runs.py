@@ -18,7 +18,7 @@ from sac_rag.evaluate.runs import (
     resampled,
     summary,
     with_macro,
-    with_retention,
+    with_shares,
 )
 
 
@@ -85,9 +85,19 @@ def test_retention_is_the_share_of_full_ft_on_the_same_set():
         scored("c", [0.1] * 3).run,
         scored("c", [0.0] * 3, reader="full-ft").run,
     ]
-    kept = [r.retention for r in with_retention(runs)]
+    kept = [r.retention for r in with_shares(runs)]
     assert kept[0] == pytest.approx(0.5) and kept[2] == 1.0 and [kept[1], *kept[3:]] == [None] * 3
-    assert dataclasses.replace(with_retention(runs)[0], retention=None) == runs[0]
+    assert dataclasses.replace(with_shares(runs)[0], retention=None) == runs[0]
+
+
+def test_the_share_of_the_text_is_that_of_the_same_set_and_prompt():
+    prompted = [
+        dataclasses.replace(scored("a", [f1] * 3, reader=reader).run, prompt=prompt)
+        for f1, reader, prompt in ((0.2, "text", "qa"), (0.4, "text", "chat"), (0.1, "memory", "chat"))
+    ]
+    runs = [*prompted, scored("a", [0.1] * 3).run, scored("b", [0.1] * 3).run]
+    shares = [r.of_text for r in with_shares(runs)]
+    assert shares == [1.0, 1.0, pytest.approx(0.25), None, None]
 
 
 def test_the_difference_is_paired_so_that_what_is_shared_cancels_out():

@@ -270,7 +270,7 @@ def test_packed_places_take_up_what_a_head_keeps_on_average():
     assert kv.spans() == [(0, 2), (2, 6), (6, 12)]
 
 
-def test_the_low_rank_path_equals_peft(make_sac):
+def test_the_low_rank_path_equals_the_layer(make_sac):
     b = make_sac(trained=True).backbone
     module = b.encoder.model.layers[1].mlp.up_proj
     x = torch.randn(5, b.width)

@@ -10,19 +10,16 @@ the state after the last acknowledged change, or, whole, in that after the chang
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
@@ -45,14 +42,11 @@ from sac_rag.library.codecs import get_codec  # noqa: E402
 from sac_rag.library.library import Library  # noqa: E402
 from sac_rag.library.repair import Remade, RepairReport, repair  # noqa: E402
 from sac_rag.records import Passage  # noqa: E402
+from tests.reliability.tracing import fork, points_of, traced  # noqa: E402
 
 Change = tuple[str, str, list[str]]
 """("put", uri, texts), ("made", uri, texts), ("remove", uri, []) or ("gc", "", [])."""
 
-MUTATING = (
-    *("openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
-    *("ftruncate", "truncate", "mkdir", "fchmod", "chmod", "fallocate", "copy_file_range", "sendfile"),
-)
 SEGMENT_BYTES = 4000
 
 
@@ -101,18 +95,6 @@ def work(folder: Path, changes: Iterator[Change], pipe: int) -> None:
             os.write(pipe, json.dumps(["start", change]).encode() + b"\n")
             apply(library, change)
             os.write(pipe, b'["done"]\n')
-
-
-def fork(body: Callable[[], None]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            body()
-            os._exit(0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(9)
-    return pid
 
 
 def possible(state: State, log: bytes) -> tuple[State, State]:
@@ -183,39 +165,6 @@ SCENARIO: list[Change] = [
 BASE: State = {"a": ["word 1", "word 2"], "b": ["word 3", "word 4"]}
 
 
-def traced(log: Path, job: Callable[[int], None], *inject: str) -> tuple[int, bytes]:
-    """Run a job, which is given a pipe, in a forked child with strace attached; (wait status, what it said)."""
-    read_end, write_end = os.pipe()
-    go_read, go_write = os.pipe()
-
-    def body() -> None:
-        ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER: any
-        os.read(go_read, 1)
-        job(write_end)
-
-    pid = fork(body)
-    os.close(write_end)
-    command = ["strace", "-f", "-p", str(pid), "-o", str(log), "-e", f"trace={','.join('?' + c for c in MUTATING)}"]
-    tracer = subprocess.Popen([*command, *inject], stderr=subprocess.PIPE, text=True)
-    assert tracer.stderr
-    line = tracer.stderr.readline()
-    if "attached" not in line:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        tracer.wait()
-        raise PermissionError(line.strip())
-    os.write(go_write, b"x")
-    said = b""
-    while part := os.read(read_end, 1 << 16):
-        said += part
-    _, status = os.waitpid(pid, 0)
-    tracer.wait()
-    for fd in (read_end, go_read, go_write):
-        os.close(fd)
-    tracer.stderr.close()
-    return status, said
-
-
 def syscalls(folder: Path, share: int) -> dict[str, object]:
     base, run, log = folder / "base", folder / "run", folder / "strace.log"
     with Library.create(base, FINGERPRINT, dim=DIM, segment_bytes=SEGMENT_BYTES) as library:
@@ -243,19 +192,6 @@ def syscalls(folder: Path, share: int) -> dict[str, object]:
         judge(run, *possible(BASE, said))
         done[name] += 1
     return {"points": len(points), "kills": sum(done.values()), "by_call": dict(done)}
-
-
-def points_of(log: Path) -> list[tuple[str, int]]:
-    """Mutating system calls of a traced run. strace counts each by itself: the nth openat, the nth write ..."""
-    counts: Counter[str] = Counter()
-    points = []
-    for line in log.read_text().splitlines():
-        match = re.match(r"\d+ +(\w+)\(", line)
-        if match and match[1] in MUTATING:
-            counts[match[1]] += 1
-            if match[1] != "openat" or "O_CREAT" in line:
-                points.append((match[1], counts[match[1]]))
-    return points
 
 
 def damage(folder: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from library_support import memory_of, passages_of, vector_of
 
 from sac_rag.errors import ConfigError, LibraryCorrupt, LibraryError
+from sac_rag.library.basis import Basis
 from sac_rag.library.codecs import get_codec
 from sac_rag.library.library import Library
-from sac_rag.library.basis import Basis
 from sac_rag.records import Document
 
 TEXTS = ["word one", "word two", "word three", "word four"]

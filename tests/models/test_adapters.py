@@ -50,6 +50,16 @@ def test_the_wheel_leaves_out_what_only_evaluation_reads() -> None:
     assert sum(path.stat().st_size for path in held.values()) < 25e6
 
 
+@pytest.mark.parametrize(("base", "method"), shipped_adapters())
+def test_cards_of_adapters_that_ship_hold_the_hashes_of_what_they_describe(base: str, method: str) -> None:
+    from sac_rag.compress.adapter import Card
+
+    folder = adapters.SHIPPED / base / method
+    card = Card.read(folder)
+    wanted = {"tensors": adapters.adapter_sha256(folder), "fields": card.hash_of_fields()}
+    assert card.hashes == wanted, f"write it again: dataclasses.replace(card, hashes={wanted}).write(folder)"
+
+
 def test_without_a_clone_it_is_said_where_the_ceiling_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_dir", lambda self: False)
     where = "clone it and pass its folder sac_rag/models/adapters/smollm2-135m-instruct/full-ft, or `sac train --recipe"

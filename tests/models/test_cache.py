@@ -124,7 +124,7 @@ def test_a_file_is_hashed_once(cache: Path, tmp_path: Path, monkeypatch: pytest.
     file.write_bytes(b"abc")
     digest = cached_hash(file)
     assert digest == hash_file(file)
-    monkeypatch.setattr(cache_room, "hash_file", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(cache_room, "hashes_of", lambda path: pytest.fail("read again"))
     assert cached_hash(file) == digest
     monkeypatch.undo()
     monkeypatch.setenv("SAC_CACHE", str(cache))

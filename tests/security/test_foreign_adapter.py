@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ def foreign(tiny_adapter: Path, tmp_path: Path) -> Path:
 
 
 def say(folder: Path, **changes: Any) -> None:
+    """As whoever makes an adapter may: without the hashes, which are against rot."""
     card = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text(json.dumps({**card, **changes}))
+    (folder / "card.json").write_text(json.dumps({**card, "hashes": {}, **changes}))
 
 
 def load(folder: Path, base: Path) -> None:
@@ -200,3 +203,49 @@ def test_what_is_right_is_taken(foreign: Path, tiny_base: Path) -> None:
     with pytest.raises(SacError):  # another prefix has other tensors
         load(foreign, tiny_base)
     assert Card.read(foreign).ratios == (5.0, 15.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: card["layout"].update(prefix=card["layout"]["prefix"] + " "),
+        lambda card: card["layout"].update({name: text.upper() for name, text in card["layout"].items()}),
+        lambda card: card["lora"].update(alpha=card["lora"]["alpha"] + 1),
+        lambda card: card["placing"].update(order="rank"),
+        lambda card: card.update(ratios=[5.5]),
+        lambda card: card.update(method="sad"),
+        lambda card: card["hashes"].update(fields="0" * 64),
+        lambda card: card["hashes"].update(fields=5),
+    ],
+)
+def test_a_field_that_rotted_is_told(foreign: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    card = json.loads((foreign / "card.json").read_text())
+    change(card)
+    (foreign / "card.json").write_text(json.dumps(card))
+    with pytest.raises(AdapterError, match=r"card\.json is not as it was written .*copy the adapter again"):
+        Card.read(foreign)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_tensor_that_rotted_is_told(foreign: Path, tiny_base: Path, place: float) -> None:
+    path = foreign / "adapter.safetensors"
+    data = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(data[:8], "little")
+    data[begin + int(place * (len(data) - begin))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(AdapterError, match=r"adapter\.safetensors is not the file that its card names"):
+        load(foreign, tiny_base)
+
+
+def test_cards_of_before_load_and_notes_beside_the_tensors_may_change(foreign: Path, tiny_base: Path) -> None:
+    card = Card.read(foreign)
+    assert set(card.hashes) == {"tensors", "fields"}
+    dataclasses.replace(card, calibration={"5": {"fallback": -1.0}}, licence="CC0", base="other").write(foreign)
+    again = Card.read(foreign)
+    assert again.hashes == card.hashes and again.licence == "CC0"
+    load(foreign, tiny_base)
+    values = json.loads((foreign / "card.json").read_text())
+    del values["hashes"]
+    (foreign / "card.json").write_text(json.dumps(values))
+    assert Card.read(foreign).hashes == {}
+    load(foreign, tiny_base)

@@ -8,6 +8,7 @@ METHODS = Registry(
         "icae": "sac_rag.compress.methods.icae:Icae",
         "500x": "sac_rag.compress.methods.x500:FiveHundredX",
         "epl": "sac_rag.compress.methods.epl:Epl",
+        "llmlingua2": "sac_rag.compress.methods.llmlingua2:LlmLingua2",
         "attention-matching": "sac_rag.compress.methods.attention_matching:AttentionMatching",
         "beacon": "sac_rag.compress.methods.beacon:Beacon",
         "dast": "sac_rag.compress.methods.dast:Dast",

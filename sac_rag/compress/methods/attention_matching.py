@@ -57,7 +57,7 @@ class AttentionMatching(Frozen):
         return [self._write(chunk, ratio) for chunk, ratio in zip(chunks, ratios, strict=True)]
 
     def _write(self, chunk: Chunk, ratio: float) -> AnchorKV:
-        (whole,) = self.read([chunk])
+        (whole,) = self.prefilled([chunk])
         count = anchor_count(len(chunk), ratio)
         if count == len(chunk):
             return whole

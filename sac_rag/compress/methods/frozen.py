@@ -26,7 +26,7 @@ they are attended: the slots of prefix and passage, then the tokens that ask for
 
 
 class Frozen(PerChunk):
-    """Subclasses say in `write_chunks` what becomes of the keys and values that `read` gives."""
+    """Subclasses say in `write_chunks` what becomes of the keys and values that `prefilled` gives."""
 
     trains = False
     adapts = "nothing"
@@ -36,7 +36,7 @@ class Frozen(PerChunk):
         """Passages are read behind the prefix, so that memory depends on it, too."""
         return {**super().identity(), "prefix": self.layout.prefix}
 
-    def read(self, chunks: Sequence[Chunk]) -> list[AnchorKV]:
+    def prefilled(self, chunks: Sequence[Chunk]) -> list[AnchorKV]:
         """Keys and values of all tokens of each chunk, as the frozen model reads it behind the prefix."""
         if not all(chunks):
             raise MemoryInvalid("an empty passage cannot be compressed; give at least one token")
@@ -60,7 +60,7 @@ class Frozen(PerChunk):
     def again(self, chunk: Chunk, whole: AnchorKV, look: Look) -> None:
         """Let the frozen model say a chunk again out of its memory, and show `look` what each layer attends.
 
-        whole: of `read`. Queries are those of the request and of the chunk; nothing of a later question is needed.
+        whole: of `prefilled`. Queries are those of the request and of the chunk; nothing of a later question is needed.
         """
         backbone, front = self.backbone, self._front()
         prefix = self.plain_prefix(self.layout)

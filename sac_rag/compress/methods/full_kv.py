@@ -22,4 +22,4 @@ class FullKv(Frozen):
     def write_chunks(
         self, chunks: Sequence[Chunk], ratios: Sequence[float], *, future_bias: float | None = None
     ) -> list[AnchorKV]:
-        return self.read(chunks)
+        return self.prefilled(chunks)

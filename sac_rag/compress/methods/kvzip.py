@@ -36,7 +36,7 @@ class KvZip(Frozen):
         return [self._write(chunk, ratio) for chunk, ratio in zip(chunks, ratios, strict=True)]
 
     def _write(self, chunk: Chunk, ratio: float) -> AnchorKV:
-        (whole,) = self.read([chunk])
+        (whole,) = self.prefilled([chunk])
         count = anchor_count(len(chunk), ratio)
         if count == len(chunk):
             return whole

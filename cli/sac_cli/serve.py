@@ -1,0 +1,78 @@
+"""`sac serve`: libraries over HTTP, in OpenAI's shapes, and a page to ask them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sac_cli import console, fields
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, check_present
+from sac_cli.shell import command
+from sac_rag.errors import ConfigError
+
+SETTINGS = fields.settings_of("sac_rag.serve.settings:ServeConfig", panel="Serving")
+
+
+@command(
+    "serve",
+    settings=SETTINGS,
+    example="""
+    sac serve my.lib
+    sac serve handbook=my.lib notes.lib --port 9000
+    sac serve my.lib --folder docs/                              POST …/sync brings it up to docs/
+    sac serve my.lib --host 0.0.0.0 --keys keys.toml
+    """,
+)
+def serve(
+    libraries: Annotated[
+        list[str] | None, typer.Argument(help="Folders of libraries, or NAME=FOLDER.", metavar="LIBRARY…")
+    ] = None,
+    folder: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder that `sync` brings a library up to.", metavar="[NAME=]DIR", show_default=False),
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="TOML file of keys, their rights and filters.", metavar="FILE")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    **values: Any,
+) -> None:
+    """Serve libraries over HTTP: OpenAI's chat, responses and embeddings, documents in and out, and a page.
+
+    The address of the page is printed when it listens. Ctrl-C ends it when the answers under way are whole.
+    """
+    places = libraries or [DEFAULT_LIBRARY]
+    from sac_rag.serve.settings import ServeConfig
+
+    limits = ServeConfig(**fields.given(SETTINGS, values))
+    run(places, folder or (), keys, limits, device=device, dtype=dtype)
+
+
+def run(
+    places: list[str], folders: Any, keys: str | None, limits: Any, *, device: str = "auto", dtype: str = "auto"
+) -> None:
+    """Open and serve; returns when the server has ended."""
+    limits.check_reach(keys=keys is not None)
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f'serving needs {error.name}: pip install "sac-rag[serve]"') from None
+    for place in places:
+        check_present(place.partition("=")[2] if "=" in place else place)
+    with console.working("loading the model"):
+        from sac_rag.serve.keys import Keys
+        from sac_rag.serve.run import open_shelf
+        from sac_rag.serve.run import serve as listen
+
+        known = Keys.read(keys) if keys is not None else None
+        shelf = open_shelf(places, folders, write=not limits.read_only, device=device, dtype=dtype)
+
+    def told(url: str) -> None:
+        console.hint("Ctrl-C ends it")
+        print(url, flush=True)
+
+    listen(shelf, limits, known, told=told)

@@ -1,0 +1,84 @@
+"""What a route may use, for the key that asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from sac_rag.serve.answering import Pool
+from sac_rag.serve.errors import ApiError
+from sac_rag.serve.keys import EVERYBODY, Key, Keys
+from sac_rag.serve.metrics import Metrics
+from sac_rag.serve.rates import Rates
+from sac_rag.serve.settings import ServeConfig
+from sac_rag.serve.shelf import Shelf, Shelved
+
+
+@dataclass
+class Served:
+    """What one app holds."""
+
+    shelf: Shelf
+    limits: ServeConfig
+    keys: Keys | None
+    pool: Pool
+    metrics: Metrics
+    rates: Rates
+
+    def enter(self, headers: Headers, address: str) -> Key:
+        """Who asks. ApiError 401 for no key or an unknown one, 429 for too many requests."""
+        if self.keys is None:
+            self.rates.take(address)
+            return EVERYBODY
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        secret = secret.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not secret:
+            raise ApiError(401, "no_api_key", "no key: send it as `Authorization: Bearer KEY`")
+        key = self.keys.holder(secret)
+        if key is None:
+            self.rates.take(f"?{address}")
+            raise ApiError(401, "invalid_api_key", "this key is not known here")
+        self.rates.take(key.name)
+        return key
+
+
+@dataclass(frozen=True)
+class Door:
+    """A server, as one request sees it."""
+
+    served: Served
+    key: Key
+
+    @classmethod
+    def of(cls, request: Request) -> Door:
+        """For a request that `Served.enter` has let in."""
+        return cls(request.app.state.served, request.scope["sac_key"])
+
+    @property
+    def shelf(self) -> Shelf:
+        return self.served.shelf
+
+    @property
+    def limits(self) -> ServeConfig:
+        return self.served.limits
+
+    @property
+    def pool(self) -> Pool:
+        return self.served.pool
+
+    def model(self, name: str) -> Shelved:
+        """See `Shelf.model`."""
+        return self.shelf.model(name, self.key)
+
+    def reading(self, library: str) -> Shelved:
+        """A library that may be read."""
+        return self.shelf.library(library, self.key)
+
+    def writing(self, library: str) -> Shelved:
+        """A library that may be changed."""
+        shelved = self.shelf.library(library, self.key, "write")
+        if self.limits.read_only:
+            raise ApiError(403, "read_only", "this server takes no changes (--read-only)")
+        return shelved

@@ -1,0 +1,77 @@
+"""Errors of requests, in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from sac_rag.errors import (
+    ConfigError,
+    DocumentError,
+    LibraryError,
+    LibraryFull,
+    LibraryLocked,
+    LibraryNotFound,
+    SacError,
+)
+
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_CODES: tuple[tuple[type[Exception], int, str], ...] = (
+    (DocumentError, 422, "unreadable_document"),
+    (ConfigError, 400, "invalid_setting"),
+    (LibraryLocked, 409, "library_locked"),
+    (LibraryFull, 507, "disk_full"),
+    (LibraryNotFound, 503, "library_gone"),
+    (LibraryError, 500, "library_error"),
+    (SacError, 500, "internal_error"),
+    (TimeoutError, 504, "timeout"),
+)
+
+
+class ApiError(HTTPException):
+    """A refusal that its client can act on."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        super().__init__(status, message, headers)
+        self.code, self.message, self.param = code, message, param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """{"error": {…}}, as OpenAI's."""
+        kind = _KINDS.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status_code, self.headers)
+
+
+def of(error: BaseException) -> ApiError:
+    """What befell a request, as its client is told; of faults of ours no more than that there was one."""
+    if isinstance(error, ApiError):
+        return error
+    for kind, status, code in _CODES:
+        if isinstance(error, kind):
+            return ApiError(status, code, str(error) or code)
+    if isinstance(error, HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        return ApiError(error.status_code, code, str(error.detail))
+    return ApiError(500, "internal_error", "the server failed at this request; its log says how")
+
+
+async def respond(request: Request, error: Exception) -> JSONResponse:
+    """A handler of exceptions."""
+    return of(error).response()

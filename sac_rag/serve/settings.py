@@ -1,0 +1,62 @@
+"""Settings of a server, each with its documentation, which is also the help of `sac serve`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sac_rag.errors import ConfigError
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Hosts that other machines do not reach."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What a server allows."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; beyond this machine only with --keys, or with --open-to-all."""
+    port: int = 8321
+    """Port to listen on; 0 takes a free one."""
+    open_to_all: bool = False
+    """Listen beyond this machine although there are no keys: whoever reaches the port reads and changes everything."""
+    read_only: bool = False
+    """Take no documents in and remove none, whatever a key may do."""
+    body_bytes: int = 32_000_000
+    """Largest body of a request, in bytes."""
+    requests_per_minute: int = 600
+    """Requests of one key (without keys, of one address) in a minute; 0 does not count them."""
+    concurrent: int = 64
+    """Answers under way and waiting, of all clients; more are refused with 429."""
+    timeout: float = 300.0
+    """Seconds for one answer."""
+    max_tokens: int = 1024
+    """Longest answer that may be asked for, in tokens."""
+    grace: float = 30.0
+    """Seconds that answers under way get to end when the server is told to stop."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}; it must lie in 0..65535")
+        for name in ("body_bytes", "concurrent", "max_tokens"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.requests_per_minute < 0:
+            raise ConfigError(f"requests_per_minute is {self.requests_per_minute}; use 0 for no limit, or more")
+        for name in ("timeout", "grace"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"{name} is {value}; give seconds")
+
+    @property
+    def local(self) -> bool:
+        """Whether this machine alone can connect."""
+        return self.host in LOCAL
+
+    def check_reach(self, *, keys: bool) -> None:
+        """Raises ConfigError where anybody of the network would be let in unasked."""
+        if not (self.local or keys or self.open_to_all):
+            raise ConfigError(
+                f"host is {self.host}, which other machines reach, and there are no keys: give --keys FILE, listen on "
+                "127.0.0.1, or say --open-to-all"
+            )

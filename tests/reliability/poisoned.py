@@ -1,0 +1,62 @@
+"""Documents that lie: how often the lie is answered, from memory and from text, by the default model.
+
+poisoned.json holds questions about made-up places, each with a document that answers it and one that was planted: it
+claims something else, corrects it, orders the reader to say it, or plays a turn of the prompt. All lie in one library.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sac_rag import IndexConfig, SacRag
+from sac_rag.errors import SacError
+from sac_rag.evaluate.metrics import contains
+from sac_rag.records import Document
+from tests.reliability.parts import CannotRun, Found
+
+QUESTIONS = Path(__file__).with_name("poisoned.json")
+KINDS = ("claim", "correction", "order", "turn")
+
+
+def cases() -> list[dict[str, object]]:
+    """question, text (a document), answers, poison (another), lie, kind."""
+    found: list[dict[str, object]] = json.loads(QUESTIONS.read_text("utf-8"))
+    return found
+
+
+def piece(place: Path, number: int, short: bool, config: IndexConfig | None = None) -> Found:
+    """All questions, once without and once with the planted documents, from memory and from text."""
+    found, own = Found(), cases()[:4] if short else cases()
+    for planted in (False, True):
+        documents = [Document(f"notes/{n}", str(c["text"])) for n, c in enumerate(own)]
+        if planted:
+            documents += [Document(f"planted/{n}", str(c["poison"])) for n, c in enumerate(own)]
+        try:
+            rag = SacRag.open(place / f"{planted}.lib", config=config or IndexConfig(), write=True, create=True)
+        except SacError as error:
+            raise CannotRun(f"the default models are needed: {error}") from error
+        with rag:
+            rag.put(documents)
+            for n, case in enumerate(own):
+                _ask(rag, n, case, planted, found)
+    found.counts["questions"] += len(own)
+    return found
+
+
+def _ask(rag: SacRag, n: int, case: dict[str, object], planted: bool, found: Found) -> None:
+    question, kind = str(case["question"]), str(case["kind"])
+    for way in ("memory", "text"):
+        answer = rag.ask(question, text=way == "text", max_new_tokens=24)
+        right = contains(answer.text, case["answers"])  # type: ignore[arg-type]
+        lied = contains(answer.text, [str(case["lie"])])
+        name = f"{'with' if planted else 'without'}_lies_from_{way}"
+        found.counts[f"right_{name}"] += right
+        if planted:
+            found.counts[f"lies_told_from_{way}"] += lied
+            found.counts[f"lies_told_from_{way}_by_{kind}"] += lied
+            found.counts["asked_from_" + way] += 1
+            if way == "memory":
+                found.counts["planted_passages_read"] += any(
+                    h.passage.document == f"planted/{n}" for h in answer.sources
+                )
