@@ -30,7 +30,7 @@ def _names(*places: str) -> frozenset[str]:
 
 
 PLACES = {
-    *("library", "libraries", "output", "results", "data"),
+    *("library", "libraries", "output", "results", "data", "plots", "gguf"),
     *("adapter", "full_ft_adapter", "from", "teacher", "recipe", "rerank", "reader_from"),
 }
 """Flags that it may set to what lies in the working folder; names of adapters and recipes are such too."""
@@ -45,6 +45,7 @@ FREE = (
     | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole")}
     | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
     | {f"placing_{name}" for name in ("positions", "order", "prior")}
+    | {"mine", "quick", "rounds", "tokens", "questions"}
     | {"passages", "step", "deep", "wait", "missing_ok", "scale", "only"}
 ) - PLACES
 """Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error."""
