@@ -18,7 +18,7 @@ from sac_rag.errors import SacError
 
 COMMANDS = (
     *("demo", "index", "add", "ask", "chat", "serve", "mcp", "ls", "info", "rm", "gc", "recode", "verify", "repair"),
-    *("export", "pack", "unpack", "train", "eval", "reproduce", "calibrate", "codec", "models", "doctor"),
+    *("export", "pack", "unpack", "train", "eval", "reproduce", "calibrate", "codec", "bench", "models", "doctor"),
 )
 """One module each; the order of `sac --help`."""
 for _name in COMMANDS:
