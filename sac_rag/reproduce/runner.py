@@ -65,8 +65,9 @@ def reproduce(
     A run is one JSON file in output/runs; one that is there is not computed again, and training goes on from its last
     checkpoint. only: names of experiments, or of the paper's tables and figures (table3, figure9); None is all.
     systems: those that take part; None is all. steps: of finetuning, in place of the scale's, all else in proportion. A
-    run that fails is told on the pages and tried again the next time; the others go on, whatever it was. stop: asked after each run and each step of training; a true answer
-    leaves the rest for another time. Raises ConfigError for unknown names, and for data or models that are missing.
+    run that fails is told on the pages and tried again the next time; the others go on, whatever it was. stop: asked
+    after each run and each step of training; a true answer leaves the rest for another time. Raises ConfigError for
+    unknown names, and for data or models that are missing.
     """
     names = chosen(only)
     chosen_scale = scale_of(scale) if steps is None else scale_of(scale).with_steps(steps)

@@ -14,6 +14,7 @@ from sac_rag.compress.backbone import LoraSpec
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.reader_adapter import READER, ReaderAdapter
 from sac_rag.errors import ConfigError
+from sac_rag.models.adapters import find_adapter
 from sac_rag.train.batch import Batch, answer_loss, readings_of
 from sac_rag.train.config import TrainConfig
 from sac_rag.train.objectives.base import Loss
@@ -28,8 +29,8 @@ class ReaderSettings(QuestionSettings):
     reader_rank: int = 32
     """Inner width r of the reader's LoRA; alpha is twice as much."""
     reader_from: str = ""
-    """Folder of a Full-FT adapter of this rank that a fresh reader begins with a share of; empty: it begins as the base
-    model."""
+    """Folder of a Full-FT adapter of this rank that a fresh reader begins with a share of, or default; empty: it begins
+    as the base model."""
     reader_share: float = 0.5
     """What share of it."""
 
@@ -74,7 +75,7 @@ class Answering(Questions):
         spec = LoraSpec(own.reader_rank, 2.0 * own.reader_rank)
         method.reader = ReaderAdapter(method.backbone, spec, trains=True)
         if own.reader_from:
-            method.reader.start(_tensors(Path(own.reader_from).expanduser()), own.reader_share)
+            method.reader.start(_tensors(find_adapter(card.base, "full-ft", own.reader_from)), own.reader_share)
 
     def loss(self, batch: Batch, step: int) -> Loss:
         with torch.no_grad():
