@@ -23,7 +23,7 @@ from sac_rag.records import Document
 from tests.reliability.parts import Found
 from tests.reliability.small import config, models, sentences
 
-REQUESTS, SHORT = 400, 56
+REQUESTS, SHORT = 400, 28
 DOCUMENTS = 12
 TENANTS = ("a", "b")
 Way = Callable[[Any], Iterable[str]]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import power
+from tests.library import kill_worker
+from tests.reliability import crashes, power
 from tests.reliability.crashes import Call, read_log, states
 from tests.reliability.parts import PARTS, CannotRun, Found, Part
 from tests.reliability.poisoned import KINDS, cases
@@ -24,7 +25,7 @@ LEAST = {
     "snapshots": {"snapshots": 150, "commits": 2, "generations_seen": 2},
     "ids": {"operations": 40},
     "forged": {"prompts": 50, "nested": 4, "control_tokens": 4, "a_turn_of_its_own": 4},
-    "tenants": {"requests": 56, "own_passages": 50},
+    "tenants": {"requests": 28, "own_passages": 20},
     "erasure": {"canaries": 8},
     "threads": {"answers": 32, "texts": 8},
     "cancelled": {"streams": 24},
@@ -56,7 +57,9 @@ def test_every_part_counts_what_its_goal_names() -> None:
 def test_a_writer_that_does_not_sync_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The states of a power cut are worth something: without fsync of segments some of them are torn."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    monkeypatch.setattr(power, "SHORT", 20)
+    monkeypatch.setattr(kill_worker, "SCENARIO", kill_worker.SCENARIO[:1])
+    monkeypatch.setattr(crashes, "MOST_PRODUCTS", 40)
+    monkeypatch.setattr(power, "SHORT", 10)
     try:
         found = power.piece(tmp_path, 0, True)
     except CannotRun as reason:
