@@ -17,7 +17,8 @@ from sac_cli.shell import NoColor, Quiet, Verbose, app, examples, with_environme
 from sac_rag.errors import SacError
 
 COMMANDS = (
-    *("demo", "index", "add", "ask", "chat", "serve", "ls", "info", "rm", "gc", "recode", "verify", "repair", "export"),
+    *("demo", "index", "add", "ask", "chat", "warm", "serve", "ls", "info", "rm", "gc"),
+    *("recode", "verify", "repair", "export"),
     *("train", "eval", "reproduce", "calibrate", "codec", "models"),
 )
 """One module each; the order of `sac --help`."""
