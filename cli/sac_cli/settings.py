@@ -46,7 +46,7 @@ FREE = (
     | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
     | {f"placing_{name}" for name in ("positions", "order", "prior")}
     | {"passages", "step", "deep", "wait", "missing_ok", "scale", "only", "systems"}
-    | {"tokens", "questions", "rounds", "quick", "mine"}
+    | {"tokens", "questions", "rounds", "quick", "mine", "warm", "idle", "stop"}
 ) - PLACES
 """Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error."""
 MODELS = {"model": "base", "base": "base", "embedder": "embedder"}
