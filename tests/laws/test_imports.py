@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mending": READING | {"indexing"},
     "pipeline": READING | {"indexing", "maker", "mending"},
     "doctor": BASE | {"models", "library", "pipeline"},
-    "warm": BASE | {"models", "pipeline"},  # a shell, too
+    "warm": BASE | {"models", "answer", "pipeline"},  # a shell, too
     "serve": BASE | {"library", "answer", "indexing", "pipeline"},  # a shell: held to one door below
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
     # it measures what the others make
