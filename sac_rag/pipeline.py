@@ -29,6 +29,7 @@ from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import codec_state_of, compare, head_of
+from sac_rag.library.opening import plain as plain_fingerprint
 from sac_rag.library.repair import Remade, RepairReport
 from sac_rag.library.repair import repair as mend
 from sac_rag.library.vectors import marginal
@@ -333,6 +334,13 @@ class SacRag(Serving):
         from sac_rag.models.checking import problems
 
         return [*problems(self.engine.path), *problems(self.embedder.path)]
+
+    def is_current(self) -> bool:
+        """Whether what is loaded is still what lies on disk: the model, adapter and embedder that the library, at its
+        newest generation, was made with. Raises LibraryNotFound, LibraryMismatch and the like where that is gone."""
+        library = self.newest()
+        found = self.engine.is_current() and plain_fingerprint(self.engine.fingerprint(self.config, self.embedder))
+        return found == library.fingerprint
 
     def stats(self) -> Stats:
         return self.library.stats()

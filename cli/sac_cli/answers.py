@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from sac_rag.config import AskConfig
     from sac_rag.pipeline import SacRag
     from sac_rag.records import Answer
+    from sac_rag.warm.client import Heard, Warm
 
 PREVIEW = 60
 
 
-def speak(stream: Stream) -> Answer:
+def speak(stream: Stream | Heard) -> Answer:
     """Print an answer as it comes."""
     begun = False
     for piece in stream:
@@ -57,7 +58,7 @@ def _beginning(text: str) -> str:
     return console.one_line(text, PREVIEW)
 
 
-def warm_up(rag: SacRag, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None) -> None:
+def warm_up(rag: SacRag | Warm, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None) -> None:
     """One throw-away token each way, so that first-use costs distort neither of two timings."""
     short = dataclasses.replace(ask, max_new_tokens=1)
     for text in (False, True):
@@ -65,7 +66,7 @@ def warm_up(rag: SacRag, question: str, ask: AskConfig, where: Mapping[str, Any]
 
 
 def both_ways(
-    rag: SacRag, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None
+    rag: SacRag | Warm, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None
 ) -> tuple[Answer, Answer]:
     """The same question as `ask` says (compressed memory, unless it says otherwise) and from plain text. Both times
     include retrieval, the first also loading; both searches find the same passages."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sac_cli import answers, console, fields
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, opened, where_of
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, answering, where_of
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError, SacError
 from sac_rag.records import unicode_of
@@ -17,6 +17,7 @@ from sac_rag.records import unicode_of
 if TYPE_CHECKING:
     from sac_rag.config import AskConfig
     from sac_rag.pipeline import SacRag
+    from sac_rag.warm.client import Warm
 
 SETTINGS = fields.settings_of("sac_rag.config:AskConfig", panel="Answering")
 
@@ -53,6 +54,9 @@ def ask(
     text: Annotated[bool, typer.Option("--text", help="Short for --fidelity text.")] = False,
     both: Annotated[bool, typer.Option("--both", help="Answer both ways and compare times.")] = False,
     as_json: Json = False,
+    warm: Annotated[
+        bool, typer.Option("--warm/--no-warm", help="Let a process that `sac warm` started answer, if there is one.")
+    ] = True,
     device: Device = "auto",
     dtype: Dtype = "auto",
     **values: Any,
@@ -72,7 +76,7 @@ def ask(
         raise ConfigError('no question; write sac ask "…", or - to read them from standard input')
     many = question is None or question == "-"
     questions = _lines() if many else [unicode_of(question or "")]
-    with opened(library, device=device, dtype=dtype) as rag:
+    with answering(library, device=device, dtype=dtype, warm=warm) as rag:
         failed = _answer(rag, questions, settings, conditions, text=text, both=both, as_json=as_json, many=many)
     if failed:
         raise typer.Exit(1)
@@ -83,7 +87,7 @@ def _lines() -> Iterable[str]:
 
 
 def _answer(
-    rag: SacRag,
+    rag: SacRag | Warm,
     questions: Iterable[str],
     settings: AskConfig,
     where: Mapping[str, Any] | None,
@@ -114,7 +118,7 @@ def _answer(
 
 
 def _one(
-    rag: SacRag,
+    rag: SacRag | Warm,
     question: str,
     settings: AskConfig,
     where: Mapping[str, Any] | None,

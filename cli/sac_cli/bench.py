@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -84,7 +84,7 @@ def bench(
     with console.working("loading"):
         from sac_rag.evaluate import own, suite
         from sac_rag.evaluate.results import versions
-    where = {"device": device, "dtype": dtype}
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
     ratios = tuple(numbers(ratio, "--ratio"))
     tables: Tables
     with run_bars() as listen:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sac_cli import answers, console, indexing, serve
+from sac_cli import answers, console, indexing
 from sac_cli.options import Device, Dtype, Json, opened
 from sac_cli.shell import command
 
@@ -75,6 +75,7 @@ def run(
         if keep and not as_json:
             console.hint(f"the library stays in {folder}: sac chat --library {folder}")
         if served:
+            from sac_cli import serve
             from sac_rag.serve.settings import ServeConfig
 
             serve.run([f"demo={folder}"], (), None, ServeConfig(), device=device, dtype=dtype)

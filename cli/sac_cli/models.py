@@ -115,7 +115,7 @@ def verify(
         for line in problems:
             console.notice(line)
     if problems:
-        console.error(f"{len(problems)} file{'s' * (len(problems) > 1)} of models are not what they were")
+        console.error(f"not what they were: {len(problems)} file{'s' * (len(problems) > 1)} of models")
         raise typer.Exit(1)
 
 

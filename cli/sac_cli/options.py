@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from sac_rag.library.filters import all_of, fitting
 if TYPE_CHECKING:
     from sac_rag.config import IndexConfig
     from sac_rag.pipeline import SacRag
+    from sac_rag.warm.client import Warm
 
 DEFAULT_LIBRARY = "sac.lib"
 
@@ -66,6 +67,30 @@ def opened(
         )
     with rag:
         yield rag
+
+
+@contextmanager
+def answering(library: str, *, device: str, dtype: str, warm: bool) -> Iterator[SacRag | Warm]:
+    """A library to ask: by the warm process that serves it, where there is one and `warm` lets it, else opened here."""
+
+    def told(who: str) -> None:
+        if console.state.verbose:
+            console.hint(who)
+
+    with ExitStack() as stack:
+
+        def cold() -> SacRag:
+            return stack.enter_context(opened(library, device=device, dtype=dtype))
+
+        found = None
+        if warm:
+            from sac_rag.warm.client import Warm
+
+            check_present(library)
+            found = Warm.at(library, device, dtype, cold, told)
+        if found is None:
+            told("answered by this process")
+        yield found or cold()
 
 
 def matching(wanted: str, stored: Sequence[str], library: str, *, missing_ok: bool = False) -> list[str]:

@@ -31,7 +31,7 @@ def _names(*places: str) -> frozenset[str]:
 
 PLACES = {
     *("library", "libraries", "output", "results", "data"),
-    *("adapter", "full_ft_adapter", "from", "teacher", "recipe", "rerank", "reader_from"),
+    *("adapter", "full_ft_adapter", "from", "teacher", "recipe", "rerank", "reader_from", "gguf", "plots"),
 }
 """Flags that it may set to what lies in the working folder; names of adapters and recipes are such too."""
 FREE = (
@@ -42,10 +42,11 @@ FREE = (
     | {"quiet", "verbose", "no_color", "json", "where", "text", "both", "device", "dtype"}
     | {"reader", "prompt", "track", "sets", "pool", "contexts", "limit", "batch", "precision", "report"}
     | {"steps_scale", "micro_tokens", "option", "licence"}
-    | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole")}
+    | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole", "start")}
     | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
     | {f"placing_{name}" for name in ("positions", "order", "prior")}
-    | {"passages", "step", "deep", "wait", "missing_ok", "scale", "only"}
+    | {"passages", "step", "deep", "wait", "missing_ok", "scale", "only", "systems"}
+    | {"tokens", "questions", "rounds", "quick", "mine", "warm", "idle", "stop"}
 ) - PLACES
 """Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error."""
 MODELS = {"model": "base", "base": "base", "embedder": "embedder"}

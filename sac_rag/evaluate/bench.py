@@ -22,6 +22,7 @@ from sac_rag.answer.chat import Message, layout_messages
 from sac_rag.answer.reader import Sampling, decode
 from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.errors import ConfigError
+from sac_rag.evaluate import cold
 from sac_rag.evaluate.metrics import contains
 from sac_rag.indexing import IndexReport
 from sac_rag.library.codecs import CODECS, get_codec, is_fitted
@@ -230,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", action="store_true", help="also answer all sample questions with 1, 3, 5 passages")
     parser.add_argument("--serving", action="store_true", help="also 16 conversations at once, and 8 turns of one")
     parser.add_argument("--indexing", action="store_true", help="only index, in this process and in 1 and 2 workers")
+    parser.add_argument("--cold", action="store_true", help="only time whole processes")
     parser.add_argument("--documents", help="what --indexing indexes (default: the sample documents)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
@@ -240,6 +242,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         results["indexing"] = indexing(args.documents or documents(), (None, 1, 2))
         ratios = []
     with tempfile.TemporaryDirectory() as folder:
+        if args.cold:
+            library, ratios = args.library or str(Path(folder) / "cold.lib"), []
+            if not args.library:
+                SacRag.index(documents(), library).close()
+            results["processes"] = cold.processes(library, asked[0].question, args.rounds)
+            results["seconds of a cold question"] = cold.seconds(library, asked[0].question)
         for ratio in ratios:
             if args.library:
                 rag = SacRag.open(args.library)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
+from typing import Any
 
 from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.errors import ConfigError
@@ -65,7 +66,7 @@ def choices(
     """
     rows: list[Row] = []
     asked: list[tuple[str, str]] = []
-    where = {"device": device, "dtype": dtype}
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
     for ratio in ratios:
         made = Path(folder) / f"{ratio:g}x.lib"
         if listen:

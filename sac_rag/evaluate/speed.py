@@ -120,9 +120,9 @@ def first_tokens(
             question = questions[turn % len(questions)]
             hits = finder.retrieve(question, ask)
             for name, way in ways.items():
-                found = way(question, ask, hits)
+                answer = way(question, ask, hits)
                 if turn:
-                    taken[name].append(found)
+                    taken[name].append(answer)
                 if listen:
                     listen(f"{k} passages", name, turn + 1, rounds + 1)
         for name, found in taken.items():

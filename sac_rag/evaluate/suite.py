@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import IndexConfig
@@ -63,7 +64,7 @@ class Plan:
 
 def run(plan: Plan, *, device: str = "auto", dtype: str = "auto", listen: Listen | None = None) -> Tables:
     """Tables by name, in the order of `PARTS` behind "machine"; those of what is not measured are left out."""
-    where = {"device": device, "dtype": dtype}
+    where: dict[str, Any] = {"device": device, "dtype": dtype}
     asked = list(plan.asked) or [q.question for q in questions()]
     tables: Tables = {}
     with tempfile.TemporaryDirectory(prefix="sac-bench-") as folder, contextlib.ExitStack() as open_ones:
@@ -71,7 +72,7 @@ def run(plan: Plan, *, device: str = "auto", dtype: str = "auto", listen: Listen
         def made(name: str, config: IndexConfig) -> SacRag:
             if listen:
                 listen("indexing", name, 0, 1)
-            paths = list(plan.paths) or [documents()]
+            paths = list(plan.paths) or [str(documents())]
             rag = open_ones.enter_context(SacRag.index(paths, Path(folder) / f"{name}.lib", config, **where))
             if not rag.stats().passages:
                 raise ConfigError("there is no text in these documents to measure anything with")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ MANIFEST = "manifest.json"
 MOST_MANIFEST = 1 << 24
 MOST_FILES = 100_000
 CHUNK = 1 << 20
+_DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
+"""What `zipfile` raises over bytes that are none of an archive's."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ def _archive(source: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(source) as archive:
             yield archive
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except OSError as error:  # also for a place in the file that cannot be, of a damaged directory
+        raise LibraryError(f"cannot unpack {source}: {error.strerror or error}") from None
+    except _DAMAGE as error:
         raise LibraryCorrupt(f"{source} is no pack, or is damaged: {error}") from None
 
 

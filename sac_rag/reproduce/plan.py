@@ -88,14 +88,15 @@ class Plan:
         **more: Any,
     ) -> Score:
         """A system's answers to the questions of a file."""
-        system = system_of(name)
+        system, reader = system_of(name), reader_of(system_of(name).reader)
+        only = METHODS.load(system.method).only_ratio if reader.compressed else None
         return Score(
             system=name,
             method=system.method,
             reader=system.reader,
             file=file,
             model=self.scale.model if model is None else model,
-            ratio=ratio if reader_of(system.reader).compressed else None,
+            ratio=only or (ratio if reader.compressed or reader.at_ratios else None),
             limit=self.scale.limit,
             seed=self.scale.seed,
             adapter=self.adapter(name, model, for_),

@@ -44,8 +44,9 @@ class System:
         return f"objective {missing!r} is not registered" if missing else None
 
 
+WORDS = "a classifier trained here, not its own weights; what it keeps is read by Full-FT"
 RIVALS = ("ae+lm",)
-"""How the systems that append memory tokens are pretrained (methods of the paper, appendix A)."""
+"""How the paper pretrains the systems that append memory tokens."""
 
 _ALL = (
     System("full-ft", "Full-FT", "full-ft", note="LoRA that reads the whole text: the ceiling", reader="full-ft"),
@@ -57,7 +58,8 @@ _ALL = (
     System("epl", "EPL", "epl", RIVALS, note="slots counted by length"),
     System("beacon", "Activation Beacon", "beacon", ("lm",), note="our interpretation"),
     System("dast", "DAST", "dast", ("lm",), note="our interpretation"),
-    System("llmlingua2", "LLMLingua-2", "llmlingua2"),
+    System("llmlingua2", "LLMLingua-2", "full-ft", note=WORDS, reader="words", like="full-ft"),
+    System("kept-words", "LLMLingua-2, frozen reader", "llmlingua2", note="no training"),
     System("full-kv", "all keys and values", "full-kv", note="no training; ratio 1"),
     System("kvzip", "KVzip", "kvzip", note="no training"),
     System("attention-matching", "Attention Matching", "attention-matching", note="no training"),

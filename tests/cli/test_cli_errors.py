@@ -124,6 +124,6 @@ def test_models_are_verified(sac: Sac, tmp_path: Path, monkeypatch: pytest.Monke
     weights.write_bytes(b"twO" + weights.read_bytes()[3:])
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     found = sac("models", "verify", *names)
-    assert found.code == 1 and f"{names[0]}\t1\t300 B\tyes\n{names[1]}\t1\t300 B\tno\n" == found.out
+    assert found.code == 1 and f"{names[0]}\t1\t300\tyes\n{names[1]}\t1\t300\tno\n" == found.out
     assert f"{weights} changed while its size and time stayed" in found.err
     assert sac("models", "verify", "no-such").code == 1 and sac("models", "verify").code == 0

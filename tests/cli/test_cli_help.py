@@ -34,8 +34,8 @@ COMMANDS = {path: command for path, command in walk() if path and not commands_b
 
 
 def test_the_commands_are_there() -> None:
-    users = "demo index add ask chat serve mcp ls info rm gc recode verify repair export pack unpack"
-    others = "train eval reproduce calibrate codec bench models doctor"
+    users = "demo index add ask chat warm serve mcp ls info rm gc recode verify repair export pack unpack"
+    others = "train eval reproduce calibrate codec bench doctor models"
     assert [c.name for c in commands_below(ROOT)] == f"{users} {others}".split()
     assert {("models", n) for n in ("list", "pull", "path", "verify")} <= set(COMMANDS)
 
@@ -98,11 +98,12 @@ def test_settings_are_flags_with_their_documentation() -> None:
 
 def test_given_settings_make_the_dataclass_with_its_own_types() -> None:
     from sac_cli import fields, train
-    from sac_rag.train.objectives import configured
+    from sac_rag.train.objectives import configured, fields_of
 
     settings = {s.name: s for s in train.TRAINING}
     told = {s.field: s.default for s in (*train.TRAINING, *train.OWN)}
-    assert told == configured().flat()
+    known = [{name: told[name] for name in fields_of(objective)} for objective in ("qa", "reader", "ae+lm")]
+    assert known == [{**configured(o).flat(), "objective": "qa"} for o in ("qa", "reader", "ae+lm")]
     assert settings["ratios"].value(["2, 5 15"]) == settings["ratios"].value(["2", "5", "15"]) == (2.0, 5.0, 15.0)
     lora = fields.given(train.LORA, {"lora_targets": ["q_proj,v_proj"], "lora_rank": 3, "seed": 1})
     assert lora == {"targets": ("q_proj", "v_proj"), "rank": 3}

@@ -30,8 +30,8 @@ class Announced(Method):
 
     def announce(self, header: str, lm_token: bool) -> None:
         """header: a template, "{bos}" for the model's BOS; "" for none. Raises ConfigError where it fills a chunk."""
-        tokenizer = self.backbone.tokenizer
-        self.header_ids = self.backbone.template(header.replace("{bos}", tokenizer.bos_token or ""))
+        bos = str(self.backbone.tokenizer.special_tokens_map.get("bos_token") or "")
+        self.header_ids = self.backbone.template(header.replace("{bos}", bos))
         if len(self.header_ids) >= MAX_PASSAGE_TOKENS:
             raise ConfigError(f"header has {len(self.header_ids)} tokens; a chunk has {MAX_PASSAGE_TOKENS} with it")
         if lm_token:

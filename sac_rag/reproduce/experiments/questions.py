@@ -112,7 +112,7 @@ class Methods(Answers):
     )
     systems = (
         *("full-ft", "sac", "epl", "500x", "icae", "beacon", "dast", "llmlingua2"),
-        *("text", "closed", "full-kv", "kvzip", "attention-matching"),
+        *("text", "closed", "full-kv", "kvzip", "attention-matching", "kept-words"),
     )
     shares = SHARES
 

@@ -97,11 +97,11 @@ class Both(Reads):
         """Of the angle between the gradients of two losses."""
         named = self.method.parameters().items()
         live = [p for n, p in named if p.requires_grad and not n.startswith((SELECTOR, BUDGET))]
-        ways = [
+        mine, its = (
             torch.cat([g.flatten() for g in torch.autograd.grad(loss, live, retain_graph=True, materialize_grads=True)])
             for loss in (one, other)
-        ]
-        return float(torch.cosine_similarity(*ways, dim=0))
+        )
+        return float(torch.cosine_similarity(mine, its, dim=0))
 
 
 def continuation_batch(contexts: Sequence[TokenisedContext], ratios: Sequence[float], method: Method) -> Batch:

@@ -1,0 +1,49 @@
+"""`sac warm`: a process that keeps a library and its model loaded, for `sac ask`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sac_cli import console
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, LibraryFolder, check_present
+from sac_cli.shell import command
+
+
+@command(
+    "warm",
+    example="""
+    sac warm my.lib
+    sac warm my.lib --idle 60                      ends when nobody has asked for an hour
+    sac warm my.lib --stop
+    sac ask "Who signs?" --library my.lib -v       says who answered
+    """,
+)
+def warm(
+    folder: Annotated[str | None, typer.Argument(help="Folder of the library.", metavar="LIBRARY")] = None,
+    library: LibraryFolder = DEFAULT_LIBRARY,
+    idle: Annotated[
+        float, typer.Option("--idle", min=0.01, help="Minutes without a question after which it ends.", metavar="MIN")
+    ] = 15.0,
+    stop: Annotated[bool, typer.Option("--stop", help="End the one that runs.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Keep a library and its model loaded: `sac ask` with the same settings then answers without loading them.
+
+    The process stays behind when the command returns, and ends by itself when it has been idle. Only you can ask it:
+    its socket lies in a folder of your own. `sac ask` reads the library's newest state through it, and answers by
+    itself where it cannot. Linux only.
+    """
+    from sac_rag.warm import client
+
+    place = folder or library
+    if stop:
+        ended = client.stop(place, device, dtype)
+        console.hint(f"the warm process of {place} has ended" if ended else f"no warm process serves {place}")
+        return
+    check_present(place)
+    with console.working("loading the model"):
+        pid = client.start(place, device, dtype, 60 * idle)
+    console.hint(f"process {pid} answers from {place}, until nobody has asked for {idle:g} minutes")

@@ -1,0 +1,203 @@
+"""Asking a warm process, or this one where that does not answer. No model is imported for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sac_rag import errors
+from sac_rag.config import AskConfig
+from sac_rag.errors import SacError
+from sac_rag.records import Answer, Hit, Passage, Timings, Usage
+from sac_rag.warm.place import connect, socket_of
+
+if TYPE_CHECKING:
+    from sac_rag.answer.stream import Stream
+    from sac_rag.pipeline import SacRag
+
+REACHED_S = 2.0
+"""Seconds in which a warm process says that it has heard."""
+ANSWERED_S = 600.0
+LINE_BYTES = 64 << 20
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sac_rag.warm.server import main; main(sys.argv[2])"
+)
+
+
+class Warm:
+    """What `sac ask` asks: `ask` and `stream` as of `SacRag`, by a warm process as long as that answers."""
+
+    def __init__(self, path: Path, cold: Callable[[], SacRag], told: Callable[[str], None] = lambda line: None) -> None:
+        """path: the socket. cold: opens the library in this process, at the first question that needs it. told: hears
+        who answers."""
+        self._path, self._open, self._told = path, cold, told
+        self._cold: SacRag | None = None
+
+    @classmethod
+    def at(
+        cls,
+        library: str,
+        device: str,
+        dtype: str,
+        cold: Callable[[], SacRag],
+        told: Callable[[str], None] = lambda line: None,
+    ) -> Warm | None:
+        """One for a library that a process of this user serves; None where there is none, for whatever reason."""
+        try:
+            path = socket_of(library, device, dtype)
+        except (OSError, SacError):
+            return None
+        connection = connect(path, REACHED_S)
+        if connection is None:
+            return None
+        connection.close()
+        return cls(path, cold, told)
+
+    def ask(
+        self,
+        question: str,
+        ask: AskConfig | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        text: bool = False,
+    ) -> Answer:
+        stream = self.stream(question, ask, where=where, text=text)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        question: str,
+        ask: AskConfig | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        text: bool = False,
+    ) -> Heard | Stream:
+        """As of `SacRag`. What a warm process refuses, or does not live to begin, this process answers."""
+        request = {
+            "question": question,
+            "ask": dataclasses.asdict(ask or AskConfig()),
+            "where": where,
+            "text": text,
+        }
+        if self._cold is None:
+            if (heard := _begun(self._path, request)) is not None:
+                self._told(f"answered by the warm process {heard.pid}")
+                return heard
+            self._cold = self._open()
+        self._told("answered by this process")
+        return self._cold.stream(question, ask, where=where, text=text)
+
+
+class Heard(Iterator[str]):
+    """The pieces of an answer that a warm process makes; `answer` when they are over."""
+
+    def __init__(self, connection: socket.socket, lines: Any, pid: int, first: dict[str, Any]) -> None:
+        self.pid = pid
+        self._connection, self._lines, self._next = connection, lines, first
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        if self._answer is not None:
+            raise StopIteration
+        event, self._next = self._next or _event(self._lines), {}
+        if event is None:
+            self._connection.close()
+            raise SacError(f"the warm process {self.pid} ended before its answer did: ask again")
+        if "piece" in event:
+            return str(event["piece"])
+        self._connection.close()
+        if "error" in event:
+            message = str(event["message"])
+            raise errors.known(str(event["error"]), message) or SacError(message)
+        self._answer = answer_of(event["answer"])
+        raise StopIteration
+
+    @property
+    def answer(self) -> Answer:
+        if self._answer is None:
+            raise RuntimeError("the answer is not complete: read the stream to its end first")
+        return self._answer
+
+
+def _begun(path: Path, request: Mapping[str, Any]) -> Heard | None:
+    """An answer whose first piece has come; None where a warm process does not answer."""
+    connection = connect(path, REACHED_S)
+    if connection is None:
+        return None
+    try:
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        lines = connection.makefile("rb")
+        met = _event(lines)
+        connection.settimeout(ANSWERED_S)
+        first = _event(lines) if met and "pid" in met else None
+        if met is not None and first is not None and {"piece", "answer", "error"} & set(first):
+            return Heard(connection, lines, int(met["pid"]), first)
+    except (OSError, TypeError, ValueError):
+        pass
+    connection.close()
+    return None
+
+
+def _event(lines: Any) -> dict[str, Any] | None:
+    """The next line of a warm process; None where it has ended."""
+    try:
+        line = lines.readline(LINE_BYTES)
+        found = json.loads(line) if line.endswith(b"\n") else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def answer_of(told: Mapping[str, Any]) -> Answer:
+    """The Answer that `dataclasses.asdict` made this of, by way of JSON."""
+    hits = tuple(Hit(**{**hit, "passage": Passage(**hit["passage"])}) for hit in told["sources"])
+    parts = {"sources": hits, "usage": Usage(**told["usage"]), "timings": Timings(**told["timings"])}
+    return Answer(**{**told, **parts, "notices": tuple(told["notices"])})
+
+
+def start(library: str, device: str, dtype: str, idle_s: float) -> int:
+    """Start a warm process for a library, apart from this one, and wait until it answers; its process id.
+
+    Raises what opening the library raises, ConfigError where sockets cannot be private, SacError where it ends early.
+    """
+    path = socket_of(library, device, dtype, make=True)
+    setup = {"path": str(path), "library": os.path.abspath(library), "device": device, "dtype": dtype, "idle_s": idle_s}
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-c", _START, json.dumps([os.path.abspath(p) for p in sys.path]), json.dumps(setup)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # it outlives the terminal
+        cwd="/",
+    )
+    assert child.stdout is not None
+    with child.stdout as lines:
+        event = _event(lines)
+    if event is None:
+        raise SacError(f"the warm process ended (exit code {child.wait()}) before it could answer")
+    if "error" in event:
+        child.wait()
+        raise errors.known(str(event["error"]), str(event["message"])) or SacError(str(event["message"]))
+    return int(event["pid"])
+
+
+def stop(library: str, device: str, dtype: str) -> bool:
+    """End the warm process of a library; whether there was one. Raises ConfigError as `socket_of`."""
+    try:
+        connection = connect(socket_of(library, device, dtype), REACHED_S)
+    except OSError:
+        return False
+    if connection is None:
+        return False
+    with connection:
+        connection.sendall(b'{"stop": true}\n')
+        return _event(connection.makefile("rb")) is not None
