@@ -32,6 +32,7 @@ def test_imports_count_for_the_package_that_asked_for_them() -> None:
     assert found == pytest.approx({"torch": 5.4e-3, "sac_rag": 1.7e-3, "numpy": 5e-5, "other": 1e-4})
 
 
+@pytest.mark.slow
 def test_whole_processes_are_timed(tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SAC_CONFIG", str(tmp_path / "none.toml"))

@@ -204,6 +204,7 @@ def sac(words: list[str], root: Path = Path(__file__).parents[2]) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_processes_from_the_command_line(runtime: Path, library: str) -> None:
     """Started, asked, killed, started again, stopped."""
     question = ["ask", "Who planted the elm?", "--library", library, "--json", "-v", "--max-new-tokens", "4"]
