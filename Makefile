@@ -16,8 +16,8 @@ help:  ## show this list
 	@echo "TORTURE='--only kills power' runs some parts of the torture, TORTURE=--report writes its page alone."
 	@echo "PYTHON=python3.12 names the interpreter that makes $(VENV)."
 
-demo: $(STAMP)  ## index the sample documents and answer questions about them
-	$(BIN)/sac demo
+demo: $(STAMP)  ## index the sample documents and answer questions about them; SERVE=1 ends with a page
+	$(BIN)/sac demo $(if $(SERVE),--serve)
 
 test: $(STAMP)  ## ruff, mypy and all tests
 	$(BIN)/ruff check .

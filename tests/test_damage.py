@@ -112,6 +112,46 @@ def test_the_gate_judges_each_library_and_each_generation(path, tmp_path):
         rag.ask(QUESTION, **SHORT)
 
 
+class Coarse:
+    """A codec that loses a third of what it stores, as `transform` may with a short passage."""
+
+    def encode(self, memory):
+        return {"memory": memory}
+
+    def decode(self, stored):
+        memory = stored["memory"]
+        spread = [3.0 * getattr(memory, n).float().std() / 2.5 for n in ("keys", "values")]
+        keys, values = ((t.float() / s).round() * s for t, s in zip((memory.keys, memory.values), spread, strict=True))
+        return dataclasses.replace(memory, keys=keys, values=values)
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_what_a_codec_loses_is_no_error(path, monkeypatch, sound):
+    """A library of the default codec with passages of two sentences was refused."""
+    from sac_rag.answer import gate
+
+    load, coarse, lost = Library.load, Coarse(), []
+
+    def stored(library, ids):
+        made = load(library, ids)
+        kept = [coarse.decode(coarse.encode(m)) for m in made]
+        lost.extend(
+            float((a.keys.float() - b.keys).norm() / a.keys.float().norm()) for a, b in zip(made, kept, strict=True)
+        )
+        return kept if sound else [dataclasses.replace(m, keys=-m.keys) for m in kept]
+
+    monkeypatch.setattr(Library, "load", stored)
+    monkeypatch.setattr(Library, "codec", lambda library: coarse)
+    with SacRag.open(path) as rag:
+        if sound:
+            assert rag.ask(QUESTION, **SHORT).sources and rag.mismatches() == []
+        else:
+            with pytest.raises(GateError, match="stored error is 2"):
+                rag.ask(QUESTION, **SHORT)
+            assert len(rag.mismatches()) == rag.stats().passages
+    assert min(lost) > gate.STORED
+
+
 def test_a_pass_is_noted_with_library_and_generation(path, tmp_path, monkeypatch):
     from sac_rag.answer import gate
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sac_cli import answers, console, indexing
+from sac_cli import answers, console, indexing, serve
 from sac_cli.options import Device, Dtype, Json, opened
 from sac_cli.shell import command
 
@@ -27,6 +27,7 @@ QUESTIONS = 6
     example="""
     sac demo
     sac demo --library demo.lib        then: sac chat --library demo.lib
+    sac demo --serve                   ends with the address of a page to ask
     sac demo --json | jq .summary
     """,
 )
@@ -35,6 +36,7 @@ def demo(
         str | None, typer.Option("--library", "-l", help="Put the library here and leave it there.", metavar="DIR")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the library where it is and print its folder.")] = False,
+    served: Annotated[bool, typer.Option("--serve", help="Then serve it, with a page, until Ctrl-C.")] = False,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -43,11 +45,18 @@ def demo(
 
     The first run fetches the default models (about 180 MB).
     """
-    run(library, keep=keep, as_json=as_json, device=device, dtype=dtype)
+    run(library, keep=keep, as_json=as_json, served=served, device=device, dtype=dtype)
 
 
 def run(
-    library: str | None, *, keep: bool, as_json: bool, device: str, dtype: str, config: IndexConfig | None = None
+    library: str | None,
+    *,
+    keep: bool,
+    as_json: bool,
+    device: str,
+    dtype: str,
+    served: bool = False,
+    config: IndexConfig | None = None,
 ) -> None:
     """The demonstration; `config` chooses other models for a new library."""
     from sac_rag import samples
@@ -65,6 +74,10 @@ def run(
             _finish(rag, folder, report, asked, results, as_json)
         if keep and not as_json:
             console.hint(f"the library stays in {folder}: sac chat --library {folder}")
+        if served:
+            from sac_rag.serve.settings import ServeConfig
+
+            serve.run([f"demo={folder}"], (), None, ServeConfig(), device=device, dtype=dtype)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def eval_(
     data: Annotated[str | None, typer.Option(help="Folder of the groups' files.", metavar="DIR")] = None,
     reader: Annotated[
         list[str],
-        typer.Option(help="closed (gold), text, memory, mixed (retrieved), full-ft or words (gold); repeat or use commas."),
+        typer.Option(help="closed (gold), text, memory, mixed (retrieved), full-ft or words (gold); repeat or commas."),
     ] = ["memory"],  # noqa: B006  read, never changed
     model: Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")] = DEFAULT_MODEL,
     method: Annotated[

@@ -17,8 +17,8 @@ from sac_cli.shell import NoColor, Quiet, Verbose, app, examples, with_environme
 from sac_rag.errors import SacError
 
 COMMANDS = (
-    *("demo", "index", "add", "ask", "chat", "serve", "ls", "info", "rm", "gc", "recode", "verify", "repair", "export"),
-    *("train", "eval", "reproduce", "calibrate", "codec", "models"),
+    *("demo", "index", "add", "ask", "chat", "serve", "mcp", "ls", "info", "rm", "gc", "recode", "verify", "repair"),
+    *("export", "pack", "unpack", "train", "eval", "reproduce", "calibrate", "codec", "bench", "models", "doctor"),
 )
 """One module each; the order of `sac --help`."""
 for _name in COMMANDS:

@@ -57,6 +57,7 @@ def run(
     limits.check_reach(keys=keys is not None)
     try:
         import fastapi  # noqa: F401
+        import mcp  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:

@@ -96,7 +96,8 @@ def train(
         typer.Option(
             help="All stages of a known training, over one folder of data: default, large, full-ft, tiny, "
             "ablation-base, ablation-lm, ablation-quote, ablation-causal, ablation-future, "
-            "ablation-no-anchor-embedding, ablation-random, ablation-salient, ablation-budget, or a .toml file.",
+            "ablation-no-anchor-embedding, ablation-random, ablation-salient, ablation-budget; rival-METHOD (methods "
+            "at equal steps); paper-METHOD, paper-METHOD-15x, paper-METHOD-51x (the paper's settings); or a file.toml.",
             rich_help_panel=RECIPE,
         ),
     ] = None,
@@ -128,10 +129,10 @@ def train(
 ) -> None:
     """Train an adapter: pretraining on text (lm, ae, ae+lm) or finetuning on questions (qa) and summaries (summarise).
 
-    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm, ae and ae+lm read their text alone. cloze:
-    in front of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a name, a
-    number or a phrase that was taken out of it. choice: asks the file's own questions, about half of them with the
-    answer and another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, piece by piece.
+    Data are MRQA-style lines, SQuAD JSON, documents with summaries, or text; lm, ae and ae+lm read their text alone.
+    cloze: in front of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a
+    name, a number or a phrase that was taken out of it. choice: asks the file's own questions, about half of them with
+    the answer and another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, in pieces.
 
     --recipe trains all stages of a known training in folders 1-… and 2-… of the output, which gets the last adapter;
     the data are then one folder with lm/, qa/ and summ/ in it.

@@ -36,7 +36,8 @@ DRIFT = {torch.float32: 1e-3}
 DRIFT_OTHERWISE = 0.6
 """Largest difference of log-probabilities, memory of all tokens against plain reading, among likely tokens."""
 STORED = 0.15
-"""Relative error of a stored passage against compressing it again."""
+"""Relative error of a stored passage against compressing it again, both as the library's codec gives them back: what
+that loses is no error, and may be more than this for a short passage."""
 COMMON = 0.9
 """Share of its slots that a stored passage has in common with compressing it again, where the model's own numbers
 choose them (`Method.weighs`): other kernels round otherwise, and of two tokens that weigh alike another one stays."""
@@ -79,7 +80,7 @@ def mismatches(encoder: Encoder, library: Library, ids: Sequence[str]) -> Iterat
                 some += library.get([passage_id])
             except MemoryDamaged as e:
                 yield str(e)
-        fresh = encoder.compress([p.text for p in some], float(library.fingerprint["ratio"]))
+        fresh = _made_again(encoder, library, [p.text for p in some])
         for passage, made, kept in zip(some, fresh, stored, strict=True):
             name = f"the memory of passage {passage.id} of {passage.document!r}"
             if not _same_places(made, kept, encoder.method.weighs):
@@ -144,7 +145,7 @@ def _stored(engine: Engine, library: Library) -> float | None:
             (passage,), (stored,) = library.get([passage_id]), library.load([passage_id])
         except (PassageGone, MemoryDamaged):  # removed by another thread just now, or of no use
             continue
-        (fresh,) = engine.compress([passage.text], float(library.fingerprint["ratio"]))
+        (fresh,) = _made_again(engine, library, [passage.text])
         if not _same_places(fresh, stored, engine.method.weighs):
             raise GateError(
                 f"correctness gate: passage {passage_id} has {_kept(stored)}, this model makes {_kept(fresh)}: index "
@@ -154,6 +155,13 @@ def _stored(engine: Engine, library: Library) -> float | None:
         if len(found) == 2:
             break
     return max(found, default=None)
+
+
+def _made_again(encoder: Encoder, library: Library, texts: Sequence[str]) -> list[AnchorKV]:
+    """What the library would give for these texts, were they stored now."""
+    codec = library.codec()
+    made = encoder.compress(texts, float(library.fingerprint["ratio"]))
+    return [codec.decode(codec.encode(kv)) for kv in made]
 
 
 def _same_places(a: AnchorKV, b: AnchorKV, weighs: bool) -> bool:

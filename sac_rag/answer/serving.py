@@ -161,6 +161,10 @@ class Serving:
     def _prompt(self, messages: Sequence[Message] | Prompt, sampling: Sampling | None) -> Prompt:
         return messages if isinstance(messages, Prompt) else self.conversation(messages, sampling)
 
+    def check(self) -> None:
+        """Judge memories of this library on this machine, as before a first answer. Raises GateError: see `gate`."""
+        self._check_gate()
+
     def _check_gate(self) -> None:
         if not self._gated:
             gate.check(self.engine, self.library)

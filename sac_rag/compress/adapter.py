@@ -56,7 +56,7 @@ class Card:
     lora: dict[str, Any] = field(default_factory=dict)
     """Fields of LoraSpec."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the method (selector, budget, causal, learn_prefix, sharpness)."""
+    """Keyword arguments of the method (selector, budget, causal, learn_prefix, sharpness, ...)."""
     layout: dict[str, str] = field(default_factory=dict)
     """Fields of PromptLayout."""
     placing: dict[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -52,9 +52,12 @@ class LoraSpec:
     """Linear layers that carry it (the paper's code: q_proj and v_proj, at rank 128)."""
     whole: bool = False
     """Also adapt what an encoder never computes, the last layer beyond K and V: needed to read with it (Full-FT)."""
+    start: str = "inputs"
+    """A starts uniform within 1 / sqrt(inputs of the layer), as peft has it, or within 1 / sqrt(rank), as the paper's
+    code: "inputs" or "rank"."""
 
     def __post_init__(self) -> None:
-        kinds = (("rank", int), ("alpha", int | float), ("targets", tuple), ("whole", bool))
+        kinds = (("rank", int), ("alpha", int | float), ("targets", tuple), ("whole", bool), ("start", str))
         for name, kind in kinds:
             value = getattr(self, name)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -64,10 +67,17 @@ class LoraSpec:
         unknown = [t for t in self.targets if t not in LORA_TARGETS]
         if unknown or not self.targets:
             raise AdapterError(f"LoRA targets {unknown or self.targets} are not among {', '.join(LORA_TARGETS)}")
+        if self.start not in ("inputs", "rank"):
+            raise AdapterError(f"LoRA start is {self.start!r}; use inputs or rank")
         if not 1 <= self.rank <= 1024:
             raise AdapterError(f"LoRA rank is {self.rank}; it must lie in 1..1024")
         if not 0 < self.alpha <= MAX_ALPHA:
             raise AdapterError(f"LoRA alpha is {self.alpha}; it must be above 0, and at most {MAX_ALPHA:,}")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """JSON values; `start` where it is not the default, for what was stored before there was a choice."""
+        found = {**asdict(self), "targets": list(self.targets)}
+        return found if self.start != "inputs" else {n: v for n, v in found.items() if n != "start"}
 
 
 def least_numbers(model: Any, spec: LoraSpec) -> int:
@@ -163,6 +173,11 @@ class Backbone:
         return self.config.num_hidden_layers, self.config.num_key_value_heads, self.head_dim
 
     @property
+    def numbers(self) -> int:
+        """Weights in the layers of the decoder."""
+        return sum(p.numel() for p in self.decoder.model.layers.parameters())
+
+    @property
     def context_length(self) -> int:
         """Most positions that the model was made for."""
         return self.config.max_position_embeddings
@@ -188,8 +203,8 @@ class Backbone:
         return ((n.replace(".default", ""), p) for n, p in named if "lora_" in n)
 
     def projections(self) -> Iterator[tuple[str, torch.Size]]:
-        """Shapes of weights and biases that make an encoder's queries, keys and values, by name (`LAYER.q_proj.weight`):
-        all but the queries of the last layer."""
+        """Shapes of what makes an encoder's queries, keys and values, with names such as `0.q_proj.weight`: all but the
+        queries of the last layer."""
         layers = self.decoder.model.layers
         for index, layer in enumerate(layers):
             for name in ("q_proj", "k_proj", "v_proj")[index == len(layers) - 1 :]:
@@ -567,6 +582,10 @@ def _with_lora(model: Any, spec: LoraSpec, trains: bool) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a run repeats, whatever chance was used before it
         twin = (adapt_by_peft if trains else adapt)(twin, names, spec.rank, spec.alpha)
+        if spec.start == "rank":  # A is stored (inputs, rank) there, and started as if inputs were outputs
+            for name, parameter in twin.named_parameters():
+                if "lora_A" in name:
+                    nn.init.uniform_(parameter, -(spec.rank**-0.5), spec.rank**-0.5)
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return twin

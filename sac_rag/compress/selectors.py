@@ -21,6 +21,7 @@ SELECTORS = Registry(
     "selector",
     {
         "uniform": "sac_rag.compress.selectors:Uniform",
+        "stride": "sac_rag.compress.selectors:Stride",
         "random": "sac_rag.compress.selectors:Random",
         "llmlingua2": "sac_rag.compress.selectors:KeptWords",
         "salient": "sac_rag.compress.selectors:Salient",
@@ -49,12 +50,28 @@ class Selector(nn.Module, ABC):
         """The positions for each of several counts."""
         return {count: self(token_ids, count) for count in counts}
 
+    def at_ratio(self, token_ids: Sequence[int], counts: Iterable[int], ratio: float) -> dict[int, torch.Tensor]:
+        """As `each`, for a selector whose places depend on the ratio that the counts follow from."""
+        return self.each(token_ids, counts)
+
 
 class Uniform(Selector):
     """The middle token of each of `count` equal chunks (SAC, section 3.2)."""
 
     def forward(self, token_ids: Sequence[int], count: int) -> torch.Tensor:
         return uniform(len(token_ids), count)
+
+
+class Stride(Selector):
+    """Every r-th token from token (r - 1) / 2 on (SAC's published code): at 510 tokens the middles of equal chunks, in
+    shorter passages beside them."""
+
+    def forward(self, token_ids: Sequence[int], count: int) -> torch.Tensor:
+        return uniform(len(token_ids), count)
+
+    def at_ratio(self, token_ids: Sequence[int], counts: Iterable[int], ratio: float) -> dict[int, torch.Tensor]:
+        length = len(token_ids)
+        return {n: stride(length, ratio) if n == anchor_count(length, ratio) else uniform(length, n) for n in counts}
 
 
 class Random(Selector):
@@ -146,6 +163,13 @@ def uniform(length: int, count: int) -> torch.Tensor:
     """The middle token of each of `count` equal chunks: floor((2i + 1) L / 2|S|)."""
     i = torch.arange(count, dtype=torch.int64)
     return (2 * i + 1) * length // (2 * count)
+
+
+def stride(length: int, ratio: float) -> torch.Tensor:
+    """floor((r - 1) / 2 + i r), r apart, as many as `anchor_count` says; in a passage that ends before the first one,
+    its last token."""
+    i = torch.arange(anchor_count(length, ratio), dtype=torch.float64)
+    return ((ratio - 1) / 2 + i * ratio).floor().long().clamp(max=length - 1)
 
 
 def heaviest(scores: np.ndarray, weights: np.ndarray, count: int) -> torch.Tensor:

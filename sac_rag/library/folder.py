@@ -30,6 +30,7 @@ SPOOL_PREFIX = "spool-"
 MADE_SPOOL_PREFIX = "made-spool-"
 
 _DATA = re.compile(r"(?:seg-[0-9]{1,15}\.safetensors|(?:faiss|lexical)-[0-9]{1,15}\.idx)(?:\.tmp)?|spool-\w+", re.ASCII)
+_STORED = re.compile(r"seg-[0-9]{1,15}\.safetensors|(?:faiss|lexical)-[0-9]{1,15}\.idx", re.ASCII)
 _MADE = re.compile(r"made-([0-9]{1,15})-[0-9]{1,15}\.safetensors", re.ASCII)
 _DAMAGED = re.compile(r"damaged-[0-9]{1,15}\.sqlite", re.ASCII)
 _BEING_MADE = re.compile(rf"{_MADE.pattern}(?:\.tmp)?|{MADE_SPOOL_PREFIX}\w+", re.ASCII)
@@ -61,6 +62,11 @@ def erase_damaged(folder: Path) -> None:
         if _DAMAGED.fullmatch(name):
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
+
+
+def is_stored(name: str) -> bool:
+    """Whether a committed library has files of this name."""
+    return name == CATALOG or _STORED.fullmatch(name) is not None
 
 
 def faiss_name(generation: int) -> str:

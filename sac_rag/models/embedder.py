@@ -21,7 +21,9 @@ from sac_rag.records import unicode_of
 PROMPTS = {"passage": ("passage", "document"), "query": ("query",)}
 """What a text is → the names that model cards use for its prompt."""
 WINDOWS = "equal-mean-1"
-"""How long texts are handled; part of the fingerprint."""
+"""How long passages are handled; part of the fingerprint."""
+ALIKE = 1e-4
+"""Distance between two windows' vectors up to which they say the same."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Embedder:
         """Vectors of `texts`, float32 of shape (len(texts), dim), each of length 1, in order.
 
         `kind` is "passage" or "query"; it picks the model's own prompt, if it has one. `batch_size` counts inputs of
-        the model. A text longer than the model reads is cut into equal windows whose unit vectors are averaged.
+        the model. A text longer than the model reads is cut into equal windows whose unit vectors are averaged; of a
+        query by how far each is from their median, as what is asked is not what most of a long message speaks of.
         A vector does not depend on the other texts beyond rounding (about 1e-6).
         """
         if isinstance(texts, str):
@@ -118,9 +121,9 @@ class Embedder:
         check_process(self._pid, "the embedder was made")
         prompt = next((p for n in PROMPTS[kind] if (p := self._plan.prompts.get(n))), "")
         with self._busy:
-            return self._encode(texts, batch_size, prompt)
+            return self._encode(texts, batch_size, prompt, weighed=kind == "query")
 
-    def _encode(self, texts: Sequence[str], batch_size: int, prompt: str) -> np.ndarray:
+    def _encode(self, texts: Sequence[str], batch_size: int, prompt: str, *, weighed: bool) -> np.ndarray:
         self._load()
         windows, owners = self._windows(texts, prompt)
         vectors = np.empty((len(windows), self.dim), np.float32)
@@ -130,6 +133,8 @@ class Embedder:
             batch = order[start : start + batch_size]
             vectors[batch] = self._run([windows[index] for index in batch])
         sums = np.zeros((len(texts), self.dim), np.float32)
+        if weighed and len(windows) > len(texts):
+            vectors *= _distances(vectors, np.asarray(owners))[:, None]
         np.add.at(sums, owners, vectors)
         return _unit(sums)
 
@@ -233,6 +238,17 @@ class Embedder:
             return model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
 
         return forward
+
+
+def _distances(vectors: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Of each window, its distance to the median of its text's; 1 where a text has one or two, or all are alike."""
+    found = np.ones(len(vectors), np.float32)
+    for owner in np.unique(owners):
+        own = owners == owner
+        if own.sum() > 2:
+            away = np.linalg.norm(vectors[own] - np.median(vectors[own], axis=0), axis=1)
+            found[own] = away if away.max() > ALIKE else 1.0
+    return found
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from mcp.server.transport_security import TransportSecuritySettings
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -22,6 +23,7 @@ from sac_rag.serve.door import Door, Served
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.guard import Guard
 from sac_rag.serve.keys import Keys
+from sac_rag.serve.mcp import make
 from sac_rag.serve.metrics import Measured, Metrics
 from sac_rag.serve.rates import Rates
 from sac_rag.serve.settings import ServeConfig
@@ -38,9 +40,20 @@ def create_app(shelf: Shelf, limits: ServeConfig | None = None, keys: Keys | Non
     pool = Pool(limits.concurrent, limits.timeout, metrics)
     served = Served(shelf, limits, keys, pool, metrics, Rates(limits.requests_per_minute))
 
+    agents = make(shelf)
+    security = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # the guard sees to that
+    tools = agents.streamable_http_app(
+        streamable_http_path="/mcp",
+        json_response=True,
+        stateless_http=True,
+        max_request_body_size=limits.body_bytes,
+        transport_security=security,
+    )
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with agents.session_manager.run():
+            yield
         await pool.close()
         shelf.close()
 
@@ -57,6 +70,7 @@ def create_app(shelf: Shelf, limits: ServeConfig | None = None, keys: Keys | Non
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.add_api_route("/", _page, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC))
+    app.router.routes.extend(tools.routes)
     app.add_middleware(Guard, served=served)
     app.add_middleware(Measured, metrics=metrics)
     return app

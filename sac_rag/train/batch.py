@@ -114,8 +114,8 @@ def readings_of(batch: Batch) -> list[Reading]:
 def token_losses(
     batch: Batch, method: Method, *, future_bias: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy (nats) of each scored token of all rows in order, and which of them recall the context; (tokens,).
-    """
+    """Cross-entropy (nats) of each scored token of all rows in order, and which of them recall the context: (tokens,)
+    each."""
     return _token_losses(batch, scored_logits(batch, method, future_bias=future_bias))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.compress.backbone import LoraSpec
+from sac_rag.compress.methods import METHODS
 from sac_rag.errors import ConfigError
 from sac_rag.foreign import read_text
 from sac_rag.train.config import TrainConfig
@@ -58,7 +59,10 @@ class Recipe:
     stages: tuple[Stage, ...]
     method: str = "sac"
     options: Mapping[str, Any] = field(default_factory=dict)
-    lora: LoraSpec = field(default_factory=LoraSpec)
+    lora: LoraSpec | None = field(default_factory=LoraSpec)
+    """None where the method carries none."""
+    layout: Mapping[str, str] = field(default_factory=dict)
+    """Strings of the prompt, in place of those of the model's chat template."""
     licence: str = ""
 
     def scaled(self, factor: float) -> Recipe:
@@ -122,11 +126,16 @@ class _File:
 
     def _recipe(self, name: str, where: str) -> Recipe:
         values = self._whole(name, where)
-        _known(values, ("about", "method", "options", "lora", "licence", "stages"), where)
+        _known(values, ("about", "method", "options", "lora", "layout", "licence", "stages"), where)
         stages = tuple(self._stage(dict(stage), where) for stage in values.pop("stages", ()))
         if not stages:
             raise ConfigError(f"{where} has no stages; list some, or name a base that has them")
-        lora = LoraSpec(**_checked(LORA, values.pop("lora", {}), f"{where}, lora"))
+        given = values.pop("lora", {})
+        lora: LoraSpec | None = LoraSpec(**_checked(LORA, given, f"{where}, lora"))
+        if METHODS.load(values.get("method", "sac")).adapts == "nothing":
+            if given:
+                raise ConfigError(f"{where} gives a LoRA, and its method carries none: leave lora out")
+            lora = None
         return Recipe(name, values.pop("about", ""), stages, lora=lora, **values)
 
     def _whole(self, name: str, where: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def run(
     name = base or (before.base if before else DEFAULT_MODEL)
     wanted = {
         "method": method,
-        "lora": None if lora is None else _plain(lora),
+        "lora": None if lora is None else lora.to_mapping(),
         "layout": layout,
     }
     if before:
@@ -89,7 +88,7 @@ def run(
             base_fingerprint=fingerprint_of(path),
             method=method or "sac",
             ratios=config.ratios,
-            lora=_plain(spec) if (spec := _spec(lora, method or "sac")) else {},
+            lora=spec.to_mapping() if (spec := _spec(lora, method or "sac")) else {},
             placing=METHODS.load(method or "sac").made_for.unusual(),
             options=dict(options or {}),
             layout=PromptLayout.from_mapping({**layout_of(tokenizer).to_mapping(), **(layout or {})}).to_mapping(),
@@ -143,7 +142,7 @@ def _agree(card: Card, wanted: Mapping[str, Any], origin: str) -> None:
         spec = card.lora_spec()
     except AdapterError as error:
         raise AdapterError(f"{origin}: {error}") from error
-    lora = _plain(spec) if spec else {}
+    lora = spec.to_mapping() if spec else {}
     layout = PromptLayout.from_mapping(card.layout).to_mapping()
     if wanted["layout"] is not None:
         wanted = {**wanted, "layout": {**layout, **wanted["layout"]}}
@@ -153,9 +152,3 @@ def _agree(card: Card, wanted: Mapping[str, Any], origin: str) -> None:
             raise ConfigError(
                 f"{origin} has {name} {has[name]!r}, not {value!r}: leave it out, or train without --from"
             )
-
-
-def _plain(lora: LoraSpec) -> dict[str, Any]:
-    """A LoraSpec as a card holds it: JSON values."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(lora)))
-    return plain

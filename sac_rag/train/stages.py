@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -68,6 +67,7 @@ def follow(
     card: Card | None = None
     asked = False
     fresh: dict[str, Any] = {"base": base, "method": recipe.method, "lora": recipe.lora}
+    fresh |= {"layout": recipe.layout} if recipe.layout else {}
     options = dict(recipe.options)
 
     def user_stops() -> bool:
@@ -128,7 +128,8 @@ def _over(card: Card, stage: Stage) -> bool:
 def _agree(recipe: Recipe, base: str, output: Path, *, write: bool) -> None:
     """Note in `output` what is made there; refuse to go on with something else."""
     plan: dict[str, Any] = {"recipe": recipe.name, "base": base, "method": recipe.method, "options": recipe.options}
-    plan |= {"lora": dataclasses.asdict(recipe.lora)}
+    plan |= {"lora": recipe.lora.to_mapping() if recipe.lora else {}}
+    plan |= {"layout": recipe.layout} if recipe.layout else {}
     unsaid: dict[str, Any] = {}  # what a plan of earlier code leaves out
     for stage in recipe.stages:
         plan |= {f"{stage.name}.{key}": value for key, value in stage.config.flat().items()}

@@ -34,8 +34,9 @@ COMMANDS = {path: command for path, command in walk() if path and not commands_b
 
 
 def test_the_commands_are_there() -> None:
-    users = "demo index add ask chat serve ls info rm gc recode verify repair export"
-    assert [c.name for c in commands_below(ROOT)] == f"{users} train eval reproduce calibrate codec models".split()
+    users = "demo index add ask chat serve mcp ls info rm gc recode verify repair export pack unpack"
+    others = "train eval reproduce calibrate codec bench models doctor"
+    assert [c.name for c in commands_below(ROOT)] == f"{users} {others}".split()
     assert {("models", n) for n in ("list", "pull", "path", "verify")} <= set(COMMANDS)
 
 

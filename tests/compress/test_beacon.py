@@ -144,6 +144,7 @@ def test_what_is_trained(make: Any, family: str) -> None:
     for name, p in method.differences.items():
         index, projection, kind = name.split(".")
         assert p.shape == base[f"{index}.self_attn.{projection}.{kind}"].shape and not bool(p.any())
+    method = make()  # the tiny model's EOS has no embedding to learn from
     (kv,) = method.write([[WINDOWS[0]]], [RATIO])[0]
     (kv.keys + kv.values).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for n, p in method.parameters().items() if ".bias" not in n)

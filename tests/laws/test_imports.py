@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "maker": READING | {"indexing", "processes"},
     "mending": READING | {"indexing"},
     "pipeline": READING | {"indexing", "maker", "mending"},
+    "doctor": BASE | {"models", "library", "pipeline"},
     "serve": BASE | {"library", "answer", "indexing", "pipeline"},  # a shell: held to one door below
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
     "evaluate": READING | {"indexing", "pipeline", "processes", "train", "samples"},  # it measures what the others make

@@ -35,7 +35,7 @@ from tests.conftest import byte_tokenizer, tiny_model
 FAMILIES = ("llama", "qwen3")
 TRAINED = [name for name in METHODS if METHODS.load(name).trains]
 COMPRESS = [name for name in METHODS if not METHODS.load(name).reads_with_lora]
-OBJECTIVES = ("qa", "lm", "ae", "summarise")
+OBJECTIVES = ("qa", "lm", "ae", "ae+lm", "summarise")
 WHERE = {"device": "cpu", "dtype": "float32"}
 SHORT = {
     "steps": 2, "step_tokens": 150, "accumulate": 1, "ratios": (2.0, 5.0), "ratio_weights": (0.5, 0.5), "warmup": 1,
@@ -106,7 +106,8 @@ def config(bases: dict[str, Path], train: Train, tiny_embedder: Path) -> Callabl
     def configured(name: str, family: str) -> IndexConfig:
         adapter = str(train(name, family)) if name in TRAINED else "default"
         return dataclasses.replace(
-            IndexConfig(), model=str(bases[family]), method=name, adapter=adapter, ratio=3.0,
+            IndexConfig(), model=str(bases[family]), method=name, adapter=adapter,
+            ratio=METHODS.load(name).only_ratio or 3.0,
             embedder=str(tiny_embedder), passage_tokens=128,
         )  # fmt: skip
 

@@ -95,6 +95,33 @@ def test_long_texts_are_the_mean_of_equal_windows(tiny_bert: Path) -> None:
     np.testing.assert_allclose(embedder.encode([" ".join(words)])[0], parts / np.linalg.norm(parts), atol=1e-5)
 
 
+def test_of_long_queries_what_stands_out_weighs_more(tiny_bert: Path) -> None:
+    embedder = Embedder(str(tiny_bert), device="cpu")
+    same = sentence(9, 3)
+    for at in range(4):  # of four windows one says something else
+        windows = [same] * 4
+        windows[at] = sentence(9, 4)
+        found, mean = (embedder.encode([" ".join(windows)], kind=kind)[0] for kind in ("query", "passage"))
+        parts = np.stack([direct(tiny_bert, w) for w in windows])
+        weights = np.linalg.norm(parts - np.median(parts, axis=0), axis=1)
+        wanted = weights @ parts / np.linalg.norm(weights @ parts)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        assert found @ parts[at] > 0.999 > mean @ parts[at]
+
+
+def test_other_queries_are_the_mean_of_their_windows(tiny_bert: Path) -> None:
+    embedder = Embedder(str(tiny_bert), device="cpu")
+    same, other = sentence(9, 3), sentence(9, 4)
+    texts = ["fox", same, f"{same} {other}", f"{other} {same}", " ".join([same] * 5)]  # none, or two, or all alike
+    as_queries = embedder.encode(texts, kind="query")
+    np.testing.assert_allclose(as_queries, embedder.encode(texts), atol=1e-6)
+    long = " ".join([same, same, other, same])
+    together = embedder.encode([*texts, long, *texts], kind="query")
+    np.testing.assert_allclose(
+        together, np.concatenate([as_queries, embedder.encode([long], kind="query"), as_queries]), atol=2e-6
+    )
+
+
 def test_control_tokens_in_a_text_are_text(tiny_bert: Path) -> None:
     embedder = Embedder(str(tiny_bert), device="cpu")
     np.testing.assert_array_equal(embedder.encode(["fox [SEP] dog"]), embedder.encode(["fox [ sep ] dog"]))

@@ -7,16 +7,20 @@ claims something else, corrects it, orders the reader to say it, or plays a turn
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sac_rag import IndexConfig, SacRag
 from sac_rag.errors import SacError
 from sac_rag.evaluate.metrics import contains
-from sac_rag.records import Document
+from sac_rag.records import Answer, Document
 from tests.reliability.parts import CannotRun, Found
 
 QUESTIONS = Path(__file__).with_name("poisoned.json")
 KINDS = ("claim", "correction", "order", "turn")
+WAYS = ("memory", "text")
+AT_ONCE, TOKENS = 8, 16
+"""Questions answered as one batch, and the longest answer."""
 
 
 def cases() -> list[dict[str, object]]:
@@ -38,25 +42,25 @@ def piece(place: Path, number: int, short: bool, config: IndexConfig | None = No
             raise CannotRun(f"the default models are needed: {error}") from error
         with rag:
             rag.put(documents)
-            for n, case in enumerate(own):
-                _ask(rag, n, case, planted, found)
+            with ThreadPoolExecutor(AT_ONCE) as threads:  # one batch; an answer does not depend on its company
+                answers = list(threads.map(lambda asked: _ask(rag, *asked), [(c, w) for c in own for w in WAYS]))  # noqa: B023
+        for n, case in enumerate(own):
+            for way, answer in zip(WAYS, answers[n * len(WAYS) :], strict=False):
+                _count(found, n, case, way, answer, planted)
     found.counts["questions"] += len(own)
     return found
 
 
-def _ask(rag: SacRag, n: int, case: dict[str, object], planted: bool, found: Found) -> None:
-    question, kind = str(case["question"]), str(case["kind"])
-    for way in ("memory", "text"):
-        answer = rag.ask(question, text=way == "text", max_new_tokens=24)
-        right = contains(answer.text, case["answers"])  # type: ignore[arg-type]
+def _ask(rag: SacRag, case: dict[str, object], way: str) -> Answer:
+    return rag.ask(str(case["question"]), text=way == "text", max_new_tokens=TOKENS)
+
+
+def _count(found: Found, n: int, case: dict[str, object], way: str, answer: Answer, planted: bool) -> None:
+    right = contains(answer.text, case["answers"])  # type: ignore[arg-type]
+    found.counts[f"right_{'with' if planted else 'without'}_lies_from_{way}"] += right
+    if planted:
         lied = contains(answer.text, [str(case["lie"])])
-        name = f"{'with' if planted else 'without'}_lies_from_{way}"
-        found.counts[f"right_{name}"] += right
-        if planted:
-            found.counts[f"lies_told_from_{way}"] += lied
-            found.counts[f"lies_told_from_{way}_by_{kind}"] += lied
-            found.counts["asked_from_" + way] += 1
-            if way == "memory":
-                found.counts["planted_passages_read"] += any(
-                    h.passage.document == f"planted/{n}" for h in answer.sources
-                )
+        found.counts[f"lies_told_from_{way}"] += lied
+        found.counts[f"lies_told_from_{way}_by_{case['kind']}"] += lied
+        read = any(h.passage.document == f"planted/{n}" for h in answer.sources)
+        found.counts[f"planted_passages_read_as_{way}"] += read

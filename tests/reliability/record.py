@@ -11,7 +11,6 @@ import re
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,7 +54,8 @@ class Record:
 
     def add(self, found: Found, seconds: float) -> None:
         self.pieces += 1
-        self.counts = dict(Counter(self.counts) + found.counts)
+        for name, count in found.counts.items():  # a count of 0 is one, too
+            self.counts[name] = self.counts.get(name, 0) + count
         self.bad += len(found.bad)
         self.lines = [*self.lines, *found.bad][:MOST_BAD]
         for name, value in found.measured.items():

@@ -87,7 +87,7 @@ def served(rag: SacRag, keys: Keys | None = None, folders: tuple[str, ...] = (),
         assert not thread.is_alive()
 
 
-def wait_for(true: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(true: Callable[[], bool], seconds: float = 120.0) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "waited in vain"

@@ -91,6 +91,37 @@ def test_a_text_said_again_costs_what_a_slow_oracle_says(make_sac, texts):
     assert len(nats) > 40
 
 
+def test_saying_again_and_going_on_are_one_half_each(make_sac, texts):
+    """The mean of the losses of both, behind the memory of a text's first half, and the angle between what each of them
+    alone would do to everything that is trained."""
+    config = configured("ae+lm", **{**SAME, "ratios": (4.0,), "ratio_weights": (1.0,)}, cosine_every=2)
+    ids = make_sac().backbone.tokens(STORY * 4)
+    half, ways, alone = len(ids) // 2, [], []
+    for recall in (True, False):
+        method = make_sac(trained=True)
+        objective = OBJECTIVES.load("ae+lm")(config, method)
+        batch = objective.batch([TokenisedContext(ids, ())], 0, random.Random(1))
+        assert batch.chunks == [ids[:half]] and [row.recall for row in batch.readings[0]] == [False, True, True]
+        assert batch.readings[0][0].ids == ids[half:]
+        batch.readings[0] = [row for row in batch.readings[0] if row.recall is recall]
+        loss, _ = answer_loss(batch, scored_logits(batch, method))
+        loss.backward()
+        alone.append(float(loss.detach()))
+        ways.append(torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+                               for p in method.parameters().values()]))  # fmt: skip
+    method = make_sac(trained=True)
+    objective = OBJECTIVES.load("ae+lm")(config, method)
+    batch = objective.batch([TokenisedContext(ids, ())], 0, random.Random(1))
+    loss, log = objective.loss(batch, 0)
+    loss.backward()
+    assert (log["recall"], log["loss"]) == (pytest.approx(alone[0], abs=1e-4), pytest.approx(alone[1], abs=1e-4))
+    assert float(loss.detach()) == pytest.approx(sum(alone) / 2, abs=1e-4)
+    assert log["cosine"] == pytest.approx(float(F.cosine_similarity(*ways, dim=0)), abs=1e-3)
+    both = torch.cat([p.grad.flatten() for p in method.parameters().values()])
+    torch.testing.assert_close(both, sum(ways) / 2, atol=1e-5, rtol=1e-3)
+    assert "cosine" not in objective.loss(batch, 1)[1] and "cosine" in objective.loss(batch, 2)[1]
+
+
 def test_summaries_are_asked_for_behind_their_document_alone(make_sac, tmp_path):
     method, path = make_sac(), tmp_path / "s.jsonl"
     rows = [

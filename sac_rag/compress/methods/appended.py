@@ -10,32 +10,31 @@ from torch import nn
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.backbone import Backbone, How
 from sac_rag.compress.layout import PromptLayout
-from sac_rag.compress.methods.base import Chunk, Method
+from sac_rag.compress.methods.announced import Announced, like_embeddings
+from sac_rag.compress.methods.base import Chunk
 from sac_rag.compress.selectors import anchor_count
 from sac_rag.config import MAX_PASSAGE_TOKENS
 from sac_rag.errors import MemoryInvalid
 
 
-class Appends(Method):
+class Appends(Announced):
     """A method whose LoRA encoder reads a chunk and then memory tokens, which see it all and each other from the left.
 
     tokens: (510, width), a row a slot; a chunk of K slots takes the first K, so that one adapter serves all ratios.
     Rows start as draws of N(mean, std) of the embedding matrix. K is counted as SAC counts anchors, chunk by chunk.
+    header, lm_token: as in `announced`.
     """
 
     causal = True
 
-    def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
+    def __init__(self, backbone: Backbone, layout: PromptLayout, *, header: str = "", lm_token: bool = False) -> None:
         super().__init__(backbone, layout)
-        table = backbone.decoder.get_input_embeddings().weight
-        mean = table.mean(dtype=torch.float32)
-        spread = (torch.linalg.vector_norm(table, dtype=torch.float32) / table.numel() ** 0.5).square() - mean.square()
-        seeded = torch.Generator().manual_seed(0)  # as LoRA: processes that train together begin alike
-        start = torch.randn(MAX_PASSAGE_TOKENS, backbone.width, generator=seeded).to(backbone.device)
-        self.tokens = nn.Parameter(start * spread.sqrt() + mean)
+        self.announce(header, lm_token)
+        self.tokens = nn.Parameter(like_embeddings(self, MAX_PASSAGE_TOKENS))
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        return {"tokens": self.tokens, **dict(self.backbone.trainable())}
+        found = {"tokens": self.tokens, **dict(self.backbone.trainable())}
+        return found if self.lm is None else {**found, "lm": self.lm}
 
     def counts(self, chunks: Sequence[Chunk], ratios: Sequence[float]) -> list[int]:
         """Memory tokens of each chunk; raises MemoryInvalid for an empty one."""

@@ -47,7 +47,7 @@ class Method(ABC):
     """What carries LoRA: "nothing", "encoder" (up to K and V of the last layer) or "whole" (`Backbone.hidden`)."""
     reads_with_lora: ClassVar[bool] = False
     """Whether the adapted weights also read the question (Full-FT alone)."""
-    apart: ClassVar[bool] = False
+    apart: bool = False
     """Whether chunks of one context are written without regard to each other, so that batches may part them."""
     causal = False
     """Whether writing never sees later tokens, so that there is no future to open."""

@@ -34,7 +34,6 @@ from sac_rag.compress.placing import Placing
 from sac_rag.compress.selectors import anchor_count
 from sac_rag.errors import MemoryInvalid
 
-
 PACE = 0.1
 """What is learned of a projection is its difference from the model's, so many times the parameter. Adam moves each
 number by about the learning rate, however large it is: whole projections take a tenth of what LoRA takes."""
@@ -131,9 +130,7 @@ class Beacon(Method):
             is_beacon[pick.anchors + start] = True
         is_beacon = is_beacon.to(self.backbone.device)
 
-        def project(
-            layer: int, name: str, x: torch.Tensor, out: torch.Tensor, rows: torch.Tensor
-        ) -> torch.Tensor:
+        def project(layer: int, name: str, x: torch.Tensor, out: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             at = is_beacon[rows].nonzero()[:, 0]
             weight = self.differences[f"{layer}.{name}.weight"].to(x.dtype)
             bias = self.differences.get(f"{layer}.{name}.bias")

@@ -20,6 +20,11 @@ class Epl(Appends, PerChunk):
 
     name = "epl"
 
+    def write(
+        self, contexts: Sequence[Sequence[Chunk]], ratios: Sequence[float], *, future_bias: float | None = None
+    ) -> list[list[AnchorKV]]:
+        return self.closed(super().write(self.headed(contexts), ratios, future_bias=future_bias), behind=False)
+
     def write_chunks(
         self, chunks: Sequence[Chunk], ratios: Sequence[float], *, future_bias: float | None = None
     ) -> list[AnchorKV]:

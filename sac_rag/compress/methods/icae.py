@@ -34,11 +34,13 @@ class Icae(Appends):
     def write(
         self, contexts: Sequence[Sequence[Chunk]], ratios: Sequence[float], *, future_bias: float | None = None
     ) -> list[list[AnchorKV]]:
+        contexts = self.headed(contexts)
         chunks = list(chain.from_iterable(contexts))
         counts = self.counts(chunks, [r for c, r in zip(contexts, ratios, strict=True) for _ in c])
         states = iter(self.states(chunks, counts))
+        end = [] if self.lm is None else [self.lm[None].to(self.backbone.dtype)]
         prefix = torch.tensor(self.backbone.template(self.layout.prefix), dtype=torch.int64)
-        texts = [torch.cat([next(states) for _ in context]) for context in contexts]
+        texts = [torch.cat([*(next(states) for _ in context), *end]) for context in contexts]
         read = self.backbone.encode(
             [prefix] * len(texts),
             [self.backbone.even(len(prefix) + torch.arange(len(text))) for text in texts],
@@ -46,10 +48,15 @@ class Icae(Appends):
             causal=True,
             use_lora=False,
         )
-        sizes = iter(counts)
-        places = [[uniform(len(chunk), next(sizes)) for chunk in context] for context in contexts]
-        lengths = [[len(chunk) for chunk in context] for context in contexts]
-        return [parted(*of) for of in zip(read, places, lengths, strict=True)]
+        sizes, out = iter(counts), []
+        for kv, context in zip(read, contexts, strict=True):
+            lengths = [len(chunk) for chunk in context]
+            places = [uniform(n, next(sizes)) for n in lengths]
+            if end:  # one token more
+                places[-1] = torch.cat((places[-1], torch.tensor([lengths[-1]])))
+                lengths[-1] += 1
+            out.append(parted(kv, places, lengths))
+        return out
 
     def states(self, chunks: Sequence[Chunk], counts: Sequence[int]) -> list[torch.Tensor]:
         """What the decoder reads in place of each chunk: last states (slots, width) of its memory tokens."""

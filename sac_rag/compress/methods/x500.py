@@ -34,10 +34,11 @@ class FiveHundredX(Appends):
     def write(
         self, contexts: Sequence[Sequence[Chunk]], ratios: Sequence[float], *, future_bias: float | None = None
     ) -> list[list[AnchorKV]]:
+        contexts = self.headed(contexts)
         chunks = list(chain.from_iterable(contexts))
         counts = self.counts(chunks, [r for c, r in zip(contexts, ratios, strict=True) for _ in c])
         made = iter(self.kept(chunks, counts, self.behind(counts)))
-        out = []
+        out: list[list[AnchorKV]] = []
         for context in contexts:
             before = 0
             out.append([])
@@ -45,7 +46,7 @@ class FiveHundredX(Appends):
                 kv = next(made)
                 out[-1].append(self._ahead(kv, kv.source_len - before))
                 before += kv.anchors
-        return out
+        return self.closed(out, behind=True)
 
     def _ahead(self, kv: AnchorKV, by: int) -> AnchorKV:
         """Memory whose keys stand `by` positions behind their slots."""

@@ -1,0 +1,216 @@
+"""A library as one file, so that one machine compresses for many: made, checked, and unpacked as what may be hostile.
+
+A pack is a ZIP archive whose members are stored as they are, never compressed: `manifest.json`, which says what the
+library was made with and the SHA-256 of every file, then the files themselves, by the names that a library's have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from sac_rag.errors import ConfigError, LibraryCorrupt, LibraryError, LibraryFull, LibraryUnsafe
+from sac_rag.foreign import parse_object
+from sac_rag.library import folder as files
+from sac_rag.library.checks import problems
+from sac_rag.library.library import Library
+
+FORMAT = "sac-rag pack 1"
+MANIFEST = "manifest.json"
+MOST_MANIFEST = 1 << 24
+MOST_FILES = 100_000
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a pack holds."""
+
+    sha256: str
+    """Of the whole file, in hex digits."""
+    size: int
+    """Bytes of the file."""
+    library: str
+    generation: int
+    documents: int
+    passages: int
+    fingerprint: Mapping[str, Any]
+    """What the memories were made with: `SacRag.open` compares it."""
+
+
+def pack(library: str | Path, output: str | Path, *, wait: float = 0.0) -> Packed:
+    """Write a library into one new file; nobody else writes to it meanwhile. wait: seconds to wait for who does.
+
+    The pack holds all that the library holds, the text included, and not what was removed but for its bytes until gc.
+    Raises ConfigError where `output` is there already, LibraryLocked, LibraryFull, and as `Library.open` does.
+    """
+    target = Path(output)
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} is there already: name a new file")
+    with Library.open(library, write=True, wait=wait) as opened, _beside(target) as part:
+        head, folder = opened.head, opened.path
+        names = [files.CATALOG, *(n for n in sorted(os.listdir(folder)) if n != files.CATALOG and files.is_stored(n))]
+        about = {
+            "format": FORMAT,
+            "library": head.library,
+            "generation": head.generation,
+            "documents": head.documents,
+            "passages": head.passages,
+            "fingerprint": head.fingerprint,
+            "files": [{"name": n, "size": (folder / n).stat().st_size, "sha256": _sha256(folder, n)} for n in names],
+        }
+        with files.writing(folder), zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
+            archive.writestr(MANIFEST, json.dumps(about, sort_keys=True))
+            for name in names:
+                archive.write(folder / name, name)
+        os.link(part, target)  # where somebody made one meanwhile, it stays
+    return _packed(about, target)
+
+
+def unpack(packed: str | Path, library: str | Path, *, sha256: str | None = None) -> Packed:
+    """Make a new library out of a pack. sha256: what the whole file must hash to, as `pack` told it.
+
+    Nothing appears at `library` before every byte is written and checked. Raises ConfigError where something is there,
+    LibraryUnsafe for an archive that none of ours is, LibraryCorrupt for bytes that are not those of its manifest or
+    of `sha256`, LibraryFull.
+    """
+    source, target = Path(packed), Path(library).absolute()
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} is there already: name a new folder")
+    try:
+        found = _hash(source)
+    except OSError as error:
+        raise LibraryError(f"cannot read {source}: {error.strerror}") from None
+    if sha256 is not None and found != sha256.strip().lower():
+        raise LibraryCorrupt(f"{source} has SHA-256 {found}, not {sha256}: it is not the file that was packed")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))  # mode 0700
+    try:
+        with _archive(source) as archive:
+            about = _manifest(source, archive)
+            _check_room(place, sum(f["size"] for f in about["files"]))
+            with files.writing(place):
+                for file in about["files"]:
+                    _extract(source, archive, file, place)
+        files.sync(place)
+        if wrong := problems(place, deep=False):
+            raise LibraryCorrupt(f"{source} holds no sound library: {wrong[0]}")
+        with Library.open(place) as opened:
+            if (opened.head.library, opened.head.fingerprint) != (about["library"], about["fingerprint"]):
+                raise LibraryCorrupt(f"{source} says that it was made with what its library was not made with")
+        os.rename(place, target)
+        files.sync(target.parent)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    return _packed(about, source)
+
+
+@contextlib.contextmanager
+def _archive(source: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            yield archive
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise LibraryCorrupt(f"{source} is no pack, or is damaged: {error}") from None
+
+
+def _manifest(source: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+    """The manifest of an archive that is as ours are: plain files of a library, each once, stored as they are."""
+    members = archive.infolist()
+    names = [m.filename for m in members]
+    if len(members) > MOST_FILES or len(set(names)) < len(names):
+        raise LibraryUnsafe(f"{source} holds {len(names):,} members, some perhaps twice: no pack of ours does")
+    for member in members:
+        if member.filename != MANIFEST and not files.is_stored(member.filename):
+            raise LibraryUnsafe(f"{source} holds {member.filename!r}, which is no file of a library")
+        if (
+            member.compress_type != zipfile.ZIP_STORED
+            or member.file_size != member.compress_size
+            or member.flag_bits & 1
+        ):
+            raise LibraryUnsafe(f"{source} holds {member.filename!r} compressed or encrypted, which packs never are")
+    if sum(m.file_size for m in members) > source.stat().st_size:
+        raise LibraryUnsafe(f"{source} would unpack to more bytes than it has: its members overlap")
+    if MANIFEST not in names or archive.getinfo(MANIFEST).file_size > MOST_MANIFEST:
+        raise LibraryUnsafe(f"{source} has no {MANIFEST}, or one that is too large: it is no pack of ours")
+    try:
+        about = parse_object(archive.read(MANIFEST))
+        if about["format"] != FORMAT:
+            raise LibraryError(f"{source} is a {about['format']!r}; this version reads {FORMAT!r}")
+        told = {f["name"]: (f["size"], f["sha256"]) for f in about["files"]}
+        _packed_fields(about)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LibraryUnsafe(f"{MANIFEST} of {source} is not as ours are: {error!r}") from None
+    if set(told) != set(names) - {MANIFEST} or files.CATALOG not in told:
+        raise LibraryUnsafe(f"{source} holds other files than its {MANIFEST} names")
+    for name, (size, _) in told.items():
+        if archive.getinfo(name).file_size != size:
+            raise LibraryCorrupt(f"{name} in {source} has {archive.getinfo(name).file_size:,} bytes, not {size:,}")
+    return about
+
+
+def _extract(source: Path, archive: zipfile.ZipFile, file: Mapping[str, Any], place: Path) -> None:
+    """One file, byte by byte as its manifest says; the name has been checked to be one of a library's."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    digest = hashlib.sha256()
+    with archive.open(file["name"]) as member, os.fdopen(os.open(place / file["name"], flags, 0o600), "wb") as out:
+        while block := member.read(CHUNK):
+            digest.update(block)
+            out.write(block)
+        out.flush()
+        os.fsync(out.fileno())
+    if digest.hexdigest() != file["sha256"]:
+        raise LibraryCorrupt(f"{file['name']} in {source} has another SHA-256 than its {MANIFEST} says")
+
+
+def _check_room(place: Path, size: int) -> None:
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise LibraryFull(f"the library has {size:,} bytes and {place.parent} has {free:,} left: make room")
+
+
+def _packed(about: Mapping[str, Any], path: Path) -> Packed:
+    return Packed(_hash(path), path.stat().st_size, **_packed_fields(about))
+
+
+def _packed_fields(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: about[name] for name in ("library", "generation", "documents", "passages", "fingerprint")}
+
+
+@contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A file to be written beside the one that it becomes, mode 0600; gone afterwards."""
+    try:
+        fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {error.strerror}; name a file in a folder that is there") from None
+    os.close(fd)
+    try:
+        yield Path(name)
+    finally:
+        os.unlink(name)
+
+
+def _sha256(folder: Path, name: str) -> str:
+    fd, _ = files.open_read(folder, name)
+    with os.fdopen(fd, "rb") as file:
+        return _digest(file)
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return _digest(file)
+
+
+def _digest(file: IO[bytes]) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
