@@ -42,7 +42,8 @@ def main(folder: Path, rank: int, output: Path) -> None:
             after[other].copy_((qb @ u[:, :rank]) * root)
             kept.append(float(s[:rank].square().sum() / s.square().sum()))
     adapter.save(method, card, output)
-    print(f"{output / 'reader.safetensors'}: rank {rank} of {full.spec.rank} keeps {fmean(kept):.1%} of the squared updates")
+    share = f"{fmean(kept):.1%} of the squared updates"
+    print(f"{output / 'reader.safetensors'}: rank {rank} of {full.spec.rank} keeps {share}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,13 @@ def make_sac(make_backbone: Callable[..., Any]) -> Callable[..., Any]:
         return method
 
     return make
+
+
+def without_hashes(folder: Path) -> Path:
+    """An adapter's folder whose card names no hashes: its tensors may be changed by hand."""
+    card = json.loads((folder / "card.json").read_text("utf-8"))
+    (folder / "card.json").write_text(json.dumps({**card, "hashes": {}}), "utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ import pytest
 from cli_toys import Sac, Toys
 from test_cli_help import environment
 
+from tests.conftest import without_hashes
+
 KEYS = {"set", "reader", "method", "ratio", "n", "f1", "em", "rouge1", "em_raw", "seconds"}
 MORE = {"f1_low", "f1_high", "em_low", "em_high", "examples_per_s", "peak_mib", "cut", "retention"}
 
@@ -172,7 +174,7 @@ def changed(toys: Toys) -> Path:
     """./changed: the adapter with another anchor embedding."""
     from safetensors.torch import load_file, save_file
 
-    folder = Path(shutil.copytree(toys.adapter, "changed"))
+    folder = without_hashes(Path(shutil.copytree(toys.adapter, "changed")))
     tensors = load_file(folder / "adapter.safetensors")
     save_file({name: t + 0.3 for name, t in tensors.items()}, folder / "adapter.safetensors")
     return folder
