@@ -22,7 +22,7 @@ demo: $(STAMP)  ## index the sample documents and answer questions about them; S
 test: $(STAMP)  ## ruff, mypy and all tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q --durations=10 -n 2 --dist loadfile
+	$(BIN)/pytest -q --durations=10
 
 lint: $(STAMP)  ## ruff and mypy only
 	$(BIN)/ruff check .
