@@ -32,12 +32,22 @@ def fork(body: Callable[[], None]) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            _alone()
             body()
             os._exit(0)
         except BaseException:
             sys.excepthook(*sys.exc_info())
             os._exit(9)
     return pid
+
+
+def _alone() -> None:
+    """Compute in one thread: those of OpenMP did not come along, and would be waited for."""
+    import faiss
+    import torch
+
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
 
 
 def is_there() -> bool:
