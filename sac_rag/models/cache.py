@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import xxhash
-
 from sac_rag import foreign
 from sac_rag.errors import HashMismatch, ModelError
 
@@ -179,7 +177,12 @@ class Hashes:
 
     sha256: str
     blocks: bytes
-    """XXH3-64 of each BLOCK, one behind the other."""
+    """`hash_of_block` of each BLOCK, one behind the other."""
+
+
+def hash_of_block(data: bytes) -> bytes:
+    """Eight bytes of BLAKE2b, which every Python has: models are loaded where little else is installed."""
+    return hashlib.blake2b(data, digest_size=8).digest()
 
 
 def hashes_of(path: Path) -> Hashes:
@@ -188,7 +191,7 @@ def hashes_of(path: Path) -> Hashes:
     with open(path, "rb") as stream:
         while block := stream.read(BLOCK):
             digest.update(block)
-            blocks += xxhash.xxh3_64_digest(block)
+            blocks += hash_of_block(block)
     return Hashes(digest.hexdigest(), bytes(blocks))
 
 

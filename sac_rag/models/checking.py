@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-import xxhash
-
 from sac_rag.errors import HashMismatch, ModelError
 from sac_rag.models import cache, hub, sources
 from sac_rag.models.fingerprints import anew, weight_files
@@ -129,7 +127,7 @@ def _files(folder: Path) -> list[Path]:
 def _block(file: Path, block: int) -> bytes:
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return xxhash.xxh3_64_digest(os.pread(fd, cache.BLOCK, block * cache.BLOCK))
+        return cache.hash_of_block(os.pread(fd, cache.BLOCK, block * cache.BLOCK))
     finally:
         os.close(fd)
 

@@ -17,6 +17,16 @@ PROBES = (
 """Texts on which both must agree: digits after spaces, contractions, bytes, control tokens."""
 
 
+class Encoded(dict[str, Any]):
+    """What a tokenizer made of texts, by key or by attribute, as transformers gives it."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
 class Tokenizer:
     """The part of a fast Hugging Face tokenizer that sac-rag asks for, under the same names.
 
@@ -52,7 +62,7 @@ class Tokenizer:
         split_special_tokens: bool | None = None,
         return_offsets_mapping: bool = False,
         **_: Any,
-    ) -> dict[str, Any]:
+    ) -> Encoded:
         """ "input_ids" of a text, or of each of several; "offset_mapping", (start, end) in characters, likewise.
 
         split_special_tokens: whether special tokens that are spelled out in a text stay text.
@@ -65,7 +75,14 @@ class Tokenizer:
         found: dict[str, list[Any]] = {"input_ids": [one.ids for one in encoded]}
         if return_offsets_mapping:
             found["offset_mapping"] = [one.offsets for one in encoded]
-        return {name: values[0] for name, values in found.items()} if isinstance(text, str) else found
+        return Encoded({name: values[0] for name, values in found.items()} if isinstance(text, str) else found)
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The id of a token of the vocabulary, or of each of several; that of the unknown one for others."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        found = self._backend.token_to_id(tokens)
+        return self.unk_token_id if found is None else found
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False, **_: Any) -> str:
         """The text of ids, its spaces as they are."""

@@ -47,7 +47,7 @@ def test_the_wheel_leaves_out_what_only_evaluation_reads() -> None:
     assert {path.parts[:-1] for path in cards} == {("smollm2-135m-instruct", "sac")}
     assert set(shipped_adapters()) == {("smollm2-135m-instruct", "sac"), *adapters.IN_CLONES}
     assert "sac_rag/train/recipes.toml" in held and {"sac_cli/main.py", "sac_rag/py.typed"} <= set(held)
-    assert sum(path.stat().st_size for path in held.values()) < 25e6
+    assert sum(path.stat().st_size for path in held.values()) < 30e6
 
 
 @pytest.mark.parametrize(("base", "method"), shipped_adapters())

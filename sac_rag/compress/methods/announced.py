@@ -30,11 +30,11 @@ class Announced(Method):
 
     def announce(self, header: str, lm_token: bool) -> None:
         """header: a template, "{bos}" for the model's BOS; "" for none. Raises ConfigError where it fills a chunk."""
-        first, *others = header.split("{bos}")
-        bos = self.backbone.tokenizer.bos_token_id
-        begin = [] if bos is None else [bos]
-        template = self.backbone.template
-        self.header_ids = [*template(first), *(i for part in others for i in (*begin, *template(part)))]
+        if header:
+            first, *others = header.split("{bos}")
+            bos, template = self.backbone.tokenizer.bos_token_id, self.backbone.template
+            begin = [] if bos is None else [bos]
+            self.header_ids = [*template(first), *(i for part in others for i in (*begin, *template(part)))]
         if len(self.header_ids) >= MAX_PASSAGE_TOKENS:
             raise ConfigError(f"header has {len(self.header_ids)} tokens; a chunk has {MAX_PASSAGE_TOKENS} with it")
         if lm_token:
