@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sac_rag.compress import adapter
@@ -29,6 +29,8 @@ def test_heaviest_is_the_best_of_each_chunk_of_equal_weight(data, length):
     count = data.draw(st.integers(1, length))
     scores = data.draw(st.lists(st.integers(-999, 999), min_size=length, max_size=length, unique=True))
     weights = data.draw(st.lists(st.sampled_from([0.03, 0.1, 0.5, 1.03, 8.0]), min_size=length, max_size=length))
+    middle = (np.cumsum(weights) - np.array(weights) / 2) / sum(weights) * count
+    assume(np.abs(middle - middle.round()).min() > 1e-9)  # on an edge the last bit of a sum decides
     got = heaviest(np.array(scores, dtype=float), np.array(weights), count)
     assert got.dtype == torch.int64 and got.tolist() == by_hand(scores, weights, count)
 
