@@ -146,6 +146,8 @@ class Transform:
 
     def finish(self, parsed: Sequence[Steps]) -> list[AnchorKV]:
         """Memories of what was parsed; the runs of one head are multiplied together."""
+        if not parsed:
+            return []
         order = run_by_run([p.slots.counts for p in parsed]) if len(parsed) > 1 else None
         totals = torch.stack([p.slots.counts.flatten() for p in parsed]).sum(0).tolist()
         found, room = [], None if order is None else torch.empty(len(order), self.basis.shape[2])

@@ -245,3 +245,8 @@ def test_a_basis_is_looked_at(basis: Basis, change: dict[str, torch.Tensor]) -> 
         Basis.from_bytes(save(tensors))
     with pytest.raises(LibraryCorrupt, match="does not parse"):
         Basis.from_bytes(b"no tensors")
+
+
+def test_no_passages_are_no_memories(basis: Basis) -> None:
+    """A question without hits loads nothing, and that is no error."""
+    assert Transform(basis).finish([]) == []
