@@ -26,7 +26,7 @@ def setup_of(library: Library, config: IndexConfig, *, device: str, dtype: str) 
 
 
 def serve(setup: Mapping[str, Any], requests: Iterator[Mapping[str, Any]], tell: Tell) -> None:
-    """Answer each `Work` with a `Made`; see `processes.Child`.
+    """Answer each `Work` with a `MakeResult`; see `processes.Child`.
 
     Raises LibraryMismatch where what is loaded here is not what the library was made with.
     """

@@ -20,7 +20,7 @@ from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.serving import Serving
-from sac_rag.answer.stream import RETRIES, Stream, Way
+from sac_rag.answer.stream import RETRIES, AnswerPlan, Stream
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
@@ -267,7 +267,7 @@ class SacRag(Serving):
             self._made.note(rows)
         return rows
 
-    def strange_vector(self, texts: Sequence[str], vectors: Sequence[Any]) -> int | None:
+    def foreign_vector(self, texts: Sequence[str], vectors: Sequence[Any]) -> int | None:
         """Which of these vectors, by index, is not the library's embedder's of its text; None when none is.
 
         Those that `embed` gave out are known. Of the others the first is compared with the embedder's own: two
@@ -472,14 +472,14 @@ class SacRag(Serving):
             query = question if conversation is None else conversation.searched(question)
             return self._retrieve(library, query, own, where)
 
-        def lay(found: Sequence[Hit], text: bool) -> Assembled:
+        def assemble(found: Sequence[Hit], text: bool) -> Assembled:
             return self._assemble(library, found, question, own, text, conversation)
 
-        def about(read: Sequence[Hit]) -> list[str]:
+        def warn(read: Sequence[Hit]) -> list[str]:
             found = library.documents([hit.passage.document for hit in read])
             return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
 
-        return Stream(self.engine, Way(find, lay, own, thresholds, conversation, about, stop))
+        return Stream(self.engine, AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop))
 
     def replay(
         self,
@@ -552,8 +552,8 @@ class SacRag(Serving):
             most = {"passages": ask.text_passages, "tokens": ask.text_tokens}
             texts = texts_of(method, hits, **most, score=ask.text_score)
         if conversation is not None:
-            shelf = self._shelf(library)
-            return conversation.assembled(method, hits, texts, question, shelf, placing=placing, reserve=reserve)
+            source = self._memory_source(library)
+            return conversation.assembled(method, hits, texts, question, source, placing=placing, reserve=reserve)
         if text or ask.fidelity == "text":
             return text_prompt(method, hits, question, reserve=reserve)
         memories = library.load([h.passage.id for h in hits[texts:]])

@@ -174,7 +174,7 @@ def test_a_question_ends_on_the_generation_it_began_with(docs, tiny_config, tmp_
     question, most = "Who met the clerk in house 2?", {"k": 3, "max_new_tokens": 4, "search": "lexical"}
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as writer, SacRag.open(tmp_path / "a.lib") as rag:
         want = rag.ask(question, **most)
-        shelf, search = rag._shelf(rag.library.pinned()), rag._retrieve
+        source, search = rag._memory_source(rag.library.pinned()), rag._retrieve
 
         def overtaken(*args):
             hits = search(*args)
@@ -188,7 +188,7 @@ def test_a_question_ends_on_the_generation_it_began_with(docs, tiny_config, tmp_
             answer = rag.ask(question, **most)
         assert (answer.text, answer.sources) == (want.text, want.sources)
         ids = [h.passage.id for h in want.sources]
-        assert len(shelf.load(ids)) == len(ids), "a prompt that waits loads what it was made of"
+        assert len(source.load(ids)) == len(ids), "a prompt that waits loads what it was made of"
         with pytest.raises(LibraryError, match="no passage"):
             rag.library.load(ids)
 

@@ -59,12 +59,12 @@ def test_known_vectors_are_not_embedded_again_to_be_recognised(rag: SacRag, monk
     vectors, made_elsewhere = rag.embed(texts).tolist(), rag.embedder.encode(["A gull."])[0]
     encode, asked = rag.embedder.encode, []
     monkeypatch.setattr(rag.embedder, "encode", lambda t, **k: asked.append(list(t)) or encode(t, **k))
-    assert rag.strange_vector(texts, vectors) is None
+    assert rag.foreign_vector(texts, vectors) is None
     assert asked == []
-    assert rag.strange_vector([*texts, "A gull."], [*vectors, made_elsewhere]) is None
-    assert rag.strange_vector(["An egg.", *texts], [-made_elsewhere, *vectors]) == 0
+    assert rag.foreign_vector([*texts, "A gull."], [*vectors, made_elsewhere]) is None
+    assert rag.foreign_vector(["An egg.", *texts], [-made_elsewhere, *vectors]) == 0
     assert asked == [["A gull."], ["An egg."]]
-    assert rag.strange_vector(texts, [vectors[0], vectors[1][:3]]) == 1
+    assert rag.foreign_vector(texts, [vectors[0], vectors[1][:3]]) == 1
 
 
 def test_the_oldest_vectors_are_forgotten() -> None:

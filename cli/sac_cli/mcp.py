@@ -38,11 +38,11 @@ def mcp(
         from sac_rag.serve.mcp import make
     except ImportError as error:
         raise ConfigError(f'this needs {error.name}: pip install "sac-rag[serve]"') from None
-    from sac_rag.serve.run import open_shelf
+    from sac_rag.serve.run import open_libraries
 
     with console.working("loading the model"):
-        shelf = open_shelf(places, write=False, device=device, dtype=dtype)
+        libraries = open_libraries(places, write=False, device=device, dtype=dtype)
     try:
-        make(shelf).run("stdio")
+        make(libraries).run("stdio")
     finally:
-        shelf.close()
+        libraries.close()

@@ -66,14 +66,14 @@ def run(
         check_present(place.partition("=")[2] if "=" in place else place)
     with console.working("loading the model"):
         from sac_rag.serve.keys import Keys
-        from sac_rag.serve.run import open_shelf
+        from sac_rag.serve.run import open_libraries
         from sac_rag.serve.run import serve as listen
 
         known = Keys.read(keys) if keys is not None else None
-        shelf = open_shelf(places, folders, write=not limits.read_only, device=device, dtype=dtype)
+        libraries = open_libraries(places, folders, write=not limits.read_only, device=device, dtype=dtype)
 
     def told(url: str) -> None:
         console.hint("Ctrl-C ends it")
         print(url, flush=True)
 
-    listen(shelf, limits, known, told=told)
+    listen(libraries, limits, known, told=told)

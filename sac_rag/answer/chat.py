@@ -31,10 +31,10 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class MemorySource:
     """Where memories come from: how large those of some passages are, and how to load them.
 
-    key: tells shelves apart in a conversation's cache.
+    key: tells sources apart in a conversation's cache.
     """
 
     key: str
@@ -47,7 +47,7 @@ class Shelf:
 
 
 def chat_prompt(
-    method: Method, messages: Sequence[Message], shelf: Shelf, *, placing: Placing | None = None
+    method: Method, messages: Sequence[Message], source: MemorySource, *, placing: Placing | None = None
 ) -> Prompt:
     """The prompt of a conversation, ready for the assistant's next answer.
 
@@ -65,7 +65,7 @@ def chat_prompt(
             pieces.append(_Trusted(text))
         else:
             pieces += merged[index].content
-    return _laid(method, _grouped(_once(pieces)), shelf, placing or method.placing)
+    return _laid(method, _grouped(_once(pieces)), source, placing or method.placing)
 
 
 def layout_messages(method: Method, body: str, question: str) -> list[tuple[str, str]]:
@@ -165,7 +165,7 @@ def _passage_follows(pieces: Sequence[str | PassageRef | _Trusted]) -> bool:
     return False
 
 
-def _laid(method: Method, groups: Sequence[str | list[str]], shelf: Shelf, placing: Placing) -> Prompt:
+def _laid(method: Method, groups: Sequence[str | list[str]], source: MemorySource, placing: Placing) -> Prompt:
     parts: list[Piece] = []
     position = rank = 0
     first = next((i for i, g in enumerate(groups) if isinstance(g, list)), None)
@@ -173,7 +173,7 @@ def _laid(method: Method, groups: Sequence[str | list[str]], shelf: Shelf, placi
         groups, first = groups[first:], 0  # the adapter's own prefix comes with the memory
     for i, group in enumerate(groups):
         if isinstance(group, list):
-            recall = _recall(method, group, shelf, placing, position, opens=i == first, rank=rank)
+            recall = _recall(method, group, source, placing, position, opens=i == first, rank=rank)
             parts.append(recall)
             position, rank = recall.next_position, rank + len(group)
         else:
@@ -198,18 +198,18 @@ def _ids(method: Method, text: str, *, behind_memory: bool) -> list[int]:
 
 
 def _recall(
-    method: Method, ids: list[str], shelf: Shelf, placing: Placing, start: int, *, opens: bool, rank: int
+    method: Method, ids: list[str], source: MemorySource, placing: Placing, start: int, *, opens: bool, rank: int
 ) -> Recall:
     """Passages of ranks from `rank` on, best first, as one memory."""
-    extents = shelf.extents(ids)
+    extents = source.extents(ids)
     own = [(kv.anchors, kv.source_len) for kv in method.ahead(start=start, opens=opens)]
     slots = sum(a for a, _ in (*own, *extents))
     span = sum(placing.extent(*extent) for extent in (*own, *extents))
 
     def load() -> Memory:
         device = method.backbone.device
-        ranked = [[m.to(device=device) for m in parts] for parts in shelf.load(ids)]
+        ranked = [[m.to(device=device) for m in parts] for parts in source.load(ids)]
         return method.passages(ranked, placing=placing, first=rank, start=start, opens=opens)
 
-    key = (shelf.key, tuple(ids), placing, opens, rank)
+    key = (source.key, tuple(ids), placing, opens, rank)
     return Recall(key, start, start + span, slots, sum(n for _, n in extents), load)

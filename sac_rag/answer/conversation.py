@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from sac_rag.answer.assemble import Assembled
-from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt, layout_messages
+from sac_rag.answer.chat import Content, MemorySource, Message, chat_prompt, layout_messages
 from sac_rag.answer.follow_up import searched
 from sac_rag.answer.tags import PassageRef
 from sac_rag.compress.methods.base import Method
@@ -61,7 +61,7 @@ class Conversation:
         hits: Sequence[Hit],
         texts: int,
         question: str,
-        shelf: Shelf,
+        source: MemorySource,
         *,
         placing: Placing | None = None,
         reserve: int = 64,
@@ -76,11 +76,11 @@ class Conversation:
         if self.instructions:
             system.append(Message("system", (self.instructions,)))
         limit = method.backbone.context_length - reserve
-        whole, gone = _without_gone(self._turns, shelf)
+        whole, gone = _without_gone(self._turns, source)
         turns, kept = whole, len(hits)
         while True:
             user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), asked))
-            prompt = chat_prompt(method, [*system, *(m for t in turns for m in t), user], shelf, placing=placing)
+            prompt = chat_prompt(method, [*system, *(m for t in turns for m in t), user], source, placing=placing)
             position = prompt.extent(len(prompt.units()))[1]
             if position <= limit:
                 break
@@ -111,10 +111,10 @@ def _passages(hits: Sequence[Hit], texts: int, separator: str) -> Content:
     return (*((read + separator if memories else read,) if read else ()), *memories)
 
 
-def _without_gone(turns: list[Turn], shelf: Shelf) -> tuple[list[Turn], int]:
+def _without_gone(turns: list[Turn], source: MemorySource) -> tuple[list[Turn], int]:
     """Turns without the memories of passages that were removed from the library since, and how many these are."""
     named = {p.id for turn in turns for m in turn for p in m.content if isinstance(p, PassageRef)}
-    gone = {i for i in named if not shelf.holds(i)}
+    gone = {i for i in named if not source.holds(i)}
 
     def left(message: Message) -> Message:
         content = tuple(p for p in message.content if not (isinstance(p, PassageRef) and p.id in gone))

@@ -41,7 +41,7 @@ that loses is no error, and may be more than this for a short passage."""
 COMMON = 0.9
 """Share of its slots that a stored passage has in common with compressing it again, where the model's own numbers
 choose them (`Method.weighs`): other kernels round otherwise, and of two tokens that weigh alike another one stays."""
-TOGETHER = 16
+PASSAGES_AT_ONCE = 16
 """Passages compressed at once where many are compared."""
 
 
@@ -72,9 +72,9 @@ def check(engine: Engine, library: Library) -> None:
 
 def mismatches(encoder: Encoder, library: Library, ids: Sequence[str]) -> Iterator[str]:
     """Compare stored memories with what the encoder makes of their text; a line for each that is not that."""
-    for start in range(0, len(ids), TOGETHER):
+    for start in range(0, len(ids), PASSAGES_AT_ONCE):
         some, stored = [], []
-        for passage_id in ids[start : start + TOGETHER]:
+        for passage_id in ids[start : start + PASSAGES_AT_ONCE]:
             try:
                 stored += library.load([passage_id])
                 some += library.get([passage_id])

@@ -15,10 +15,10 @@ import torch
 
 from sac_rag.answer import gate
 from sac_rag.answer.assemble import question_ids
-from sac_rag.answer.chat import Content, Message, Shelf, chat_prompt, layout_messages
+from sac_rag.answer.chat import Content, MemorySource, Message, chat_prompt, layout_messages
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.offered import Offered
-from sac_rag.answer.passing import Passing
+from sac_rag.answer.passage_cache import PassageCache
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Sampling
 from sac_rag.answer.reply import AsyncReply, Reply
@@ -40,7 +40,7 @@ class Serving:
         self.library, self.engine, self.config = library, engine, config
         self._gated = False
         self._tagger = Tagger(library.secret)
-        self._passing, self._offered = Passing(), Offered.of(library.secret)
+        self._loose, self._offered = PassageCache(), Offered.of(library.secret)
 
     def newest(self) -> Library:
         """The library at its newest generation, for one request: what was removed meanwhile answers nothing more."""
@@ -56,7 +56,7 @@ class Serving:
 
     def cite(self, text: str, *, where: Mapping[str, Any] | None = None) -> Content:
         """Text cut at the tags of this library, for a `Message`. where: only passages that fit this metadata filter."""
-        return tuple(self._tagger.split(text, lambda i: self._passing.fits(i, where) or self.library.holds(i, where)))
+        return tuple(self._tagger.split(text, lambda i: self._loose.fits(i, where) or self.library.holds(i, where)))
 
     def stored_tag(self, name: str, text: str) -> str | None:
         """The tag of a text that the library holds under the id of a passage or the uri of a document; a line for each
@@ -93,11 +93,11 @@ class Serving:
         """Compress passages that are in no library and return their ids, for `tag`; held in memory, not stored.
 
         meta: metadata for the filter of `cite`; without it they fit none. Texts of more than 510 tokens are compressed
-        as consecutive sub-contexts under one id. The longest unused are forgotten beyond `PASSING_BYTES`; their tags
-        then stay text.
+        as consecutive sub-contexts under one id. The longest unused are forgotten beyond
+        `PASSAGE_CACHE_BYTES`; their tags then stay text.
         """
         texts = [nfc(text) for text in texts]
-        return self._passing.compress(texts, self.engine, self.config.ratio, plain(meta) if meta else None)
+        return self._loose.compress(texts, self.engine, self.config.ratio, plain(meta) if meta else None)
 
     # -- replies -------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Serving:
         """
         self._check_gate()
         with self.engine.busy(), torch.inference_mode():
-            prompt = chat_prompt(self.engine.method, messages, self._shelf(self.library.pinned()))
+            prompt = chat_prompt(self.engine.method, messages, self._memory_source(self.library.pinned()))
         room = self.context_length - (sampling or Sampling()).max_new_tokens
         position = prompt.extent(len(prompt.units()))[1]
         if position > room:
@@ -253,19 +253,19 @@ class Serving:
     # -- memories ------------------------------------------------------------------------------------------
 
     def _extents(self, library: Library, ids: Sequence[str]) -> list[tuple[int, int]]:
-        return [self._passing.extent(i) or library.extents([i])[0] for i in ids]
+        return [self._loose.extent(i) or library.extents([i])[0] for i in ids]
 
-    def _shelf(self, library: Library) -> Shelf:
+    def _memory_source(self, library: Library) -> MemorySource:
         def load(ids: Sequence[str]) -> list[list[AnchorKV]]:
-            held = {i: found for i in ids if (found := self._passing.get(i)) is not None}
+            held = {i: found for i in ids if (found := self._loose.get(i)) is not None}
             stored = [i for i in ids if i not in held]
             held |= {i: [m] for i, m in zip(stored, library.load(stored), strict=True)}
             return [held[i] for i in ids]
 
         def holds(passage_id: str) -> bool:
-            return self._passing.extent(passage_id) is not None or library.holds(passage_id)
+            return self._loose.extent(passage_id) is not None or library.holds(passage_id)
 
-        return Shelf(library.secret.hex(), functools.partial(self._extents, library), load, holds)
+        return MemorySource(library.secret.hex(), functools.partial(self._extents, library), load, holds)
 
 
 def _covers(passages: Sequence[Passage], text: str) -> bool:

@@ -23,20 +23,20 @@ RETRIES = 8
 
 
 @dataclass(frozen=True)
-class Way:
+class AnswerPlan:
     """How one question is answered.
 
-    find: the hits. lay: hits -> prompt, as `ask.fidelity` says or, when True, as text. thresholds: needed for
-    fidelity "auto" and for abstaining. conversation: where the answer is kept for the next question. about: what a user
+    find: the hits. assemble: hits -> prompt, as `ask.fidelity` says or, when True, as text. thresholds: needed for
+    fidelity "auto" and for abstaining. conversation: where the answer is kept for the next question. warn: what a user
     should know of the passages that were read.
     """
 
     find: Callable[[], Sequence[Hit]]
-    lay: Callable[[Sequence[Hit], bool], Assembled]
+    assemble: Callable[[Sequence[Hit], bool], Assembled]
     ask: AskConfig
     thresholds: Thresholds | None = None
     conversation: Conversation | None = None
-    about: Callable[[Sequence[Hit]], Sequence[str]] = lambda read: ()
+    warn: Callable[[Sequence[Hit]], Sequence[str]] = lambda read: ()
     stop: Sequence[str] = ()
     """Strings that end the answer and are no part of it."""
 
@@ -65,12 +65,12 @@ class Stream(Iterator[str]):
     of the text. An "auto" whose calibration says that text is never better holds nothing back.
     """
 
-    def __init__(self, engine: Engine, way: Way) -> None:
+    def __init__(self, engine: Engine, plan: AnswerPlan) -> None:
         self._began = time.perf_counter()
         self._answer: Answer | None = None
         self._reply: Reply | None = None
         self._cancelled = False
-        self._pieces = self._run(engine, way)
+        self._pieces = self._run(engine, plan)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -88,21 +88,21 @@ class Stream(Iterator[str]):
             raise RuntimeError("the answer is not complete: read the stream to its end first")
         return self._answer
 
-    def _run(self, engine: Engine, way: Way) -> Iterator[str]:
-        ask, thresholds = way.ask, way.thresholds
-        found = way.find()
+    def _run(self, engine: Engine, plan: AnswerPlan) -> Iterator[str]:
+        ask, thresholds = plan.ask, plan.thresholds
+        found = plan.find()
         retrieved = time.perf_counter()
         doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
         held = ask.abstain or doubtful is not None
         for again in range(RETRIES, -1, -1):
             try:
-                attempt = yield from self._attempt(engine, way, found, text=False, held=held)
+                attempt = yield from self._attempt(engine, plan, found, text=False, held=held)
                 break
             # Removed by another thread since it was found, or damaged: a search leaves it out from now on.
             except (PassageGone, MemoryDamaged):
                 if not again:
                     raise
-                found = way.find()
+                found = plan.find()
         if self._cancelled:
             return
         usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
@@ -110,7 +110,7 @@ class Stream(Iterator[str]):
         if fell_back:
             doubt = f"confidence {attempt.confidence:.2f}, below {doubtful:.2f}"
             held = ask.abstain
-            attempt = yield from self._attempt(engine, way, found, text=True, held=held)
+            attempt = yield from self._attempt(engine, plan, found, text=True, held=held)
             if self._cancelled:
                 return
             usage, loaded_s = _both(usage, attempt.usage), loaded_s + attempt.loaded_s
@@ -130,7 +130,7 @@ class Stream(Iterator[str]):
             notices.insert(0, f"no passage matched{alone}")
         elif not hits:
             notices.append(f"no passage was read{alone}")
-        notices += way.about(hits)
+        notices += plan.warn(hits)
         first = time.perf_counter() if held else attempt.first
         if held and text:
             yield text
@@ -149,24 +149,24 @@ class Stream(Iterator[str]):
             left_out=len(found) - len(hits),
             forgotten=attempt.assembled.forgotten,
         )
-        if way.conversation is not None:
-            way.conversation.add(text)
+        if plan.conversation is not None:
+            plan.conversation.add(text)
 
     def _attempt(
-        self, engine: Engine, way: Way, found: Sequence[Hit], *, text: bool, held: bool
+        self, engine: Engine, plan: AnswerPlan, found: Sequence[Hit], *, text: bool, held: bool
     ) -> Generator[str, None, _Attempt]:
         """Read and answer once; the pieces are yielded unless `held`."""
-        began, ask = time.perf_counter(), way.ask
+        began, ask = time.perf_counter(), plan.ask
         with engine.busy(), torch.inference_mode():
-            assembled = way.lay(found, text)
+            assembled = plan.assemble(found, text)
         loaded_s = time.perf_counter() - began
         if not (assembled.hits or assembled.earlier or ask.closed_book):
             if not held:
                 yield NO_ANSWER
             return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
         sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-        keep = way.conversation is not None
-        reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=way.stop, keep=keep)
+        keep = plan.conversation is not None
+        reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=plan.stop, keep=keep)
         self._reply = reply
         if self._cancelled:  # while the passages were loaded
             reply.cancel()

@@ -20,7 +20,7 @@ from torch import nn
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.attention import attend_packed, front_at, fronts_of
 from sac_rag.compress.lora import adapt, adapt_by_peft, layers_of
-from sac_rag.compress.packed import Packed, is_steady, pack
+from sac_rag.compress.packed import Packed, is_batch_invariant, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
 from sac_rag.families import family_of
@@ -189,13 +189,13 @@ class Backbone:
             self._head = _packed(self._head)
 
     @cached_property
-    def is_steady(self) -> bool:
+    def is_batch_invariant(self) -> bool:
         """Whether a row's products have the same bits beside any number of others; measured on a CPU in bf16."""
         if self.device.type != "cpu" or self.dtype != torch.bfloat16:
             return True
         with torch.inference_mode():
             weights = (*_block(self.decoder.model.layers[0]), self.decoder.lm_head.weight)
-            return is_steady(w for w in weights if not isinstance(w, Packed))
+            return is_batch_invariant(w for w in weights if not isinstance(w, Packed))
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """LoRA parameters by name (`model.layers.I.MODULE.lora_A.weight`), fp32."""

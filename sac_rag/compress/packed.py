@@ -40,7 +40,7 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed | tor
         return weight
 
 
-def is_steady(weights: Iterable[torch.Tensor]) -> bool:
+def is_batch_invariant(weights: Iterable[torch.Tensor]) -> bool:
     """Whether a row times these weights, (outputs, inputs), has the same bits in any number of rows.
 
     Kernels that use AMX have several ways to sum, which they choose between by that number.

@@ -25,11 +25,11 @@ BLOCK = 64
 whatever stands beside it, and an answer depends neither on what is answered at the same time nor on how much of its
 prompt was read before."""
 
-TOGETHER = 16
-"""Rows that take a step together where a row's products change with the number of rows (`Backbone.is_steady`): kernels
-choose another way to sum behind 16 of them, if they do."""
+BATCH_ROWS = 16
+"""Rows that take a step together where a row's products change with the number of rows
+(`Backbone.is_batch_invariant`): kernels choose another way to sum behind 16 of them, if they do."""
 
-SPARED = 512
+SLOTS_PER_CALL = 512
 """Slots that one token's attention passes over in the time that a call of its own takes."""
 
 _Fill = TypeVar("_Fill", bound=Hashable)
@@ -58,7 +58,7 @@ class Session:
         self._bias: list[torch.Tensor] | None = None
         self._filled = torch.zeros(rows, layers, groups, dtype=torch.int64)
         self._next = [0] * rows
-        self._stands: list[tuple[_Stand, ...]] = [()] * rows
+        self._stands: list[tuple[_Placed, ...]] = [()] * rows
         self.logits = self.read(prompts)
 
     @property
@@ -85,13 +85,13 @@ class Session:
 
         Raises MemoryInvalid for a memory that was placed elsewhere than where it stands.
         """
-        laid = [_lay_out(row, start) for row, start in zip(parts, self._next, strict=True)]
+        laid = [_prefill_of(row, start) for row, start in zip(parts, self._next, strict=True)]
         starts = [row.starts(filled) for row, filled in zip(laid, self._filled, strict=True)]
         self._reach(torch.stack([at[-1] + row.tokens[-1] for row, at in zip(laid, starts, strict=True)]))
         for index, (row, at) in enumerate(zip(laid, starts, strict=True)):
             for memory, first in zip(row.memories, at[1:], strict=True):
                 self._insert(index, memory, first - memory.counts)
-                stand = _Stand(memory.start, memory.next_position, memory.counts, memory.bias is not None)
+                stand = _Placed(memory.start, memory.next_position, memory.counts, memory.bias is not None)
                 self._stands[index] += (stand,)
         like = self._cache[0][0]
         new = [_NewTokens(row.tokens, at, self._repeat, like) for row, at in zip(laid, starts, strict=True)]
@@ -115,7 +115,7 @@ class Session:
             return self._backbone.walk(together, positions, mix, scored=last, use_lora=self._use_lora)
 
         self._next = [int(row.positions[-1]) + 1 for row in laid]
-        self.logits = self._by_company(walk, 1)
+        self.logits = self._in_batches(walk, 1)
         return self.logits
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -129,18 +129,16 @@ class Session:
             return self._backbone.walk(tokens[at], positions[at], mix, use_lora=self._use_lora)
 
         self._next = [n + 1 for n in self._next]
-        self.logits = self._by_company(walk, TOGETHER)
+        self.logits = self._in_batches(walk, BATCH_ROWS)
         return self.logits
 
-    def _by_company(self, walk: Callable[[range], torch.Tensor], most: int) -> torch.Tensor:
+    def _in_batches(self, walk: Callable[[range], torch.Tensor], most: int) -> torch.Tensor:
         """Next logits of all rows, by `walk` over ranges of them: all at once, or at most so many where a row's bits
         change with the number of rows."""
-        size = self.rows if self._backbone.is_steady else most
+        size = self.rows if self._backbone.is_batch_invariant else most
         return torch.cat([walk(range(at, min(at + size, self.rows))) for at in range(0, self.rows, size)])
 
-    def _stepping(
-        self, caches: Sequence[tuple[torch.Tensor, torch.Tensor]], filled: torch.Tensor, those: range
-    ) -> Mix:
+    def _stepping(self, caches: Sequence[tuple[torch.Tensor, torch.Tensor]], filled: torch.Tensor, those: range) -> Mix:
         """The attention of one more token for each of `those` rows, over caches that are filled so far, (rows, layers,
         kv_heads)."""
         places, like = filled.transpose(0, 1), caches[0][0]
@@ -288,7 +286,7 @@ def _grown(cache: torch.Tensor, capacity: int) -> torch.Tensor:
     return F.pad(cache, (0, 0, 0, capacity - cache.shape[2]))
 
 
-class _Stand(NamedTuple):
+class _Placed(NamedTuple):
     """Where a row has a memory: its positions, [start, next_position), its slots, (layers, kv_heads), and whether it
     adds to their scores."""
 
@@ -298,7 +296,7 @@ class _Stand(NamedTuple):
     biased: bool
 
 
-class _Laid(NamedTuple):
+class _Prefill(NamedTuple):
     """One row's parts in order: tokens in front of the first memory (0: none) and behind each, and their positions."""
 
     memories: list[Memory]
@@ -313,7 +311,7 @@ class _Laid(NamedTuple):
         return ahead
 
 
-def _lay_out(parts: Sequence[Part], start: int) -> _Laid:
+def _prefill_of(parts: Sequence[Part], start: int) -> _Prefill:
     memories: list[Memory] = []
     tokens, positions, position = [0], [], start
     for part in parts:
@@ -329,7 +327,7 @@ def _lay_out(parts: Sequence[Part], start: int) -> _Laid:
             position += len(part)
     if not parts or isinstance(parts[-1], Memory) or not len(parts[-1]):
         raise MemoryInvalid("a prompt must end with at least one token: nothing follows from memory alone")
-    return _Laid(memories, tokens, torch.cat(positions))
+    return _Prefill(memories, tokens, torch.cat(positions))
 
 
 class _NewTokens:
@@ -389,7 +387,7 @@ def _near(fills: Sequence[int]) -> list[tuple[slice, int]]:
     for head, fill in enumerate(fills[1:], 1):
         heads, most = found[-1]
         widest, size = max(most, fill), head - heads.start
-        if widest * (size + 1) - most * size - fill <= SPARED:
+        if widest * (size + 1) - most * size - fill <= SLOTS_PER_CALL:
             found[-1] = (slice(heads.start, head + 1), widest)
         else:
             found.append((slice(head, head + 1), fill))

@@ -47,16 +47,16 @@ class Took:
     tokens: int
 
 
-Way = Callable[[str, AskConfig, Sequence[Hit]], Took]
+TimedReader = Callable[[str, AskConfig, Sequence[Hit]], Took]
 """Answers a question; passages are given to those that do not search themselves."""
 
 
-def memory(rag: SacRag) -> Way:
+def memory(rag: SacRag) -> TimedReader:
     """By memories, found and loaded anew for each question."""
     return lambda question, ask, hits: _took(rag, question, ask, None, text=False)
 
 
-def text(rag: SacRag) -> Way:
+def text(rag: SacRag) -> TimedReader:
     """By the text of the passages that memories were of, without looking for them, which favours it."""
     return lambda question, ask, hits: _took(rag, question, ask, hits, text=True)
 
@@ -70,7 +70,7 @@ def _took(rag: SacRag, question: str, ask: AskConfig, hits: Sequence[Hit] | None
     )
 
 
-def llama_cpp(rag: SacRag, gguf: str | Path, *, threads: int | None = None) -> Way:
+def llama_cpp(rag: SacRag, gguf: str | Path, *, threads: int | None = None) -> TimedReader:
     """By llama.cpp, which reads the same tokens from a .gguf file of the same model. Raises ConfigError without it."""
     try:
         import llama_cpp as package
@@ -96,7 +96,7 @@ def llama_cpp(rag: SacRag, gguf: str | Path, *, threads: int | None = None) -> W
 
 
 def first_tokens(
-    ways: Mapping[str, Way],
+    ways: Mapping[str, TimedReader],
     finder: SacRag,
     questions: Sequence[str],
     ks: Sequence[int],

@@ -12,7 +12,7 @@ import numpy as np
 
 from sac_rag.config import IndexConfig, ReadConfig
 from sac_rag.errors import ConfigError, DocumentError, LibraryMismatch
-from sac_rag.indexing.make import Compressor, Embeds, Made, Maker
+from sac_rag.indexing.make import Compressor, Embeds, Maker, MakeResult
 from sac_rag.indexing.makers import Beside, Here, Makers, Workers
 from sac_rag.indexing.plan import GIVEN, Order, Plan, Planner, check_meta, groups
 from sac_rag.indexing.report import IndexReport, Listen, Notice, Skip
@@ -87,7 +87,7 @@ class Indexer:
         ready = self._checked(documents, vectors, embedder) if vectors else {}
         report = self.report
         report.files = report.done = len(documents)
-        made: list[tuple[Order, Made]] = []
+        made: list[tuple[Order, MakeResult]] = []
         with self.library.writing:
             plan = self._planner.plan(documents, ready=ready, origin=GIVEN)
             self._count(plan)
@@ -153,7 +153,7 @@ class Indexer:
         report.unchanged += plan.unchanged
         report.skipped += [Skip(uri, NO_TEXT) for uri in plan.blank]
 
-    def _commit(self, order: Order, made: Made) -> None:
+    def _commit(self, order: Order, made: MakeResult) -> None:
         try:
             self._commit_all([(order, made)])
         except BaseException:
@@ -161,7 +161,7 @@ class Indexer:
             raise
         self._progress.end(order)
 
-    def _commit_all(self, made: Sequence[tuple[Order, Made]]) -> None:
+    def _commit_all(self, made: Sequence[tuple[Order, MakeResult]]) -> None:
         if not made:
             return
         self._tell("storing")
@@ -170,7 +170,7 @@ class Indexer:
                 _store(tx, order, result)
         self.report.removed += sum(len(order.remove) for order, _ in made)
 
-    def _discard(self, made: Sequence[tuple[Order, Made]]) -> None:
+    def _discard(self, made: Sequence[tuple[Order, MakeResult]]) -> None:
         for _, result in made:
             discard(self.library.path, result.segments)
 
@@ -274,7 +274,7 @@ class _Group:
         return self.files * sum(self.compressed.values()) / self._total if self._total else 0.0
 
 
-def _store(tx: Transaction, order: Order, made: Made) -> None:
+def _store(tx: Transaction, order: Order, made: MakeResult) -> None:
     for segment in made.segments:
         tx.adopt(segment)
     vectors = {**order.ready, **made.vectors}

@@ -64,7 +64,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Made:
+class MakeResult:
     """What came of it: segment files, and float32 vectors of shape (dim,) by passage id."""
 
     segments: tuple[MadeSegment, ...] = ()
@@ -75,7 +75,7 @@ class Made:
         return {"segments": [s.to_mapping() for s in self.segments], "vectors": vectors}
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Made:
+    def from_mapping(cls, values: Mapping[str, Any]) -> MakeResult:
         vectors = {i: np.frombuffer(base64.b64decode(v), "<f4") for i, v in values["vectors"].items()}
         return cls(tuple(map(MadeSegment.from_mapping, values["segments"])), vectors)
 
@@ -91,7 +91,7 @@ class Maker:
     folder: Path
     segment_bytes: int = SEGMENT_BYTES
 
-    def make(self, work: Work, progress: Progress = lambda step, count: None) -> Made:
+    def make(self, work: Work, progress: Progress = lambda step, count: None) -> MakeResult:
         """Raises MemoryInvalid, LibraryFull; no file is left behind then."""
         made: Sequence[MadeSegment] = ()
         if work.compress:
@@ -110,4 +110,4 @@ class Maker:
         except BaseException:
             segments.discard(self.folder, made)
             raise
-        return Made(tuple(made), vectors)
+        return MakeResult(tuple(made), vectors)

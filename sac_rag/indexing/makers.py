@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from sac_rag.errors import SacError
-from sac_rag.indexing.make import Made, Maker
+from sac_rag.indexing.make import Maker, MakeResult
 from sac_rag.indexing.plan import Order
 from sac_rag.library.folder import erase_made
 from sac_rag.processes import Child, raise_error
 
-Ready = Callable[[Order, Made], None]
+Ready = Callable[[Order, MakeResult], None]
 """Called with each order when it is made, in the order in which they were given."""
 Heard = Callable[[Order, str, int], None]
 """Called with an order under way, its step and the number of its passages that are compressed."""
@@ -27,7 +27,8 @@ Heard = Callable[[Order, str, int], None]
 class Workers:
     """Child processes that make orders, of one thread each.
 
-    target: "module:function" for `processes.Child`, which answers a `Work` with a `Made`. setup: what it is told first.
+    target: "module:function" for `processes.Child`, which answers a `Work` with a `MakeResult`. setup: what it is
+    told first.
     """
 
     count: int
@@ -65,7 +66,7 @@ class Here:
 @dataclass(eq=False)
 class _Job:
     order: Order
-    made: Made | None = None
+    made: MakeResult | None = None
 
 
 class Beside:
@@ -84,7 +85,7 @@ class Beside:
         job = _Job(order)
         self._jobs.append(job)
         if not (order.compress or order.embed):
-            job.made = Made()
+            job.made = MakeResult()
             self._hand_over()
             return
         while len(self._jobs) > self._workers.count + 1:
@@ -120,7 +121,7 @@ class Beside:
         if job and "heard" in event:
             self._heard(job.order, *event["heard"])
         elif job and "made" in event:
-            job.made, self._at[child] = Made.from_mapping(event["made"]), None
+            job.made, self._at[child] = MakeResult.from_mapping(event["made"]), None
             self._hand_over()
 
     def _hand_over(self) -> None:

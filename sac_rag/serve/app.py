@@ -23,24 +23,24 @@ from sac_rag.serve.door import Door, Served
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.guard import Guard
 from sac_rag.serve.keys import Keys
+from sac_rag.serve.libraries import ServedLibraries
 from sac_rag.serve.mcp import make
 from sac_rag.serve.metrics import Measured, Metrics
 from sac_rag.serve.rates import Rates
 from sac_rag.serve.settings import ServeConfig
-from sac_rag.serve.shelf import Shelf
 
 STATIC = Path(__file__).parent / "static"
 _log = logging.getLogger(__name__)
 
 
-def create_app(shelf: Shelf, limits: ServeConfig | None = None, keys: Keys | None = None) -> FastAPI:
+def create_app(libraries: ServedLibraries, limits: ServeConfig | None = None, keys: Keys | None = None) -> FastAPI:
     """An ASGI application that serves these libraries and closes them at its end."""
     limits = limits or ServeConfig()
-    metrics = Metrics(shelf)
+    metrics = Metrics(libraries)
     pool = Pool(limits.concurrent, limits.timeout, metrics)
-    served = Served(shelf, limits, keys, pool, metrics, Rates(limits.requests_per_minute))
+    served = Served(libraries, limits, keys, pool, metrics, Rates(limits.requests_per_minute))
 
-    agents = make(shelf)
+    agents = make(libraries)
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # the guard sees to that
     tools = agents.streamable_http_app(
         streamable_http_path="/mcp",
@@ -55,7 +55,7 @@ def create_app(shelf: Shelf, limits: ServeConfig | None = None, keys: Keys | Non
         async with agents.session_manager.run():
             yield
         await pool.close()
-        shelf.close()
+        libraries.close()
 
     app = FastAPI(title="sac-rag", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = served
@@ -101,7 +101,7 @@ async def _ready(request: Request) -> Response:
     """Libraries are open and the server is not ending."""
     if request.app.state.served.pool.closing:
         raise ApiError(503, "shutting_down", "the server is ending")
-    return JSONResponse({"status": "ready", "libraries": len(request.app.state.served.shelf)})
+    return JSONResponse({"status": "ready", "libraries": len(request.app.state.served.libraries)})
 
 
 async def _metrics(request: Request) -> Response:

@@ -15,8 +15,8 @@ from sac_rag.errors import ConfigError
 from sac_rag.records import Answer, Hit, Usage, unicode_of
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import Key
+from sac_rag.serve.libraries import ServedLibrary
 from sac_rag.serve.settings import ServeConfig
-from sac_rag.serve.shelf import Shelved
 
 if TYPE_CHECKING:
     from sac_rag.answer.stream import Stream
@@ -48,7 +48,7 @@ class Lenient(BaseModel):
 class Asked:
     """A question with its conversation, ready to be answered."""
 
-    shelved: Shelved
+    served: ServedLibrary
     question: str
     ask: AskConfig
     where: Mapping[str, Any] | None = None
@@ -62,7 +62,7 @@ class Asked:
 
     def begin(self) -> Stream:
         """Begin to answer; blocks while the passages are looked for."""
-        rag, talk = self.shelved.rag, None
+        rag, talk = self.served.rag, None
         if self.turns or self.instructions:
             talk = rag.replay(self.turns, self.ask, where=self.where, instructions=self.instructions)
         return rag.stream(self.question, self.ask, where=self.where, text=self.text, conversation=talk, stop=self.stop)
@@ -167,15 +167,21 @@ def usage_of(usage: Usage, *, prompt: str, completion: str) -> dict[str, Any]:
     }
 
 
-def system_fingerprint(shelved: Shelved) -> str:
+def system_fingerprint(served: ServedLibrary) -> str:
     """Changes with the library's generation, and with all that answers depend on."""
-    head = shelved.rag.newest().head
+    head = served.rag.newest().head
     text = json.dumps([head.library, head.generation, head.fingerprint], sort_keys=True)
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def asked(
-    shelved: Shelved, key: Key, limits: ServeConfig, *, question: str, given: Mapping[str, Any], **rest: Any
+    served: ServedLibrary,
+    key: Key,
+    limits: ServeConfig,
+    *,
+    question: str,
+    given: Mapping[str, Any],
+    **rest: Any,
 ) -> Asked:
     """What a key asks of a library. given: fields of AskConfig, `where` and `text` of our own extension."""
     values = dict(given)
@@ -183,4 +189,4 @@ def asked(
     if where is not None and not isinstance(where, dict):
         raise ConfigError(f"where is {where!r}; give a filter such as {{'team': 'desk'}}")
     ask = settings_of(limits, values, rest.pop("max_tokens", None))
-    return Asked(shelved, question, ask, shelved.where(key, where), text=bool(text), **rest)
+    return Asked(served, question, ask, served.where(key, where), text=bool(text), **rest)

@@ -72,11 +72,11 @@ async def completions(body: ChatRequest, request: Request) -> Response:
     """Answer the last message from the library that `model` names; errors and usage as OpenAI's."""
     body.check(IGNORED, NEUTRAL)
     door = Door.of(request)
-    shelved = door.model(body.model)
+    served = door.model(body.model)
     instructions, turns, question, forgotten = asking.conversation(body.messages)
     given = {"temperature": body.temperature, "top_p": body.top_p, "seed": body.seed, **(body.sac or {})}
     asked = asking.asked(
-        shelved,
+        served,
         door.key,
         door.limits,
         question=question,
@@ -87,7 +87,7 @@ async def completions(body: ChatRequest, request: Request) -> Response:
         forgotten=forgotten,
         stop=asking_stop(body.stop),
     )
-    answering = door.pool.answer(shelved.name, asked.begin)
+    answering = door.pool.answer(served.name, asked.begin)
     head = _Head(body.model, asked)
     if body.stream:
         counted = bool(body.stream_options and body.stream_options.include_usage)
@@ -111,7 +111,7 @@ class _Head:
     def __init__(self, model: str, asked: Asked) -> None:
         self.model, self.asked = model, asked
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-        self.fingerprint = asking.system_fingerprint(asked.shelved)
+        self.fingerprint = asking.system_fingerprint(asked.served)
 
     def of(self, kind: str) -> dict[str, Any]:
         named = {"id": self.id, "object": kind, "created": self.created, "model": self.model}

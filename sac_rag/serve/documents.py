@@ -24,7 +24,7 @@ from sac_rag.serve.chat import ChatMessage, event
 from sac_rag.serve.door import Door
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import Key
-from sac_rag.serve.shelf import Shelved, model_name
+from sac_rag.serve.libraries import ServedLibrary, model_name
 
 router = APIRouter(prefix="/v1/libraries")
 
@@ -78,21 +78,21 @@ class DeleteRequest(Strict):
 async def libraries(request: Request) -> Response:
     """Libraries of this key, with their sizes; of all documents, not of the key's alone."""
     door = Door.of(request)
-    found = [await asyncio.to_thread(_library, door, s) for s in door.shelf.of(door.key)]
+    found = [await asyncio.to_thread(_library, door, s) for s in door.libraries.of(door.key)]
     return JSONResponse({"libraries": found})
 
 
-def _library(door: Door, shelved: Shelved) -> dict[str, Any]:
-    rag, key = shelved.rag, door.key
+def _library(door: Door, served: ServedLibrary) -> dict[str, Any]:
+    rag, key = served.rag, door.key
     about = {
-        "library": shelved.name,
+        "library": served.name,
         "model": model_name(rag),
         "ratio": rag.config.ratio,
         "codec": rag.config.codec,
         "context_length": rag.context_length,
         "slot_bytes": rag.slot_bytes,
         "writable": "write" in key.rights and not door.limits.read_only,
-        "syncs": bool(shelved.folders),
+        "syncs": bool(served.folders),
     }
     if key.where:  # sizes would tell of others' documents
         return {**about, "documents": len(rag.newest().documents(where=key.where))}
@@ -105,13 +105,13 @@ def _library(door: Door, shelved: Shelved) -> dict[str, Any]:
 async def search(library: str, body: SearchRequest, request: Request) -> Response:
     """Passages, best first, with their scores."""
     door = Door.of(request)
-    shelved = door.reading(library)
+    served = door.reading(library)
     settings = {"k": body.k, "search": body.search, "min_score": body.min_score}
-    ask, where = from_mapping(AskConfig, settings), shelved.where(door.key, body.where)
+    ask, where = from_mapping(AskConfig, settings), served.where(door.key, body.where)
     query = unicode_of(body.query).strip()
     if not query:
         raise ConfigError("the query is empty; look for something")
-    hits = await asyncio.to_thread(shelved.rag.retrieve, query, ask, where=where)
+    hits = await asyncio.to_thread(served.rag.retrieve, query, ask, where=where)
     return JSONResponse({"passages": [asking.source(h) for h in hits]})
 
 
@@ -122,11 +122,11 @@ async def ask(library: str, body: AskRequest, request: Request) -> Response:
     stream: server-sent events, `piece`s and then the `answer`. messages: earlier turns.
     """
     door = Door.of(request)
-    shelved = door.reading(library)
+    served = door.reading(library)
     messages = [*body.messages, ChatMessage(role="user", content=body.question)]
     instructions, turns, question, forgotten = asking.conversation(messages)
     asked = asking.asked(
-        shelved,
+        served,
         door.key,
         door.limits,
         question=question,
@@ -136,7 +136,7 @@ async def ask(library: str, body: AskRequest, request: Request) -> Response:
         forgotten=forgotten,
         stop=tuple(body.stop),
     )
-    answering = door.pool.answer(shelved.name, asked.begin)
+    answering = door.pool.answer(served.name, asked.begin)
     if body.stream:
         return StreamingResponse(_answer_events(asked, answering), media_type="text/event-stream")
     return JSONResponse(asked.account(await answering.whole(request)))
@@ -165,10 +165,10 @@ async def documents(
 ) -> Response:
     """Documents by name, from behind `after` on; of one `document` its passages, too."""
     door = Door.of(request)
-    shelved = door.reading(library)
+    served = door.reading(library)
     if document is not None:
-        return JSONResponse(await asyncio.to_thread(_document, shelved, door.key, document))
-    found = await asyncio.to_thread(lambda: shelved.rag.newest().documents(where=door.key.where))
+        return JSONResponse(await asyncio.to_thread(_document, served, door.key, document))
+    found = await asyncio.to_thread(lambda: served.rag.newest().documents(where=door.key.where))
     rest = [d for d in found if d.uri > after]
     more = {"next": rest[limit - 1].uri} if len(rest) > limit else {}
     return JSONResponse({"documents": [_about(d) for d in rest[:limit]], "count": len(found), **more})
@@ -184,8 +184,8 @@ def _about(document: StoredDocument) -> dict[str, Any]:
     }
 
 
-def _document(shelved: Shelved, key: Key, uri: str) -> dict[str, Any]:
-    library = shelved.rag.newest()
+def _document(served: ServedLibrary, key: Key, uri: str) -> dict[str, Any]:
+    library = served.rag.newest()
     found = library.documents([uri], where=key.where)
     if not found:
         raise _unknown(uri)
@@ -207,74 +207,74 @@ def _unknown(uri: str) -> ApiError:
 async def put(library: str, body: PutRequest, request: Request) -> Response:
     """Store texts, in one commit; unchanged ones stay as they are. `Accept: application/x-ndjson` tells progress."""
     door = Door.of(request)
-    shelved = door.writing(library)
+    served = door.writing(library)
     given = [
         Document(_name(d.document), unicode_of(d.text), d.media_type, meta=_meta(door.key, d.document, d.meta))
         for d in body.documents
     ]
 
     def store(listen: Listen) -> IndexReport:
-        with shelved.rag.changing():
+        with served.rag.changing():
             for d in given:
-                _check_theirs(shelved, door.key, d.uri)
-            return shelved.rag.put(given, listen=listen)
+                _check_theirs(served, door.key, d.uri)
+            return served.rag.put(given, listen=listen)
 
-    return await _changed(shelved, request, store)
+    return await _changed(served, request, store)
 
 
 @router.put("/{library}/documents", response_model=None)
 async def put_file(library: str, request: Request, document: str, meta: str = "{}") -> Response:
     """Store a file, the body of the request, under a name whose ending says what it is (PDF, Word, …)."""
     door = Door.of(request)
-    shelved, uri = door.writing(library), _name(document)
+    served, uri = door.writing(library), _name(document)
     given = _meta(door.key, uri, _object(meta))
     data = await request.body()
 
     def store(listen: Listen) -> IndexReport:
-        with shelved.rag.changing():
-            _check_theirs(shelved, door.key, uri)
-            return shelved.rag.put_file(uri, data, meta=given, listen=listen)
+        with served.rag.changing():
+            _check_theirs(served, door.key, uri)
+            return served.rag.put_file(uri, data, meta=given, listen=listen)
 
-    return await _changed(shelved, request, store)
+    return await _changed(served, request, store)
 
 
 @router.delete("/{library}/documents", response_model=None)
 async def delete(library: str, body: DeleteRequest, request: Request) -> Response:
     """Remove documents: gone from search and answers at once, all of them or none; their bytes go with gc."""
     door = Door.of(request)
-    shelved = door.writing(library)
+    served = door.writing(library)
 
     def remove() -> int:
-        with shelved.rag.changing() as opened:
+        with served.rag.changing() as opened:
             mine = {d.uri for d in opened.documents(body.documents, where=door.key.where)}
             if unknown := [uri for uri in body.documents if uri not in mine]:
                 raise _unknown(unknown[0])
-            return shelved.rag.remove(body.documents)
+            return served.rag.remove(body.documents)
 
-    return JSONResponse({"removed": len(set(body.documents)), "passages": await shelved.change(remove)})
+    return JSONResponse({"removed": len(set(body.documents)), "passages": await served.change(remove)})
 
 
 @router.post("/{library}/sync", response_model=None)
 async def sync(library: str, request: Request) -> Response:
     """Bring the library up to the folders that the server was started with: new, changed and removed files."""
     door = Door.of(request)
-    shelved = door.writing(library)
+    served = door.writing(library)
     if door.key.where:
         raise ApiError(403, "forbidden", f"key {door.key.name!r} sees a part of the library and may not sync all of it")
-    if not shelved.folders:
+    if not served.folders:
         message = f"no folder is named for {library!r}: start the server with --folder {library}=FOLDER"
         raise ApiError(409, "nothing_to_sync", message)
-    return await _changed(shelved, request, lambda listen: shelved.rag.add(shelved.folders, sync=True, listen=listen))
+    return await _changed(served, request, lambda listen: served.rag.add(served.folders, sync=True, listen=listen))
 
 
 @router.post("/{library}/gc", response_model=None)
 async def gc(library: str, request: Request) -> Response:
     """Erase what was removed, and give its bytes back."""
     door = Door.of(request)
-    shelved = door.writing(library)
+    served = door.writing(library)
     if door.key.where:
         raise ApiError(403, "forbidden", f"key {door.key.name!r} sees a part of the library and may not rewrite it")
-    report = await shelved.change(shelved.rag.gc)
+    report = await served.change(served.rag.gc)
     return JSONResponse({name: getattr(report, name) for name in report.__dataclass_fields__})
 
 
@@ -304,18 +304,18 @@ def _meta(key: Key, uri: str, meta: dict[str, Any]) -> dict[str, Any]:
     return marked
 
 
-def _check_theirs(shelved: Shelved, key: Key, uri: str) -> None:
-    stored = shelved.rag.library.documents([uri])
+def _check_theirs(served: ServedLibrary, key: Key, uri: str) -> None:
+    stored = served.rag.library.documents([uri])
     if stored and not key.fits(uri, stored[0].meta):
         raise ApiError(
             403, "forbidden", f"key {key.name!r} may not write {uri!r}: choose another name", param="document"
         )
 
 
-async def _changed(shelved: Shelved, request: Request, work: Callable[[Listen], IndexReport]) -> Response:
+async def _changed(served: ServedLibrary, request: Request, work: Callable[[Listen], IndexReport]) -> Response:
     """Run what indexes; tell how far it is where the client wants to hear."""
     if LINES not in request.headers.get("accept", ""):
-        return JSONResponse(_report(await shelved.change(lambda: work(lambda _: None))))
+        return JSONResponse(_report(await served.change(lambda: work(lambda _: None))))
     lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -331,7 +331,7 @@ async def _changed(shelved: Shelved, request: Request, work: Callable[[Listen], 
             tell(None)
 
     async def told() -> AsyncIterator[bytes]:
-        changing = asyncio.ensure_future(shelved.change(run))
+        changing = asyncio.ensure_future(served.change(run))
         while (line := await lines.get()) is not None:
             yield json.dumps(line).encode() + b"\n"
         await changing

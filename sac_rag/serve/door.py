@@ -10,17 +10,17 @@ from starlette.requests import Request
 from sac_rag.serve.answering import Pool
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import EVERYBODY, Key, Keys
+from sac_rag.serve.libraries import ServedLibraries, ServedLibrary
 from sac_rag.serve.metrics import Metrics
 from sac_rag.serve.rates import Rates
 from sac_rag.serve.settings import ServeConfig
-from sac_rag.serve.shelf import Shelf, Shelved
 
 
 @dataclass
 class Served:
     """What one app holds."""
 
-    shelf: Shelf
+    libraries: ServedLibraries
     limits: ServeConfig
     keys: Keys | None
     pool: Pool
@@ -57,8 +57,8 @@ class Door:
         return cls(request.app.state.served, request.scope["sac_key"])
 
     @property
-    def shelf(self) -> Shelf:
-        return self.served.shelf
+    def libraries(self) -> ServedLibraries:
+        return self.served.libraries
 
     @property
     def limits(self) -> ServeConfig:
@@ -68,17 +68,17 @@ class Door:
     def pool(self) -> Pool:
         return self.served.pool
 
-    def model(self, name: str) -> Shelved:
-        """See `Shelf.model`."""
-        return self.shelf.model(name, self.key)
+    def model(self, name: str) -> ServedLibrary:
+        """See `ServedLibraries.model`."""
+        return self.libraries.model(name, self.key)
 
-    def reading(self, library: str) -> Shelved:
+    def reading(self, library: str) -> ServedLibrary:
         """A library that may be read."""
-        return self.shelf.library(library, self.key)
+        return self.libraries.library(library, self.key)
 
-    def writing(self, library: str) -> Shelved:
+    def writing(self, library: str) -> ServedLibrary:
         """A library that may be changed."""
-        shelved = self.shelf.library(library, self.key, "write")
+        served = self.libraries.library(library, self.key, "write")
         if self.limits.read_only:
             raise ApiError(403, "read_only", "this server takes no changes (--read-only)")
-        return shelved
+        return served

@@ -13,7 +13,7 @@ from sac_rag.records import unicode_of
 from sac_rag.serve.asking import Lenient
 from sac_rag.serve.door import Door
 from sac_rag.serve.errors import ApiError
-from sac_rag.serve.shelf import Shelved, model_name
+from sac_rag.serve.libraries import ServedLibrary, model_name
 
 router = APIRouter()
 
@@ -63,7 +63,7 @@ async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
 async def models(request: Request) -> Response:
     """Libraries that this key may ask, each as a model."""
     door = Door.of(request)
-    return JSONResponse({"object": "list", "data": [_model(s) for s in door.shelf.of(door.key)]})
+    return JSONResponse({"object": "list", "data": [_model(s) for s in door.libraries.of(door.key)]})
 
 
 @router.get("/v1/models/{model}", response_model=None)
@@ -72,10 +72,10 @@ async def model(model: str, request: Request) -> Response:
     return JSONResponse(_model(Door.of(request).model(model)))
 
 
-def _model(shelved: Shelved) -> dict[str, Any]:
-    rag = shelved.rag
+def _model(served: ServedLibrary) -> dict[str, Any]:
+    rag = served.rag
     return {
-        "id": shelved.name,
+        "id": served.name,
         "object": "model",
         "created": 0,
         "owned_by": "sac-rag",

@@ -17,7 +17,7 @@ from sac_rag.records import unicode_of
 from sac_rag.serve.asking import Asked, source
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import EVERYBODY, Key
-from sac_rag.serve.shelf import Shelf, Shelved
+from sac_rag.serve.libraries import ServedLibraries, ServedLibrary
 
 INSTRUCTIONS = (
     "Libraries of documents. `search` finds passages, `read_source` reads a document where they stand, `ask` lets a "
@@ -35,7 +35,7 @@ Where = Annotated[
 K = Annotated[int, Field(ge=1, le=MOST_PASSAGES, description="How many passages.")]
 
 
-def make(shelf: Shelf) -> MCPServer:
+def make(libraries: ServedLibraries) -> MCPServer:
     """A server with these libraries. Over HTTP the key of a request says what it sees, else everything is seen."""
     server = MCPServer("sac-rag", instructions=INSTRUCTIONS, version=__version__)
 
@@ -51,12 +51,12 @@ def make(shelf: Shelf) -> MCPServer:
 
         def run() -> dict[str, Any]:
             key = _key(ctx)
-            shelved = _chosen(shelf, key, library)
+            served = _chosen(libraries, key, library)
             words = unicode_of(query).strip()
             if not words:
                 raise ToolError("the query is empty; look for something")
-            hits = shelved.rag.retrieve(words, AskConfig(k=k), where=shelved.where(key, where))
-            return {"library": shelved.name, "passages": [source(h) for h in hits]}
+            hits = served.rag.retrieve(words, AskConfig(k=k), where=served.where(key, where))
+            return {"library": served.name, "passages": [source(h) for h in hits]}
 
         return await _done(run)
 
@@ -72,12 +72,12 @@ def make(shelf: Shelf) -> MCPServer:
 
         def run() -> dict[str, Any]:
             key = _key(ctx)
-            shelved = _chosen(shelf, key, library)
-            asked = Asked(shelved, unicode_of(question), AskConfig(k=k), shelved.where(key, where))
+            served = _chosen(libraries, key, library)
+            asked = Asked(served, unicode_of(question), AskConfig(k=k), served.where(key, where))
             stream = asked.begin()
             for _ in stream:
                 pass
-            return {"library": shelved.name, **asked.account(stream.answer)}
+            return {"library": served.name, **asked.account(stream.answer)}
 
         return await _done(run)
 
@@ -93,10 +93,10 @@ def make(shelf: Shelf) -> MCPServer:
 
         def run() -> dict[str, Any]:
             key = _key(ctx)
-            shelved = _chosen(shelf, key, library)
-            opened = shelved.rag.newest()
+            served = _chosen(libraries, key, library)
+            opened = served.rag.newest()
             if not opened.documents([document], where=key.where):
-                raise ToolError(f"no document {document!r} in {shelved.name}; list_documents says what there is")
+                raise ToolError(f"no document {document!r} in {served.name}; list_documents says what there is")
             every = opened.passages(document)
             touched = [p for p in every if p.end > start and (end is None or p.start < end)]
             shown = touched[:MOST_PASSAGES]
@@ -117,17 +117,17 @@ def make(shelf: Shelf) -> MCPServer:
 
         def run() -> dict[str, Any]:
             key = _key(ctx)
-            names = [s.name for s in shelf.of(key)]
+            names = [s.name for s in libraries.of(key)]
             if not library and len(names) != 1:
                 return {"libraries": names}
-            shelved = _chosen(shelf, key, library)
-            rows = [d for d in shelved.rag.newest().documents(where=key.where) if d.uri > after]
+            served = _chosen(libraries, key, library)
+            rows = [d for d in served.rag.newest().documents(where=key.where) if d.uri > after]
             shown = [
                 {"document": d.uri, "type": d.media_type, "passages": d.passages, "tokens": d.source_tokens}
                 for d in rows[:MOST_DOCUMENTS]
             ]
             more = {"next": shown[-1]["document"]} if len(rows) > MOST_DOCUMENTS else {}
-            return {"library": shelved.name, "documents": shown, **more}
+            return {"library": served.name, "documents": shown, **more}
 
         return await _done(run)
 
@@ -143,13 +143,13 @@ def _key(ctx: Context) -> Key:
     return key
 
 
-def _chosen(shelf: Shelf, key: Key, name: str) -> Shelved:
-    mine = shelf.of(key)
+def _chosen(libraries: ServedLibraries, key: Key, name: str) -> ServedLibrary:
+    mine = libraries.of(key)
     if not name and len(mine) == 1:
         return mine[0]
     if not name:
         raise ToolError(f"say which library: {', '.join(s.name for s in mine)}")
-    return shelf.library(name, key)
+    return libraries.library(name, key)
 
 
 async def _done(run: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sac_rag.records import Answer
-from sac_rag.serve.shelf import Shelf
+from sac_rag.serve.libraries import ServedLibraries
 
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -19,7 +19,7 @@ SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 class Metrics:
     """Counters of one app, in a registry of its own."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, libraries: ServedLibraries) -> None:
         self.registry = at = CollectorRegistry()
         self.requests = Counter("sac_requests", "Requests, by route and status.", ["route", "status"], registry=at)
         self.seconds = Histogram(
@@ -34,7 +34,7 @@ class Metrics:
         )
         self.tokens = Counter("sac_tokens", "Tokens of answers, by kind.", ["library", "kind"], registry=at)
         self.ended = Counter("sac_answers", "Answers, by how they ended.", ["library", "how"], registry=at)
-        self.registry.register(_Gauges(shelf))
+        self.registry.register(_Gauges(libraries))
 
     def answered(self, library: str, answer: Answer) -> None:
         """Count a whole answer."""
@@ -52,15 +52,15 @@ class Metrics:
 class _Gauges(Collector):
     """What is true now: asked for, never kept."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf = shelf
+    def __init__(self, libraries: ServedLibraries) -> None:
+        self.libraries = libraries
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         rows = GaugeMetricFamily("sac_rows", "Answers, by model.", labels=["model", "state"])
         sizes = GaugeMetricFamily("sac_library", "Counts of a library.", labels=["library", "of"])
         seen = set()
-        for name, shelved in self.shelf.items():
-            rag = shelved.rag
+        for name, served in self.libraries.items():
+            rag = served.rag
             if rag.model_name not in seen:
                 seen.add(rag.model_name)
                 for state, count in zip(("making", "waiting"), rag.load, strict=True):

@@ -58,13 +58,13 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer the last message of `input` from the library that `model` names."""
     body.check(IGNORED, NEUTRAL)
     door = Door.of(request)
-    shelved = door.model(body.model)
+    served = door.model(body.model)
     messages = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
     if strange := next((m.type for m in messages if m.type != "message"), None):
         raise errors.ApiError(400, "unsupported_content", f"input of type {strange!r} is not read", param="input")
     instructions, turns, question, forgotten = asking.conversation(messages)
     asked = asking.asked(
-        shelved,
+        served,
         door.key,
         door.limits,
         question=question,
@@ -74,7 +74,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
         turns=turns,
         forgotten=forgotten,
     )
-    answering, record = door.pool.answer(shelved.name, asked.begin), _Record(body, asked)
+    answering, record = door.pool.answer(served.name, asked.begin), _Record(body, asked)
     if body.stream:
         return StreamingResponse(_events(record, answering), media_type="text/event-stream")
     return JSONResponse(record.whole(await answering.whole(request)))

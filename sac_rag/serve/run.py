@@ -11,33 +11,33 @@ from sac_rag.errors import ConfigError
 from sac_rag.pipeline import SacRag
 from sac_rag.serve.app import create_app
 from sac_rag.serve.keys import Keys
+from sac_rag.serve.libraries import ServedLibraries, ServedLibrary, named
 from sac_rag.serve.settings import ServeConfig
-from sac_rag.serve.shelf import Shelf, Shelved, named
 
 
-def open_shelf(
+def open_libraries(
     libraries: Sequence[str],
     folders: Sequence[str] = (),
     *,
     write: bool = True,
     device: str = "auto",
     dtype: str = "auto",
-) -> Shelf:
+) -> ServedLibraries:
     """Open libraries, for reading until the first change. folders: `NAME=FOLDER` or, of one library, `FOLDER`.
 
     Raises ConfigError for names that are none, and as `SacRag.open` does.
     """
     places = named(libraries)
     wanted = _folders(folders, list(places))
-    opened: list[Shelved] = []
+    opened: list[ServedLibrary] = []
     try:
         for name, folder in places.items():
             rag = SacRag.open(folder, write=write, later=write, device=device, dtype=dtype)
-            opened.append(Shelved(name, rag, tuple(wanted.get(name, ()))))
+            opened.append(ServedLibrary(name, rag, tuple(wanted.get(name, ()))))
     except BaseException:
-        Shelf(opened).close()
+        ServedLibraries(opened).close()
         raise
-    return Shelf(opened)
+    return ServedLibraries(opened)
 
 
 def _folders(folders: Sequence[str], names: Sequence[str]) -> Mapping[str, list[str]]:
@@ -53,7 +53,11 @@ def _folders(folders: Sequence[str], names: Sequence[str]) -> Mapping[str, list[
 
 
 def serve(
-    shelf: Shelf, limits: ServeConfig, keys: Keys | None = None, *, told: Callable[[str], None] = lambda url: None
+    libraries: ServedLibraries,
+    limits: ServeConfig,
+    keys: Keys | None = None,
+    *,
+    told: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until the process is told to stop (Ctrl-C, SIGTERM); answers under way get `grace` seconds.
 
@@ -61,12 +65,12 @@ def serve(
     """
     limits.check_reach(keys=keys is not None)
     if keys is not None:
-        keys.of_libraries(list(shelf))
+        keys.of_libraries(list(libraries))
     listening = bound(limits)
     host, port = listening.getsockname()[:2]
     told(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     config = uvicorn.Config(
-        create_app(shelf, limits, keys),
+        create_app(libraries, limits, keys),
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=max(1, round(limits.grace)),

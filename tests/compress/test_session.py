@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.backbone import Backbone, Reading
 from sac_rag.compress.placing import compose
-from sac_rag.compress.session import BLOCK, SPARED, Session, _near
+from sac_rag.compress.session import BLOCK, SLOTS_PER_CALL, Session, _near
 from sac_rag.errors import MemoryInvalid
 from sac_rag.families import FAMILIES
 from tests.conftest import by_transformers, byte_tokenizer, tiny_llama, tiny_model
@@ -235,7 +235,7 @@ def test_rows_that_must_not_be_multiplied_together_compute_the_same(make_backbon
     b, rows = make_backbone(lora=False), [5, 70, 12, 1, 33]
     prompts = [[text(3, n), placed(b, 20 + n, n, start=3), text(n, n)] for n in rows]
     tokens, turns = torch.tensor(text(len(rows), 9)), [[text(2 + i, i)] for i in range(len(rows))]
-    monkeypatch.setattr("sac_rag.compress.session.TOGETHER", 2)
+    monkeypatch.setattr("sac_rag.compress.session.BATCH_ROWS", 2)
     numbers = []
     walk = b.walk
 
@@ -247,7 +247,7 @@ def test_rows_that_must_not_be_multiplied_together_compute_the_same(make_backbon
     found = []
     with torch.inference_mode():
         for steady in (True, False):
-            monkeypatch.setitem(b.__dict__, "is_steady", steady)
+            monkeypatch.setitem(b.__dict__, "is_batch_invariant", steady)
             session = Session(b, prompts)
             found.append([session.logits, session.step(tokens), session.read(turns)])
     assert numbers == [136, 5, 20, 8, 73, 15, 4, 36, 2, 2, 1, 2, 3, 4, 5, 6]
@@ -261,9 +261,9 @@ def test_kernels_with_several_ways_to_sum_are_found_out(monkeypatch):
     def changing(x, weight, bias=None):
         return linear(x, weight, bias) + (x.shape[0] > 32)
 
-    assert Backbone(tiny_llama(), byte_tokenizer()).is_steady, "measured in bf16 alone"
+    assert Backbone(tiny_llama(), byte_tokenizer()).is_batch_invariant, "measured in bf16 alone"
     monkeypatch.setattr("sac_rag.compress.packed.F.linear", changing)
-    assert not b.is_steady
+    assert not b.is_batch_invariant
 
 
 @pytest.mark.parametrize("cuts", [(1,), (63,), (64, 65), (100,), (7, 90, 139)], ids=str)
@@ -383,13 +383,13 @@ def test_rows_with_uneven_memory_compute_the_same_bits_in_any_company():
 
 
 def test_heads_go_together_where_that_saves_time():
-    """Each head once and in order, a call fewer for at most `SPARED` slots too many."""
+    """Each head once and in order, a call fewer for at most `SLOTS_PER_CALL` slots too many."""
     for fills in ([70], [70, 80], [80, 80, 80], [70, 80, 3000], [3000, 70, 80], [70, 3000, 80], [1, 300, 600, 900]):
         found = _near(fills)
         assert [h for heads, _ in found for h in range(heads.start, heads.stop)] == list(range(len(fills)))
         assert [most for _, most in found] == [max(fills[heads]) for heads, _ in found]
         spared = sum(most * len(fills[heads]) for heads, most in found) - sum(fills)
-        assert spared <= SPARED * (len(fills) - len(found))
+        assert spared <= SLOTS_PER_CALL * (len(fills) - len(found))
     assert _near([70, 80, 3000]) == [(slice(0, 2), 80), (slice(2, 3), 3000)]
     assert _near([200, 60, 230]) == [(slice(0, 3), 230)]
 

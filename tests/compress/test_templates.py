@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sac_rag.answer.chat import Message, Shelf, chat_prompt
+from sac_rag.answer.chat import MemorySource, Message, chat_prompt
 from sac_rag.answer.tags import PassageRef
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.session import Session
@@ -35,13 +35,13 @@ def test_what_is_trained_is_what_a_chat_reads(make_sac, name):
     if own:
         tail = [*b.template(layout.before), *b.tokens(question), *b.template(layout.after)]
     trained = Session(b, [[method.memory([kv], layout=None if own else layout), tail]])
-    shelf = Shelf("s", lambda i: [(kv.anchors, kv.source_len)], lambda i: [[kv]], lambda i: True)
+    source = MemorySource("s", lambda i: [(kv.anchors, kv.source_len)], lambda i: [[kv]], lambda i: True)
     messages = []
     for role, wording in WORDINGS[name]:
         front, found, rest = wording.partition(CONTEXT)
         parts = (front, PassageRef("a"), rest) if found else (wording,)
         messages.append(Message(role, tuple(p.replace(QUESTION, question) if isinstance(p, str) else p for p in parts)))
-    prompt = chat_prompt(method, messages, shelf)
+    prompt = chat_prompt(method, messages, source)
     served = Session(b, [prompt.after(0)])
     assert served.positions == trained.positions
     assert (served.logits - trained.logits).abs().max() < 1e-4
@@ -79,6 +79,6 @@ THINKING = TEMPLATE.removesuffix("{% endif %}") + (
 def test_a_model_that_may_think_answers_at_once(make_sac):
     method = make_sac(layout=PromptLayout())
     method.backbone.tokenizer.chat_template = THINKING
-    nowhere = Shelf("s", lambda i: [], lambda i: [], lambda i: False)
+    nowhere = MemorySource("s", lambda i: [], lambda i: [], lambda i: False)
     (read,) = chat_prompt(method, [Message("user", ("Why?",))], nowhere).parts
     assert method.backbone.tokenizer.decode(read).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")

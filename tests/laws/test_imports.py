@@ -136,7 +136,7 @@ def inside(path: Path) -> Iterator[str]:
             yield f"{place(path, node)}: imports {name}"
 
 
-PRIVATE = {"_passing", "_tagger", "_shelf", "_offered", "_view", "_writer"}
+PRIVATE = {"_loose", "_tagger", "_memory_source", "_offered", "_view", "_writer"}
 
 
 def test_shells_have_one_door() -> None:
@@ -156,7 +156,7 @@ def test_shells_have_one_door() -> None:
         "with self._sac.rag.engine.busy(): pass",
         "from sac_rag.answer.service import Service",
         "import sac_rag.compress.backbone",
-        "rag._passing.get(i)",
+        "rag._loose.get(i)",
     ],
 )
 def test_the_door_is_seen_to_be_passed_by(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ from sac_rag import SacRag
 from sac_rag.records import Document
 from sac_rag.serve.app import create_app
 from sac_rag.serve.keys import Keys
+from sac_rag.serve.libraries import ServedLibraries, ServedLibrary
 from sac_rag.serve.run import bound
 from sac_rag.serve.settings import ServeConfig
-from sac_rag.serve.shelf import Shelf, Shelved
 
 TEXTS = {
     "tides.md": "The tides follow the Moon. Spring tides come when the Sun and the Moon are lined up.",
@@ -73,7 +73,7 @@ class Live:
 @contextlib.contextmanager
 def served(rag: SacRag, keys: Keys | None = None, folders: tuple[str, ...] = (), **settings: Any) -> Iterator[Live]:
     limits = ServeConfig(port=0, **settings)
-    app = create_app(Shelf([Shelved("three", rag, folders)]), limits, keys)
+    app = create_app(ServedLibraries([ServedLibrary("three", rag, folders)]), limits, keys)
     listening = bound(limits)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=60))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -119,7 +119,7 @@ class SacVectorStore(VectorStore):
             raise ConfigError(f"{len(metadatas)} metadatas for {len(pairs)} texts: give one a text")
         texts, vectors = [t for t, _ in pairs], [v for _, v in pairs]
         rag = self.rag
-        if (strange := rag.strange_vector(texts, vectors)) is not None:
+        if (strange := rag.foreign_vector(texts, vectors)) is not None:
             raise ConfigError(
                 f"the vector of text {strange} ({len(vectors[strange])} numbers) is not by the library's embedder "
                 f"({rag.config.embedder}, {rag.embedder.dim} numbers): make it with store.embeddings, or use add_texts"

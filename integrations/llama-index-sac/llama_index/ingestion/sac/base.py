@@ -11,7 +11,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 from llama_index.core.storage.docstore import BaseDocumentStore
 from llama_index.schema.sac.base import is_text
-from llama_index.schema.sac.documents import compress, refs, replaced, strange
+from llama_index.schema.sac.documents import compress, foreign_node, refs, replaced
 from llama_index.schema.sac.opening import Source
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SacCompressor(TransformComponent):
         if self.store:
             # Another store may want another embedder's vectors; the library's own are taken over.
             with self.rag.changing():
-                compress(self.rag, nodes, embedded=strange(self.rag, nodes) is None)
+                compress(self.rag, nodes, embedded=foreign_node(self.rag, nodes) is None)
                 self._forget(replaced(self.rag, nodes))
         elif texts := [n.get_content(MetadataMode.NONE) for n in nodes if is_text(n)]:
             self.rag.remember(texts, meta=self.meta)

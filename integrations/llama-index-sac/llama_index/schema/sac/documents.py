@@ -45,10 +45,10 @@ def compress(rag: SacRag, nodes: Sequence[BaseNode], *, embedded: bool = False) 
         rag.put(documents, vectors=ready, embedder=rag.embedder.fingerprint)
 
 
-def strange(rag: SacRag, nodes: Sequence[BaseNode]) -> BaseNode | None:
-    """A node whose vector is not by the library's embedder, as far as `SacRag.strange_vector` can tell."""
+def foreign_node(rag: SacRag, nodes: Sequence[BaseNode]) -> BaseNode | None:
+    """A node whose vector is not by the library's embedder, as far as `SacRag.foreign_vector` can tell."""
     given = [n for n in nodes if n.embedding is not None]
-    found = rag.strange_vector([n.get_content(MetadataMode.EMBED) for n in given], [n.embedding for n in given])
+    found = rag.foreign_vector([n.get_content(MetadataMode.EMBED) for n in given], [n.embedding for n in given])
     return None if found is None else given[found]
 
 

@@ -20,7 +20,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.schema.sac.base import offered, stored_tag, with_tag
-from llama_index.schema.sac.documents import compress, node_from, replaced, strange
+from llama_index.schema.sac.documents import compress, foreign_node, node_from, replaced
 from llama_index.schema.sac.filters import where_of
 from llama_index.schema.sac.opening import Source
 
@@ -273,7 +273,7 @@ class SacVectorStore(BasePydanticVectorStore):
         for node in nodes:
             if node.embedding is not None:
                 self._check_length(node.embedding)
-        if (other := strange(self.rag, nodes)) is not None:
+        if (other := foreign_node(self.rag, nodes)) is not None:
             raise ValueError(
                 f"node {other.node_id} comes with a vector of another embedder than the library's "
                 f"({self.rag.config.embedder}): pass embed_model=SacEmbedding(rag), or set is_embedding_query=False"

@@ -40,7 +40,7 @@ def test_a_text_is_compressed_once(rag: SacRag, compressed: list[int]) -> None:
     one, two = rag.remember(TEXTS[:2])
     assert rag.remember([TEXTS[1], TEXTS[0], TEXTS[1]]) == [two, one, two]
     assert compressed == [2]
-    (held,), (want,) = rag._passing.get(one), rag.engine.compress(TEXTS[:1], rag.config.ratio)
+    (held,), (want,) = rag._loose.get(one), rag.engine.compress(TEXTS[:1], rag.config.ratio)
     assert held.keys.equal(want.keys) and held.values.equal(want.values)
     with pytest.raises(ConfigError, match="blank"):
         rag.remember([" \n"])
@@ -48,14 +48,14 @@ def test_a_text_is_compressed_once(rag: SacRag, compressed: list[int]) -> None:
 
 def test_the_longest_unused_are_forgotten_for_room(rag: SacRag, compressed: list[int]) -> None:
     ids = rag.remember(TEXTS[:3])
-    rag._passing.limit = sum(m.nbytes for i in ids for m in rag._passing.get(i))
+    rag._loose.limit = sum(m.nbytes for i in ids for m in rag._loose.get(i))
     rag.remember(TEXTS[:1])
     (new,) = rag.remember(TEXTS[3:])
     tags = [rag.tag(i) for i in (*ids, new)]
     assert [rag.cite(t) for t in tags] == [
         (PassageRef(ids[0]),), (tags[1],), (PassageRef(ids[2]),), (PassageRef(new),),
     ]  # fmt: skip
-    assert rag._passing.get(ids[1]) is None
+    assert rag._loose.get(ids[1]) is None
     assert rag.remember(TEXTS[1:2]) == [ids[1]] and compressed == [3, 1, 1]
 
 
@@ -85,7 +85,7 @@ def test_a_filter_goes_by_the_metadata_of_each(rag: SacRag) -> None:
 def test_a_long_text_is_read_as_consecutive_sub_contexts(rag: SacRag) -> None:
     text = "x" * (2 * MAX_PASSAGE_TOKENS + 7)  # a token of this model is a byte
     (id_,) = rag.remember([text])
-    held = rag._passing.get(id_)
+    held = rag._loose.get(id_)
     assert [m.source_len for m in held] == [MAX_PASSAGE_TOKENS, MAX_PASSAGE_TOKENS, 7]
     (extent,) = rag.extents([id_])
     assert extent == (sum(m.anchors for m in held), len(text))

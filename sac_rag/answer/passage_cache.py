@@ -15,7 +15,7 @@ from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import fitting
 
-PASSING_BYTES = 1 << 30
+PASSAGE_CACHE_BYTES = 1 << 30
 """Bytes of keys and values held; beyond, the longest unused go."""
 
 
@@ -29,10 +29,10 @@ class _Held:
         return sum(m.nbytes for m in self.memories)
 
 
-class Passing:
+class PassageCache:
     """passage id -> memories of its consecutive sub-contexts. Safe to share between threads."""
 
-    def __init__(self, limit: int = PASSING_BYTES) -> None:
+    def __init__(self, limit: int = PASSAGE_CACHE_BYTES) -> None:
         self.limit = limit
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._lock = threading.Lock()

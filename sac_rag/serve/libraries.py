@@ -42,7 +42,7 @@ def named(places: Sequence[str]) -> dict[str, str]:
 
 
 @dataclass
-class Shelved:
+class ServedLibrary:
     """One library that is served."""
 
     name: str
@@ -62,13 +62,13 @@ class Shelved:
         return all_of(key.where, where)
 
 
-class Shelf(Mapping[str, Shelved]):
+class ServedLibraries(Mapping[str, ServedLibrary]):
     """Libraries by name."""
 
-    def __init__(self, shelved: Iterable[Shelved]) -> None:
-        self._all = {s.name: s for s in shelved}
+    def __init__(self, served: Iterable[ServedLibrary]) -> None:
+        self._all = {s.name: s for s in served}
 
-    def __getitem__(self, name: str) -> Shelved:
+    def __getitem__(self, name: str) -> ServedLibrary:
         return self._all[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -77,11 +77,11 @@ class Shelf(Mapping[str, Shelved]):
     def __len__(self) -> int:
         return len(self._all)
 
-    def of(self, key: Key) -> list[Shelved]:
+    def of(self, key: Key) -> list[ServedLibrary]:
         """Those that a key may use."""
         return [s for s in self._all.values() if key.libraries is None or s.name in key.libraries]
 
-    def library(self, name: str, key: Key, right: str = "read") -> Shelved:
+    def library(self, name: str, key: Key, right: str = "read") -> ServedLibrary:
         """A library by name; one that the key may not use is not there. ApiError 404 and 403."""
         mine = {s.name: s for s in self.of(key)}
         if name not in mine:
@@ -93,7 +93,7 @@ class Shelf(Mapping[str, Shelved]):
             raise ApiError(403, "forbidden", f"key {key.name!r} may not {right} (its rights: {', '.join(key.rights)})")
         return mine[name]
 
-    def model(self, name: str, key: Key) -> Shelved:
+    def model(self, name: str, key: Key) -> ServedLibrary:
         """A library by `library` or `model@library`; the model must be the one that it was made with."""
         model, sign, library = name.rpartition("@")
         found = self.library(library if sign else name, key)
@@ -105,10 +105,10 @@ class Shelf(Mapping[str, Shelved]):
 
     def close(self) -> None:
         """Wait for changes under way, then let go of the libraries."""
-        for shelved in self._all.values():
-            shelved.writer.shutdown(wait=True, cancel_futures=True)
-        for shelved in self._all.values():
-            shelved.rag.close()
+        for served in self._all.values():
+            served.writer.shutdown(wait=True, cancel_futures=True)
+        for served in self._all.values():
+            served.rag.close()
 
 
 def model_name(rag: SacRag) -> str:
