@@ -84,7 +84,7 @@ class Expander:
         if len(data) % 8:
             raise MemoryInvalid("the exceptions of a transformed memory are cut short")
         places, values = np.frombuffer(data, "<i4").reshape(2, -1)
-        if len(places) and not (0 <= places[0] and places[-1] < size and bool((np.diff(places) > 0).all())):
+        if len(places) and not (places[0] >= 0 and places[-1] < size and bool((np.diff(places) > 0).all())):
             raise MemoryInvalid("the exceptions of a transformed memory lie outside it, or do not ascend")
         return places, values
 

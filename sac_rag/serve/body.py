@@ -1,7 +1,7 @@
 """Bodies of requests: one strict reader of JSON for every route.
 
-Python's own takes NaN, keys that stand twice, UTF-16 and lone surrogates. What a proxy in front has looked at would then
-be something else than what is done here, and some of it could not be written back.
+Python's own takes NaN, keys that stand twice, UTF-16 and lone surrogates. What a proxy in front has looked at would
+then be something else than what is done here, and some of it could not be written back.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from sac_rag.records import Answer
 from sac_rag.serve import asking, errors
 from sac_rag.serve.answering import Answering
 from sac_rag.serve.asking import Asked, Lenient
-from sac_rag.serve.chat import event
 from sac_rag.serve.body import StrictRoute
+from sac_rag.serve.chat import event
 from sac_rag.serve.door import Door
 
 router = APIRouter(route_class=StrictRoute)

@@ -46,7 +46,12 @@ def test_json_that_others_read_otherwise_is_refused(live: Live, route: str) -> N
         assert client.post(route, content=ROUTES[route] % b"").status_code == 200
         for name, forged in FORGED.items():
             assert error_of(client.post(route, content=ROUTES[route] % forged)) == (400, "invalid_request"), name
-        for whole in ((ROUTES[route] % b"").decode().encode("utf-16"), b"\xef\xbb\xbf" + ROUTES[route] % b"", b"", b"[]"):
+        for whole in (
+            (ROUTES[route] % b"").decode().encode("utf-16"),
+            b"\xef\xbb\xbf" + ROUTES[route] % b"",
+            b"",
+            b"[]",
+        ):
             assert error_of(client.post(route, content=whole)) == (400, "invalid_request"), whole[:9]
 
 
