@@ -216,7 +216,7 @@ def test_modes_without_a_model_are_made_without_ours(
     monkeypatch.setattr(SacLLM, "complete", lambda *_: pytest.fail("the model was asked"))
     found = index.as_query_engine(response_mode=mode, llm=store.llm(), similarity_top_k=2).query(QUESTION)
     assert [n.node_id for n in found.source_nodes][:1] == ["canal.md"] and len(found.source_nodes) == 2
-    assert str(found) == "" if mode == "no_text" else TEXTS["canal.md"] in str(found)
+    assert found.response == "" if mode == "no_text" else TEXTS["canal.md"] in found.response
 
 
 def test_stored_memory_is_found_for_plain_nodes(rag: SacRag) -> None:

@@ -88,7 +88,7 @@ def test_what_was_decoded_is_coded_to_the_same_bytes(basis: Basis) -> None:
 
 def test_it_is_small(basis: Basis) -> None:
     """Far below bf16, and near the entropy of its integers."""
-    codec, before = Transform(dataclasses.replace(basis, steps=basis.steps * 3)), memory(5, tokens=1200)
+    codec, before = Transform(dataclasses.replace(basis, steps=basis.steps * 3)), memory(5, tokens=1000)
     counts = before.counts.flatten().tolist()
     bits = 0.0
     for which, tensor in enumerate((before.keys, before.values)):

@@ -42,7 +42,8 @@ FORGED = {
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_json_that_others_read_otherwise_is_refused(live: Live, route: str) -> None:
-    with live.client(headers=JSON) as client:
+    with live.client() as client:
+        client.headers.update(JSON)
         assert client.post(route, content=ROUTES[route] % b"").status_code == 200
         for name, forged in FORGED.items():
             assert error_of(client.post(route, content=ROUTES[route] % forged)) == (400, "invalid_request"), name
@@ -60,7 +61,8 @@ LONE = "a\ud800z"
 
 def test_texts_that_are_no_unicode_harm_nobody(live: Live) -> None:
     """A cut emoji was stored in metadata, and from then on nobody could list the documents."""
-    with live.client(headers=JSON) as client:
+    with live.client() as client:
+        client.headers.update(JSON)
 
         def post(route: str, body: Any, method: str = "POST") -> Any:
             return client.request(method, route, content=json.dumps(body))
@@ -252,42 +254,64 @@ GET = b"GET /v1/models HTTP/1.1\r\n"
 
 
 def said(live: Live, data: bytes) -> bytes:
+    """What the server sends before it hangs up, or is silent for a while."""
     host, port = live.url.removeprefix("http://").split(":")
+    found = b""
     with socket.create_connection((host, int(port)), timeout=30) as line:
         line.sendall(data)
-        line.shutdown(socket.SHUT_WR)
-        found = b""
-        while part := line.recv(1 << 16):
-            found += part
+        try:
+            while part := line.recv(1 << 16):
+                found += part
+                line.settimeout(2)
+        except (TimeoutError, ConnectionResetError):
+            pass
     return found
+
+
+LOCAL = b"Host: localhost\r\nConnection: close\r\n"
+
+
+def test_a_request_by_hand_is_answered(live: Live) -> None:
+    assert said(live, GET + LOCAL + b"\r\n").startswith(b"HTTP/1.1 200 OK")
+    assert said(live, HEAD + LOCAL + b"Content-Length: 18\r\n\r\n" + BODY).startswith(b"HTTP/1.1 200 OK")
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        GET + b"Host: localhost\r\nHost: evil.example\r\n\r\n",
-        GET + b"\r\n",
-        GET + b"Host: localhost\r\nX: a\r\n\x00: b\r\n\r\n",
-        HEAD + b"Host: localhost\r\nContent-Length: 18\r\nContent-Length: 5\r\n\r\n" + BODY,
-        HEAD + b"Host: localhost\r\nContent-Length: +18\r\n\r\n" + BODY,
-        HEAD + b"Host: localhost\r\nContent-Length: 1_8\r\n\r\n" + BODY,
-        HEAD + b"Host: localhost\r\nContent-Length: \xb2\r\n\r\n" + BODY,
-        HEAD + b"Host: localhost\r\nTransfer-Encoding: xchunked\r\n\r\n12\r\n" + BODY + b"\r\n0\r\n\r\n",
-        GET.replace(b"/v1", b"/v1 ") + b"Host: localhost\r\n\r\n",
+        GET + LOCAL + b"Host: evil.example\r\n\r\n",
+        GET + b"Host: evil.example\r\n" + LOCAL + b"\r\n",
+        GET + b"Connection: close\r\n\r\n",
+        GET + LOCAL + b"X: a\r\n\x00: b\r\n\r\n",
+        HEAD + LOCAL + b"Content-Length: 18\r\nContent-Length: 5\r\n\r\n" + BODY,
+        HEAD + LOCAL + b"Content-Length: +18\r\n\r\n" + BODY,
+        HEAD + LOCAL + b"Content-Length: 1_8\r\n\r\n" + BODY,
+        HEAD + LOCAL + b"Content-Length: \xb2\r\n\r\n" + BODY,
+        HEAD + LOCAL + b"Transfer-Encoding: xchunked\r\n\r\n12\r\n" + BODY + b"\r\n0\r\n\r\n",
+        GET.replace(b"/v1", b"/v1 ") + LOCAL + b"\r\n",
     ],
-    ids=["hosts", "no host", "names", "lengths", "plus", "underscore", "superscript", "coding", "blank"],
+    ids=[
+        "hosts",
+        "other host first",
+        "no host",
+        "names",
+        *("lengths", "plus", "underscore", "superscript"),
+        "coding",
+        "blank",
+    ],
 )
-def test_a_request_that_can_be_read_in_two_ways_is_none(live: Live, data: bytes) -> None:
-    """One is answered at the most, and that with a refusal: nothing of it is taken for a second request."""
+def test_a_request_that_can_be_read_in_two_ways_is_refused(live: Live, data: bytes) -> None:
     found = said(live, data)
-    assert found.count(b"HTTP/1.1 ") <= 1 and b" 200 OK" not in found
+    assert found.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")) and found.count(b"HTTP/1.") == 1, found
 
 
-def test_a_length_and_a_coding_are_one_request(live: Live) -> None:
-    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
-    head = HEAD + b"Host: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: %d\r\n\r\n" % len(BODY)
-    found = said(live, head + chunks)
-    assert found.count(b"HTTP/1.1 ") == 1
+def test_a_length_and_a_coding_are_never_two_requests(live: Live) -> None:
+    """By the length the body ends here, and what follows is a request; by the coding it is its body."""
+    hidden = GET + LOCAL + b"\r\n"
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(hidden), hidden)
+    head = HEAD + b"Host: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: %d\r\n\r\n"
+    found = said(live, head % len(b"%x\r\n" % len(hidden)) + chunks)
+    assert found.count(b"HTTP/1.") == 1 and b'"owned_by"' not in found, found
 
 
 @pytest.mark.parametrize(
