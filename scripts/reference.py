@@ -23,7 +23,7 @@ from sac_rag import errors
 from sac_rag.registry import Registry
 
 PAGES = Path(__file__).resolve().parents[1] / "docs/reference"
-OURS = ("sac_rag", "langchain_sac", "llama_index.")
+OURS = re.compile(r"sac_rag|langchain_sac|llama_index\.\w+\.sac\b")
 MADE = "Generated from the code by `python scripts/reference.py`; a test keeps the two alike.\n"
 LLAMA_INDEX = "llms retrievers response_synthesizers postprocessor vector_stores embeddings ingestion schema".split()
 WIDTH = 100
@@ -111,7 +111,11 @@ def fields_of(cls: type) -> Iterator[Field]:
                 doc = ast.literal_eval(said)
             made = given.get("default_factory")
             value = given.get("default")
-            default = f"{ast.unparse(made)}()" if made is not None else ast.unparse(value) if value else ""
+            if isinstance(made, ast.Lambda):
+                value = made.body
+            elif made is not None:
+                value = ast.Call(made, [], [])
+            default = ast.unparse(value) if value is not None else ""
         else:
             default = ast.unparse(value) if value is not None else ""
         if isinstance(module.get(default), str | int | float):
@@ -129,7 +133,8 @@ def settings() -> Iterator[str]:
     yield "# Settings\n"
     yield MADE
     yield "Fields of frozen dataclasses. On the command line a field is the flag of its name (`passage_tokens` is"
-    yield "`--passage-tokens`), in the environment `SAC_PASSAGE_TOKENS`: [the command line](../how-to/command-line.md).\n"
+    yield "`--passage-tokens`), in the environment `SAC_PASSAGE_TOKENS`:"
+    yield "[the command line](../how-to/command-line.md).\n"
     for place, where in SETTINGS.items():
         cls = load(place)
         yield f"## {cls.__name__}\n"
@@ -154,12 +159,15 @@ def option_row(option: Any) -> tuple[str, str, str]:
         default = unmarked(shown[1])
     else:
         given = option.default
-        default = "" if given in (None, False, ()) or callable(given) or str(given).endswith("UNSET") else str(given)
+        default = "" if not isinstance(given, str | int | float | list) or given is False else str(given)
+        default = ", ".join(map(str, given)) if isinstance(given, list) else default
     required = " Required." if option.required else ""
     return code(names), code(default), unmarked(_DEFAULT.sub("", option.help or "")) + required
 
 
 GLOBAL = {"quiet", "verbose", "no_color", "help"}
+TYPERS = {"install_completion", "show_completion"}
+"""Flags whose words are not ours, and change with a version."""
 
 
 def command(found: Any, path: str) -> Iterator[str]:
@@ -188,10 +196,12 @@ def commands() -> Iterator[str]:
     yield "# Commands\n"
     yield MADE
     root = typer.main.get_command(app)
-    yield "Every command also takes these, and `--help`:\n"
-    every = [p for p in root.params if p.param_type_name == "option"]  # type: ignore[attr-defined]
+    yield "Every command also takes `--help` and the first three of these. After `sac --install-completion` Tab"
+    yield "completes commands and flags.\n"
+    every = [p for p in root.params if p.name not in TYPERS]  # type: ignore[attr-defined]
     yield from table(("flag", "default", "meaning"), map(option_row, every))
-    yield "How flags, environment and files go together, and what exit codes mean: [the command line](../how-to/command-line.md).\n"
+    yield "How flags, environment and files go together, and what exit codes mean:"
+    yield "[the command line](../how-to/command-line.md).\n"
     for found in commands_below(root):
         yield from command(found, f"sac {found.name}")
 
@@ -217,7 +227,7 @@ def signature(function: Callable[..., Any], name: str, *, bound: bool) -> str:
     line = f"{name}{whole}"
     if len(line) <= WIDTH:
         return line
-    head, _, tail = line.rpartition(")")
+    tail = line.rpartition(")")[2]
     rows, kind = [], None
     for p in parameters:
         if p.kind is p.KEYWORD_ONLY and kind not in (p.KEYWORD_ONLY, p.VAR_POSITIONAL):
@@ -231,11 +241,12 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
     """Documented public members that classes of ours declare, an overriding one once."""
     seen: set[str] = set()
     for base in cls.__mro__:
-        if base.__module__.startswith(OURS):
+        if OURS.match(base.__module__):
             for name, member in vars(base).items():
                 inner = getattr(member, "__func__", member)
-                documented = isinstance(member, property) or callable(inner) and not inspect.isclass(inner)
-                if name.startswith("_") or name in seen or not documented or not inner.__doc__:
+                documented = isinstance(member, property) or (callable(inner) and not inspect.isclass(inner))
+                made = getattr(inner.fget if isinstance(member, property) else inner, "__module__", "")
+                if name.startswith("_") or name in seen or not documented or not inner.__doc__ or not OURS.match(made):
                     continue
                 seen.add(name)
                 yield name, member
@@ -248,33 +259,31 @@ def shown(name: str, found: Any) -> Iterator[str]:
         yield f"```text\n{signature(found, name, bound=False)}\n```\n"
         yield from prose(found.__doc__)
         return
-    own = [b for b in found.__mro__ if b.__module__.startswith(OURS)]
+    own = [b for b in found.__mro__ if OURS.match(b.__module__)]
     init = vars(found).get("__init__")
-    if init is not None and init.__doc__ and not init.__doc__.startswith("Initialize self"):
+    told = name != "SacRag" and init is not None and OURS.match(init.__module__) and init.__doc__  # it has two ways in
+    if told:
         yield f"```text\n{signature(init, name, bound=True)}\n```\n"
     yield from prose(found.__doc__)
-    if init is not None and init.__doc__ and init.__module__.startswith(OURS) and "dataclass_fields" not in dir(found):
-        yield from prose(init.__doc__)
+    if told:
+        yield from prose(told)
     rows = [f for base in own for f in fields_of(base)]
     once = {f.name: f for f in reversed(rows)}
     kept = [f for f in rows if once.pop(f.name, None)]
     if kept:
         yield from table(
-            ("field", "type", "default", "meaning"), [(code(f.name), code(f.kind), code(f.default), f.doc) for f in kept]
+            ("field", "type", "default", "meaning"),
+            [(code(f.name), code(f.kind), code(f.default), f.doc) for f in kept],
         )
     for member, function in members(found):
         yield f"### {name}.{member}\n"
         if isinstance(function, property):
             back = inspect.signature(function.fget).return_annotation  # type: ignore[arg-type]
-            yield f"```text\n{name}.{member}: {back if isinstance(back, str) else getattr(back, '__name__', back)}\n```\n"
+            yield f"```text\n{name}.{member}: {back}\n```\n"
         else:
-            bound = not isinstance(vars_of(found, member), staticmethod)
+            bound = not isinstance(inspect.getattr_static(found, member), staticmethod)
             yield f"```text\n{signature(getattr(function, '__func__', function), member, bound=bound)}\n```\n"
         yield from prose(function.__doc__)
-
-
-def vars_of(cls: type, name: str) -> Any:
-    return inspect.getattr_static(cls, name)
 
 
 def python() -> Iterator[str]:
@@ -311,7 +320,8 @@ def integrations() -> Iterator[str]:
 def options_of(found: Any) -> str:
     """Keywords that a method takes beside backbone and layout, with their defaults."""
     parameters = inspect.signature(found).parameters.values()
-    return ", ".join(f"`{p.name}={p.default}`" for p in parameters if p.kind is p.KEYWORD_ONLY)
+    own = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return ", ".join(f"`{p.name}={p.default}`" if p.default not in ("", None) else f"`{p.name}`" for p in own)
 
 
 def names() -> Iterator[str]:
@@ -335,7 +345,7 @@ def names() -> Iterator[str]:
     from sac_rag.text.formats import _FORMATS, _NAMES
 
     yield "## Files that are read\n"
-    yield "By ending, or by whole name; encodings as they are declared, else as the bytes look. Everything else is skipped"
+    yield "By ending, or by whole name; encodings as they are declared, else as the bytes look. All else is skipped,"
     yield "with its reason.\n"
     kinds: dict[str, list[str]] = {}
     for ending, found in (_FORMATS | _NAMES).items():

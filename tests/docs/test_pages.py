@@ -1,4 +1,4 @@
-"""Pages hold: their links lead somewhere, their code runs on the default model, their trees are those of the repository."""
+"""Pages hold: links lead somewhere, code runs on the default model, trees are those of the repository."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_little_is_not_run() -> None:
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(text.splitlines()) <= 120
-    commands = [line for block in blocks(ROOT / "README.md") if block.language == "bash" for line in block.text.split("\n")]
+    commands = [
+        line for block in blocks(ROOT / "README.md") if block.language == "bash" for line in block.text.split("\n")
+    ]
     assert commands[:2] == ["make demo", "make test"]
     assert "earlier adapter" not in text
 
@@ -112,7 +114,9 @@ def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
     done = [b for b in to_run(page) if not b.file]
     if not done:
         pytest.skip(f"{page.name} has no code of its own: what it tells of is run by the pages that it names")
-    assert shutil.which("sac", path=sysconfig.get_path("scripts")), "sac is not there: install the package (`make install`)"
+    assert shutil.which("sac", path=sysconfig.get_path("scripts")), (
+        "sac is not there: install the package (`make install`)"
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -141,7 +145,9 @@ def test_the_sample_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:
 
 def test_the_file_tree_is_true() -> None:
     """The tree of docs/architecture.md: what it names is there, and no room of sac_rag is left out."""
-    (tree,) = (b for b in blocks(ROOT / "docs/architecture.md") if b.language == "text" and b.text.startswith("sac_rag/"))
+    (tree,) = (
+        b for b in blocks(ROOT / "docs/architecture.md") if b.language == "text" and b.text.startswith("sac_rag/")
+    )
     parents: list[str] = []
     named: set[Path] = set()
     for line in tree.text.splitlines():

@@ -70,7 +70,7 @@ def test_all_links_hold(site: Path, pages: dict[Path, Page]) -> None:
             target = Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
             target = target / "index.html" if target.is_dir() else target
             anchors = pages[target].ids if target in pages else set()
-            if not target.is_file() or parts.fragment and target in pages and unquote(parts.fragment) not in anchors:
+            if not target.is_file() or (parts.fragment and target in pages and unquote(parts.fragment) not in anchors):
                 wrong.append(f"{path.relative_to(site)}: {link}")
     assert not [w for w in wrong if not w.startswith("404.html")], "\n".join(wrong)
     for link in re.findall(r"\]\(([^)]+)\)", (site / "llms.txt").read_text("utf-8")):
