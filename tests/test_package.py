@@ -15,7 +15,7 @@ import pytest
 from sac_rag import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = {"typer", "rich"}
+NEEDED = {"typer", "rich", "markdown-it-py"}
 """What `sac --version` and `sac --help` import."""
 
 

@@ -32,8 +32,8 @@ def ignored() -> pathspec.PathSpec:
     rules = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     # In a .dockerignore a name is at the root, and what is let in again may lie below what was left out.
     return pathspec.PathSpec.from_lines(
-        "gitwildmatch",
-        [re.sub(r"^(!?)(?!\*\*|/|#)", r"\1/", rule) for rule in rules if rule.strip()],
+        "gitignore",
+        [re.sub(r"^(!?)(?!\*|/|#)", r"\1/", rule) for rule in rules if rule.strip()],
     )
 
 
