@@ -77,6 +77,14 @@ def test_the_readme_is_short() -> None:
     assert "earlier adapter" not in text
 
 
+def test_the_figure_of_the_readme_is_on_record() -> None:
+    """What it says of the default setting stands in the generated page of results."""
+    told = (ROOT / "README.md").read_text("utf-8").partition("**At the default setting**")[2].partition("\n\n")[0]
+    record = (ROOT / "docs/results.md").read_text("utf-8").partition("## In short")[2].partition("\n## ")[0]
+    figures = re.findall(r"[\d.]+\d (?:s|times sooner|bytes)\b", " ".join(told.split()))
+    assert len(figures) >= 4 and not [figure for figure in figures if figure not in record]
+
+
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=lambda p: p.name)
 def test_pictures_are_sound_and_fetch_nothing(picture: Path) -> None:
     root = ElementTree.parse(picture).getroot()
@@ -101,7 +109,7 @@ def run(command: list[str], folder: Path, **own: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -127,7 +135,7 @@ def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
 @pytest.mark.model
 @pytest.mark.slow
 def test_the_sample_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:
-    """Questions, sources and rows alike; figures are those of a machine, and of answers all but one."""
+    """Questions and rows are alike; figures are those of a machine, and of answers all but one."""
     (shown,) = (b.text for b in blocks(ROOT / "README.md") if b.language == "text" and b.text.startswith("Q "))
     printed = run(["sac", "demo"], tmp_path)
 
@@ -135,11 +143,11 @@ def test_the_sample_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:
         lines = text.strip().splitlines()
         questions = [line for line in lines if line.startswith("Q ")]
         answers = [line for line in lines if line.startswith("A ")]
-        rows = [re.split(r"\s{2,}", line)[0] for line in lines[lines.index(answers[-1]) + 2 :] if line.strip()]
+        rows = [re.split(r"\t|\s{2,}", line)[0] for line in lines[lines.index(answers[-1]) + 2 :] if line.strip()]
         return questions, answers, rows
 
     one, other = parts(shown), parts(printed)
-    assert one[0] == other[0] and one[2] == other[2]
+    assert one[0] == other[0] and {"tokens attended", "right answers"} <= set(one[2]) - {"median"} <= set(other[2])
     assert sum(a == b for a, b in zip(one[1], other[1], strict=True)) >= len(one[1]) - 1
 
 
