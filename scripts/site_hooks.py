@@ -64,7 +64,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links as they are from page to page of the site; those of code stay."""
+    """Links as they are from page to page of the site, and what Python-Markdown reads otherwise than forges do; code
+    in fences stays."""
     source = Path(page.file.abs_src_path)
     here = os.path.dirname(page.file.src_uri)
 
@@ -79,4 +80,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{picture}[{text}]({os.path.relpath(place_of(path), here or '.')}{'#' if anchor else ''}{anchor})"
 
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.M | re.S)
-    return "".join(part if i % 2 else LINK.sub(on_site, part) for i, part in enumerate(parts))
+    return "".join(part if i % 2 else _as_forges(LINK.sub(on_site, part)) for i, part in enumerate(parts))
+
+
+def _as_forges(text: str) -> str:
+    """Bars within code of a table, and Markdown within <details>."""
+    text = re.sub(r"`[^`\n]+`", lambda code: code[0].replace("\\|", "|"), text)
+    return text.replace("<details>", '<details markdown="1">')

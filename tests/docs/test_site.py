@@ -78,6 +78,13 @@ def test_all_links_hold(site: Path, pages: dict[Path, Page]) -> None:
 
 
 @pytest.mark.slow
+def test_tables_are_tables(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        text = re.sub(r"<pre.*?</pre>", "", path.read_text("utf-8"), flags=re.S)
+        assert "| --- |" not in text and not re.search(r"<code>[^<]*\\\|", text), path.relative_to(site)
+
+
+@pytest.mark.slow
 def test_pages_fetch_nothing_from_other_hosts(site: Path, pages: dict[Path, Page]) -> None:
     for path, page in pages.items():
         assert page.fetched, path
