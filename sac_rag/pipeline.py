@@ -38,7 +38,7 @@ from sac_rag.models.adapters import codec_state, usual_codec
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
-from sac_rag.records import Answer, Document, Hit, Passage, nfc
+from sac_rag.records import Answer, Document, Hit, Passage, nfc, unicode_of
 from sac_rag.text.readers import read_bytes
 
 SAME_EMBEDDER = 0.99
@@ -646,7 +646,7 @@ def _plain_meta(document: Document) -> dict[str, Any]:
     out = {}
     for key, value in document.meta.items():
         try:
-            out[key] = plain(value)
+            out[unicode_of(key) if isinstance(key, str) else key] = plain(value)
         except ConfigError as error:
             raise ConfigError(f"metadata {key!r} of document {document.uri!r} is no JSON: {error}") from error
     return out

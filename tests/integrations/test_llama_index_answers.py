@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import Settings
+from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
@@ -17,6 +17,7 @@ from llama_index.llms.sac import SacLLM
 from llama_index.response_synthesizers.sac import SacSynthesizer
 from llama_index.retrievers.sac import SacRetriever
 from llama_index.schema.sac.base import with_stored_memory
+from llama_index.vector_stores.sac import SacVectorStore
 
 from sac_rag import AskConfig, SacRag
 from sac_rag.answer.assemble import memory_prompt
@@ -199,6 +200,23 @@ def test_a_stock_engine_reads_memory_with_no_more_than_its_llm_changed(
         a for a, _ in rag.extents(ids)
     )
     assert not re.search(r"\[\[sac", texts)
+
+
+@pytest.mark.parametrize("mode", ["no_text", "context_only"])
+def test_modes_without_a_model_are_made_without_ours(
+    rag: SacRag, settings: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LlamaIndex makes these without the `llm` that it is given, and any synthesizer takes that of its Settings: where
+    nothing is set there it looks for OpenAI's, whoever wrote the llm."""
+    store = SacVectorStore(rag)
+    store.add([TextNode(text=text, id_=uri) for uri, text in TEXTS.items()])
+    index = VectorStoreIndex.from_vector_store(store, embed_model=store.embed_model())
+    settings.llm = store.llm()
+    monkeypatch.setattr(SacLLM, "chat", lambda *_: pytest.fail("the model was asked"))
+    monkeypatch.setattr(SacLLM, "complete", lambda *_: pytest.fail("the model was asked"))
+    found = index.as_query_engine(response_mode=mode, llm=store.llm(), similarity_top_k=2).query(QUESTION)
+    assert [n.node_id for n in found.source_nodes][:1] == ["canal.md"] and len(found.source_nodes) == 2
+    assert found.response == "" if mode == "no_text" else TEXTS["canal.md"] in found.response
 
 
 def test_stored_memory_is_found_for_plain_nodes(rag: SacRag) -> None:
