@@ -108,7 +108,7 @@ class SacRag(Serving):
 
         paths: files, folders, globs. config: None takes the library's own settings, or the defaults for a new one.
         sync: also remove documents under the given folders that are gone. strict: raise DocumentError at the first
-        unreadable file instead of reporting it. workers, engine: see `add`. reading: limits and encoding of files. wait:
+        unreadable file instead of reporting it. workers, engine: see `add`. reading: how files are read. wait:
         seconds to wait for another writer. The report is `.report`. Raises LibraryMismatch when `config` is not what
         the library was made with, LibraryLocked when another process writes to it.
         """
@@ -146,7 +146,7 @@ class SacRag(Serving):
         """
         if is_remote(library):
             if write or create or later:
-                raise ConfigError(f"{library} is in an object store, where nothing is changed: change a copy, and store it")
+                raise ConfigError(f"{library} is in a store, where nothing is changed: change a copy, and store it")
             library = copy_of(str(library))
         if fetch is None:
             fetch = ("model", "embedder") if config else ()

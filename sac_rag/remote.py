@@ -53,8 +53,8 @@ def copy_of(url: str) -> Path:
     """The folder of an up-to-date copy of the library at a URL, for reading.
 
     Copies lie under `libraries/` of the cache; of one URL that in use and the one before it are kept. With SAC_OFFLINE
-    the newest copy serves. Raises ConfigError for a URL that is of no store, or whose package is not there, LibraryNotFound,
-    LibraryUnsafe and LibraryCorrupt as opening does, LibraryError for a store that does not answer.
+    the newest copy serves. Raises ConfigError for a URL that is of no store, or whose package is not there,
+    LibraryNotFound, LibraryUnsafe and LibraryCorrupt as opening does, LibraryError for a store that does not answer.
     """
     from filelock import FileLock
 
@@ -129,7 +129,7 @@ class _Store:
         try:
             size = sum(told["size"] for told in listing.values())
             if size > (free := shutil.disk_usage(place).free):
-                raise LibraryError(f"{self.url} has {size:,} bytes, and the cache {free:,} left: make room in {place.parent}")
+                raise LibraryError(f"{self.url} has {size:,} bytes and {place.parent} {free:,} left: make room")
             for name, told in listing.items():
                 self._get(f"{self._path}/{name}" if name else self._path, place / (name or "pack"), told["size"])
             if "" in listing:

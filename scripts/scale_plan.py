@@ -4,7 +4,8 @@
 
 Bytes per passage are those of a library that is there. Seconds are those of the recorded runs in docs/results, or are
 given. Machines follow from a simulation: questions arrive at random, each is searched for on every shard of one set of
-shards and then answered by one core of a pool, and of both there are as few as keep 95 of 100 questions within --within.
+shards and then answered by one core of a pool, and of both there are as few as keep 95 of 100 questions within
+--within.
 """
 
 from __future__ import annotations

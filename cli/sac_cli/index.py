@@ -33,7 +33,7 @@ IndexEngine = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="Where workers are: processes of this machine, or ray: the cluster of RAY_ADDRESS, or one of this machine.",
+        help="Where workers are: processes of this machine; or ray: the cluster of RAY_ADDRESS, or one started here.",
         metavar="NAME",
         rich_help_panel="Computing",
     ),

@@ -25,8 +25,8 @@ from sac_rag.pipeline import SacRag
 from sac_rag.records import Hit
 
 PAIRED = {"llama": True, "qwen2": False, "qwen3": False}
-"""Architectures of .gguf files, and whether they hold the two halves of a key's numbers, which RoPE turns together, side
-by side instead of one behind the other."""
+"""Architectures of .gguf files, and whether the two halves of a key's numbers, which RoPE turns together, stand number
+by number side by side in them instead of one behind the other."""
 NUMBERS = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 """Number types of caches that are written, by ggml's number."""
 PROBE = "The lamp of the lighthouse burned whale oil until 1911."
@@ -58,11 +58,12 @@ def prefill(
     hits: Sequence[Hit] | None = None,
     **settings: Any,
 ) -> Prefilled:
-    """A question of `SacRag.ask` for `llm.generate`; what the cache of `llm` held is gone. Arguments are those of `ask`.
+    """A question of `SacRag.ask`, of the same arguments, for `llm.generate`; what the cache of `llm` held is gone.
 
-    llm: a `llama_cpp.Llama` with the library's base model, whose cache is of F16 or F32. Raises ConfigError for memories
-    of uneven heads or with biases (ask with `prior=0`), and for a context that is too short, LibraryMismatch for another
-    model, SacError for a llama.cpp that keeps its cache in another form, and as `laid_out` does.
+    llm: a `llama_cpp.Llama` with the library's base model, whose cache is of F16 or F32. Raises ConfigError for
+    memories of uneven heads or with biases (ask with `prior=0`), and for a context that is too short, LibraryMismatch
+    and GateError for another model, SacError for a llama.cpp that keeps its cache in another form, and as `laid_out`
+    does.
     """
     assembled = laid_out(rag, question, ask, where, hits, settings)
     engine = rag.engine
@@ -115,8 +116,8 @@ class _State:
         except (struct.error, ValueError, KeyError, IndexError):
             pass
         raise SacError(
-            "this llama.cpp keeps its cache in a form that is not known here (F16 or F32, one stream, plain cells): use "
-            "the defaults of llama_cpp.Llama, or the release of llama-cpp-python that docs/how-to/engines.md names"
+            "this llama.cpp keeps its cache in a form that is not known here (F16 or F32, one stream, plain cells): "
+            "use the defaults of llama_cpp.Llama, or the release that docs/how-to/engines.md names"
         )
 
     @classmethod
@@ -165,7 +166,8 @@ class _State:
         out += [struct.pack("<iIi", position, 1, 0) for position in self.positions.tolist()]
         out.append(struct.pack("<II", self.turned, len(self.keys)))
         for keys in self.keys:
-            out += [struct.pack("<iQ", self.types[0], keys.shape[1] * keys.itemsize), np.ascontiguousarray(keys).tobytes()]
+            out.append(struct.pack("<iQ", self.types[0], keys.shape[1] * keys.itemsize))
+            out.append(np.ascontiguousarray(keys).tobytes())
         for values in self.values:
             width, size = values.shape[1], values.itemsize
             head = struct.pack("<iII", self.types[1], size, width) if self.turned else None
@@ -181,7 +183,8 @@ class _State:
     def with_memory(self, memory: Memory, paired: bool) -> _State:
         """This state with the slots of a memory behind it. Raises ConfigError where they are no plain prefix."""
         if memory.bias is not None or int(memory.counts.min()) != int(memory.counts.max()):
-            what = "adds to its attention scores" if memory.bias is not None else "keeps other numbers of slots in each head"
+            uneven = "keeps other numbers of slots in each head"
+            what = uneven if memory.bias is None else "adds to its attention scores"
             raise ConfigError(
                 f"this memory {what}, which llama.cpp's cache cannot hold: ask with prior=0, and index with even heads "
                 "(an adapter of `sac train` without --option budget=learned, or a method with even_heads=true and "
@@ -209,9 +212,9 @@ class _State:
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         _clear(llm)
         if llama_cpp.llama_state_seq_set_data(llm.ctx, buffer, len(data), 0) != len(data):
-            raise SacError(f"llama.cpp took no state of {len(self.positions):,} cells: load the model with a larger n_ctx")
+            raise SacError(f"llama.cpp took no state of {len(self.positions):,} cells: load it with a larger n_ctx")
         if _State.of(llm).bytes() != data:
-            raise SacError("llama.cpp holds another cache than it was given: report it, with the release that is installed")
+            raise SacError("llama.cpp holds another cache than it was given: report it, with the release installed")
 
 
 def _checked(backbone: Any, llm: Any) -> _State:

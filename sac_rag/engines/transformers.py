@@ -65,8 +65,8 @@ def prefill(
     hits: Sequence[Hit] | None = None,
     **settings: Any,
 ) -> Prefilled:
-    """A question of `SacRag.ask` for `model.generate`. Arguments are those of `ask`; how tokens are chosen, and how many,
-    is for `generate` to say.
+    """A question of `SacRag.ask` for `model.generate`. Arguments are those of `ask`; how tokens are chosen, and how
+    many, is for `generate` to say.
 
     model: transformers' own, with the weights of the library's base model, on any device, in any number type. Raises
     LibraryMismatch for other weights, and as `laid_out` does. A model that cannot attend these memories raises

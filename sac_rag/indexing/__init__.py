@@ -12,4 +12,15 @@ from sac_rag.indexing.on_ray import RayWorkers
 from sac_rag.indexing.plan import GROUP_BYTES, check_meta
 from sac_rag.indexing.report import IndexReport, Listen, Notice, Skip
 
-__all__ = ["GROUP_BYTES", "IndexReport", "Indexer", "KnownVectors", "Listen", "Notice", "RayWorkers", "Skip", "Workers", "check_meta"]
+__all__ = [
+    "GROUP_BYTES",
+    "IndexReport",
+    "Indexer",
+    "KnownVectors",
+    "Listen",
+    "Notice",
+    "RayWorkers",
+    "Skip",
+    "Workers",
+    "check_meta",
+]

@@ -73,7 +73,7 @@ def test_a_plan_holds_what_it_promises(script: Any) -> None:
         assert made.shards * machine.disk_bytes >= made.kv_bytes
         assert made.price_per_million == pytest.approx(made.machines * 3.0 / (20 * 3600) * 1e6)
     assert plans[1].kv_bytes == 100 * plans[0].kv_bytes and plans[1].compress_hours == 100 * plans[0].compress_hours
-    assert [p.index for p in plans][0] == "exact"
+    assert plans[0].index == "exact"
     slow = dataclasses.replace(units, search_s=100.0)
     assert script.plan(1e8, 20.0, 3.0, slow, machine).index == "ivf-pq"
     with pytest.raises(ValueError, match="allow more"):

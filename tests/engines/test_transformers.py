@@ -1,8 +1,7 @@
-"""A question for transformers' own `generate`: the tokens are those of SacRag, whatever the heads of its memories keep."""
+"""A question for transformers' own `generate`: the tokens are those of SacRag, whatever heads keep of its memories."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,30 +10,14 @@ import pytest
 import torch
 import transformers
 
-from sac_rag import AskConfig, SacRag
+from sac_rag import SacRag
 from sac_rag.answer.chat import Message
 from sac_rag.answer.reader import Sampling
-from sac_rag.engines.transformers import UNEVEN, Prefilled, attend_uneven, model_of, prefill, prefill_prompt
+from sac_rag.engines.transformers import UNEVEN, attend_uneven, model_of, prefill, prefill_prompt
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch
-from sac_rag.records import Document
 from sac_rag.samples import documents, questions
 from tests.conftest import byte_tokenizer, tiny_model
-
-WHERE = {"device": "cpu", "dtype": "float32"}
-TEXTS = {
-    "tides.md": "The tides follow the Moon. Spring tides come when the Sun and the Moon are lined up.",
-    "canal.md": "The Erie Canal spans 363 miles. It joins the Hudson to the Great Lakes.",
-    "bridge.md": "Emily Roebling crossed the Brooklyn Bridge first. She carried a rooster.",
-}
-QUESTION = "Who crossed the bridge?"
-TOKENS = 24
-METHODS = {
-    "sac": {"method": "sac", "adapter": "none"},
-    "full-kv": {"method": "full-kv", "adapter": "default"},
-    "uneven": {"method": "kvzip", "adapter": "default", "ratio": 3.0},
-    "biased": {"method": "attention-matching", "adapter": "default", "ratio": 3.0},
-}
-EVEN = ("sac", "full-kv")
+from tests.engines.library_questions import EVEN, METHODS, QUESTION, TOKENS, WHERE, library, ours
 
 
 @pytest.fixture(params=["llama", "qwen3"])
@@ -46,9 +29,7 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=METHODS)
 def rag(request: pytest.FixtureRequest, base: Path, tiny_config: Any, tmp_path: Path) -> Iterator[SacRag]:
-    config = dataclasses.replace(tiny_config, model=str(base), **METHODS[request.param])
-    with SacRag.index([], tmp_path / "a.lib", config, **WHERE) as rag:
-        rag.put([Document(uri, text) for uri, text in TEXTS.items()])
+    with library(base, request.param, tiny_config, tmp_path) as rag:
         yield rag
 
 
@@ -68,13 +49,6 @@ def said(model: Any, inputs: dict[str, Any], tokens: int = TOKENS, **settings: A
     return added[:-1] if added[-1] in inputs["eos_token_id"] else added
 
 
-def ours(rag: SacRag, prefilled: Prefilled, tokens: int = TOKENS, **ask: Any) -> list[int]:
-    """What the library's own reader says from the same passages."""
-    with rag.engine.busy(), torch.inference_mode():
-        prompt = rag.assemble(prefilled.hits, QUESTION, AskConfig(**ask)).prompt
-        return rag.engine.reader.generate([prompt], Sampling(tokens))[0].token_ids
-
-
 ASKS: tuple[dict[str, Any], ...] = (
     {"k": 1},
     {"k": 3},
@@ -89,7 +63,7 @@ def test_the_tokens_are_ours(rag: SacRag) -> None:
     model = loaded(rag, UNEVEN)
     for ask in ASKS:
         prefilled = prefill(rag, QUESTION, model, **ask)
-        want, got = ours(rag, prefilled, **ask), said(model, prefilled.inputs)
+        want, got = ours(rag, prefilled.hits, **ask), said(model, prefilled.inputs)
         assert got == want and len(got) > 1, ask
         answer = rag.ask(QUESTION, max_new_tokens=TOKENS, **ask)
         text = byte_tokenizer().decode(got, skip_special_tokens=True).strip()
@@ -102,10 +76,10 @@ def test_even_heads_are_a_plain_prefix(rag: SacRag) -> None:
     for attention in ("sdpa", "eager"):
         model = loaded(rag, attention)
         prefilled = prefill(rag, QUESTION, model, k=3, prior=0.0)
-        assert said(model, prefilled.inputs) == ours(rag, prefilled, k=3, prior=0.0), attention
+        assert said(model, prefilled.inputs) == ours(rag, prefilled.hits, k=3, prior=0.0), attention
 
 
-@pytest.mark.parametrize("rag", ["uneven", "biased"], indirect=True)
+@pytest.mark.parametrize("rag", ["kvzip", "attention-matching"], indirect=True)
 def test_heads_that_differ_need_an_attention_that_can(rag: SacRag) -> None:
     for attention in ("sdpa", "eager"):
         model = loaded(rag, attention)
@@ -149,7 +123,7 @@ def test_a_conversation_with_memories_in_its_middle(rag: SacRag) -> None:
 
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
-@pytest.mark.parametrize("rag", ["uneven"], indirect=True)
+@pytest.mark.parametrize("rag", ["kvzip"], indirect=True)
 def test_a_prompt_without_memory_is_read_as_ever(rag: SacRag) -> None:
     ids = torch.tensor([rag.token_ids("The tides follow")])
     padded = torch.cat((torch.zeros(1, 3, dtype=torch.int64), ids), dim=1)
@@ -162,12 +136,12 @@ def test_a_prompt_without_memory_is_read_as_ever(rag: SacRag) -> None:
 
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
-@pytest.mark.parametrize("rag", ["uneven"], indirect=True)
+@pytest.mark.parametrize("rag", ["kvzip"], indirect=True)
 def test_several_rows_from_one_cache(rag: SacRag) -> None:
     """Samples of one prompt: its cache repeated, as transformers has it."""
     model = loaded(rag, UNEVEN)
     prefilled = prefill(rag, QUESTION, model, k=2)
-    want = ours(rag, prefilled, k=2)
+    want = ours(rag, prefilled.hits, k=2)
     inputs = {n: v.repeat(3, 1) if isinstance(v, torch.Tensor) else v for n, v in prefilled.inputs.items()}
     cache_of(inputs).batch_repeat_interleave(3)
     out = model.generate(**inputs, max_new_tokens=len(want), do_sample=False)
@@ -175,12 +149,12 @@ def test_several_rows_from_one_cache(rag: SacRag) -> None:
 
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
-@pytest.mark.parametrize("rag", ["uneven"], indirect=True)
+@pytest.mark.parametrize("rag", ["kvzip"], indirect=True)
 def test_a_draft_is_taken_back(rag: SacRag) -> None:
     """Prompt lookup guesses tokens and crops the cache where it was wrong."""
     model = loaded(rag, UNEVEN)
     prefilled = prefill(rag, QUESTION, model, k=2)
-    want = ours(rag, prefilled, k=2)
+    want = ours(rag, prefilled.hits, k=2)
     assert said(model, prefilled.inputs, prompt_lookup_num_tokens=3) == want
 
 
@@ -191,7 +165,7 @@ def test_the_engines_own_weights_serve_too(rag: SacRag) -> None:
     own = rag.engine.method.backbone.decoder.model.embed_tokens.weight
     assert model.get_input_embeddings().weight.data_ptr() == own.data_ptr()
     prefilled = prefill(rag, QUESTION, model, k=2, prior=0.0)
-    assert said(model, prefilled.inputs) == ours(rag, prefilled, k=2, prior=0.0)
+    assert said(model, prefilled.inputs) == ours(rag, prefilled.hits, k=2, prior=0.0)
 
 
 @pytest.mark.parametrize("rag", ["full-kv"], indirect=True)

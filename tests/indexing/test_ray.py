@@ -57,9 +57,11 @@ def test_two_actors_store_the_files_of_one_process(docs, tiny_config, tmp_path, 
     with SacRag.index(docs, tmp_path / "here", tiny_config) as rag:
         added = rag.report.added
     steps: list[tuple[float, int]] = []
-    with SacRag.index(
-        docs, tmp_path / "ray", tiny_config, workers=2, engine="ray", listen=lambda r: steps.append((r.done, r.passages))
-    ) as rag:
+
+    def listen(report: Any) -> None:
+        steps.append((report.done, report.passages))
+
+    with SacRag.index(docs, tmp_path / "ray", tiny_config, workers=2, engine="ray", listen=listen) as rag:
         assert rag.library.verify() == [] and rag.report.added == added == 11
         assert steps == sorted(steps) and steps[-1][1] == rag.report.passages > 0
     assert everything(tmp_path / "ray") == everything(tmp_path / "here")
