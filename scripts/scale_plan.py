@@ -55,6 +55,8 @@ class Machine:
     cores: int
     memory_bytes: float
     disk_bytes: float
+    bandwidth: float
+    """Bytes of memory that all cores read in a second."""
     price: float
     """Of an hour."""
 
@@ -74,6 +76,7 @@ class Plan:
     machines: int
     compress_hours: float
     """Of one core."""
+    compress_price: float
     p50_s: float
     p95_s: float
     price_per_million: float
@@ -83,9 +86,11 @@ class Plan:
 def units_of(library: str, codec_bytes: float | None, search_s: float) -> Units:
     """From a library, and from recorded runs on two cores."""
     from sac_rag.library.library import Library
+    from sac_rag.library.opening import codec_state_of
 
     with Library.open(library) as opened:
         stats, dim = opened.stats(), opened.head.dim
+    once = len(codec_state_of(library) or b"")  # what the codec was fitted to, however many passages there are
     each = 1 / stats.passages
     tokens = stats.source_tokens * each
     bench = json.loads((RESULTS / "2-bench.json").read_text("utf-8"))["tables"]["storage"][0]
@@ -93,7 +98,7 @@ def units_of(library: str, codec_bytes: float | None, search_s: float) -> Units:
     return Units(
         passage_tokens=tokens,
         kv_bytes=stats.kv_bytes * each if codec_bytes is None else codec_bytes * tokens,
-        catalog_bytes=stats.catalog_bytes * each - 4 * dim,
+        catalog_bytes=(stats.catalog_bytes - once) * each - 4 * dim,
         vector_bytes=4.0 * dim,
         lexical_bytes=stats.lexical_bytes * each,
         compress_s=tokens / (bench["tokens_per_s"] / 2),
@@ -128,14 +133,13 @@ def latencies(rate: float, search_s: float, sets: int, answer_s: float, cores: i
 def plan(passages: float, rate: float, within: float, units: Units, machine: Machine) -> Plan:
     """Raises ValueError where an answer alone takes longer than it may."""
     served = passages * (units.catalog_bytes + units.lexical_bytes)
-    scan = passages / 1e6 * units.search_s
-    shards = _shards(passages, served + passages * units.vector_bytes, units, machine)
-    search = scan / (shards * machine.cores)
     index, held = "exact", served + passages * units.vector_bytes
+    shards = _shards(passages, held, units, machine)
+    search = _searching(passages / shards, units.vector_bytes, units, machine)
     if search > EXACT_WITHIN * within:
         index, held = "ivf-pq", served + passages * CODE_BYTES
         shards = _shards(passages, held, units, machine)
-        search = scan * SCANNED / (shards * machine.cores)
+        search = _searching(passages / shards * SCANNED, CODE_BYTES, units, machine)
     sets, cores = _least(rate, within, search, units.answer_s)
     machines = shards * sets + math.ceil(cores / machine.cores)
     seen = latencies(rate, search, sets, units.answer_s, cores)
@@ -149,10 +153,16 @@ def plan(passages: float, rate: float, within: float, units: Units, machine: Mac
         answer_cores=cores,
         machines=machines,
         compress_hours=passages * units.compress_s / 3600,
+        compress_price=passages * units.compress_s / 3600 / machine.cores * machine.price,
         p50_s=float(np.quantile(seen, 0.5)),
         p95_s=float(np.quantile(seen, 0.95)),
         price_per_million=machines * machine.price / (rate * 3600) * 1e6,
     )
+
+
+def _searching(vectors: float, size: float, units: Units, machine: Machine) -> float:
+    """Seconds in which a machine looks at so many vectors of so many bytes: its cores or its memory set the pace."""
+    return max(vectors / 1e6 * units.search_s / machine.cores, vectors * size / machine.bandwidth)
 
 
 def _shards(passages: float, held: float, units: Units, machine: Machine) -> int:
@@ -183,15 +193,16 @@ def _least(rate: float, within: float, search_s: float, answer_s: float) -> tupl
 def table(plans: Sequence[Plan]) -> str:
     """Markdown."""
     heads = ["passages", "index", "memories", "in memory", "shards", "sets", "cores that answer", "machines"]
-    heads += ["core hours to compress", "p50 s", "p95 s", "price of a million questions"]
+    heads += ["core hours to compress", "price of that", "p50 s", "p95 s", "price of a million questions"]
     rows = [
         [
             f"{p.passages:,.0f}",
             p.index,
-            f"{p.kv_bytes / 1e9:,.1f} GB",
-            f"{p.served_bytes / 1e9:,.1f} GB",
+            f"{p.kv_bytes / 1e9:,.0f} GB",
+            f"{p.served_bytes / 1e9:,.0f} GB",
             *map(str, (p.shards, p.sets, p.answer_cores, p.machines)),
-            f"{p.compress_hours:,.1f}",
+            f"{p.compress_hours:,.0f}",
+            f"{p.compress_price:,.0f}",
             f"{p.p50_s:.2f}",
             f"{p.p95_s:.2f}",
             f"{p.price_per_million:,.0f}",
@@ -214,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cores", type=int, default=64, help="of a machine")
     parser.add_argument("--memory-gb", type=float, default=512)
     parser.add_argument("--disk-gb", type=float, default=8000)
+    parser.add_argument("--bandwidth-gb", type=float, default=200, help="of memory that a machine reads in a second")
     parser.add_argument("--price", type=float, default=3.0, help="of a machine for an hour")
     args = parser.parse_args(argv)
     if args.units:
@@ -226,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(asdict(units), indent=1))
         return
     # A tenth of memory is left to the system.
-    machine = Machine(args.cores, args.memory_gb * 0.9e9, args.disk_gb * 1e9, args.price)
+    machine = Machine(args.cores, args.memory_gb * 0.9e9, args.disk_gb * 1e9, args.bandwidth_gb * 1e9, args.price)
     print(table([plan(float(n), args.rate, args.within, units, machine) for n in args.passages.split(",")]))
 
 

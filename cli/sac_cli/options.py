@@ -50,8 +50,8 @@ def local(library: str) -> str:
 
 
 def check_present(library: str) -> None:
-    """Fail before the slow imports when there is nothing at all; raises LibraryNotFound."""
-    if not os.path.lexists(library):
+    """Fail before the slow imports when there is nothing at all, of a folder; raises LibraryNotFound."""
+    if "://" not in library and not os.path.lexists(library):
         from sac_rag.library.library import Library
 
         Library.open(library)
@@ -72,7 +72,7 @@ def opened(
     """A library with its model, a spinner meanwhile. Arguments as of `SacRag.open`."""
     if not (create or write):
         library = local(library)
-    if not create and "://" not in library:
+    if not create:
         check_present(library)
     with console.working("loading the model"):
         from sac_rag.pipeline import SacRag

@@ -65,17 +65,18 @@ UNITS = dict(
 
 
 def test_a_plan_holds_what_it_promises(script: Any) -> None:
-    units, machine = script.Units(**UNITS), script.Machine(64, 460e9, 8e12, 3.0)
+    units, machine = script.Units(**UNITS), script.Machine(64, 460e9, 8e12, 200e9, 3.0)
     plans = [script.plan(n, 20.0, 3.0, units, machine) for n in (1e6, 1e8, 1e9)]
     for made in plans:
         assert made.p95_s <= 3.0 and made.answer_cores > 20 * 0.7
         assert made.shards * machine.memory_bytes >= made.served_bytes
         assert made.shards * machine.disk_bytes >= made.kv_bytes
         assert made.price_per_million == pytest.approx(made.machines * 3.0 / (20 * 3600) * 1e6)
-    assert plans[1].kv_bytes == 100 * plans[0].kv_bytes and plans[1].compress_hours == 100 * plans[0].compress_hours
+    assert plans[1].kv_bytes == pytest.approx(100 * plans[0].kv_bytes)
+    assert plans[1].compress_hours == pytest.approx(100 * plans[0].compress_hours)
     assert plans[0].index == "exact"
-    slow = dataclasses.replace(units, search_s=100.0)
-    assert script.plan(1e8, 20.0, 3.0, slow, machine).index == "ivf-pq"
+    for slow in (dataclasses.replace(units, search_s=100.0), dataclasses.replace(units, vector_bytes=40_000.0)):
+        assert script.plan(1e8, 20.0, 3.0, slow, machine).index == "ivf-pq"
     with pytest.raises(ValueError, match="allow more"):
         script.plan(1e6, 20.0, 0.5, units, machine)
 

@@ -26,8 +26,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One for all tests of this file: starting it takes seconds."""
-    with on_ray._cluster(2):
-        yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_worker_niceness", "0")  # beside other tests its actors would wait for ever
+        with on_ray._cluster(2):
+            yield
 
 
 def actors() -> list[int]:
