@@ -336,10 +336,10 @@ class SacRag(Serving):
                     about = Document(d.uri, "", d.media_type, meta={**d.meta, STALE: reasons[d.uri]})
                     tx.put(about, library.passages(d.uri), {}, {}, content_hash=seen)
 
-    def gc(self, *, min_dead: float = 0.0) -> GcReport:
-        """Give the bytes of removed passages back and erase their text."""
+    def gc(self, *, min_dead: float = 0.0, dense: str | None = None) -> GcReport:
+        """Give the bytes of removed passages back and erase their text. Arguments as of `Library.gc`."""
         with self.changing() as library:
-            return library.gc(min_dead=min_dead)
+            return library.gc(min_dead=min_dead, dense=dense)
 
     def mismatches(self, sample: int | None = None) -> list[str]:
         """Compare stored memories with what the model makes of their text, of all passages, or of `sample` drawn by
