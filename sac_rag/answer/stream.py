@@ -39,6 +39,8 @@ class AnswerPlan:
     warn: Callable[[Sequence[Hit]], Sequence[str]] = lambda read: ()
     stop: Sequence[str] = ()
     """Strings that end the answer and are no part of it."""
+    searches: bool = True
+    """Whether passages are looked for."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ class Stream(Iterator[str]):
         alone = ""
         if not unasked and withheld is None:
             alone = f"; the answer comes from {'earlier passages' if earlier else 'the model alone'}"
-        if not found:
+        if not plan.searches:
+            pass
+        elif not found:
             notices.insert(0, f"no passage matched{alone}")
         elif not hits:
             notices.append(f"no passage was read{alone}")
