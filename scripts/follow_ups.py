@@ -38,6 +38,7 @@ def ask(rag: SacRag, k: int, history: str) -> Say:
 def langchain(rag: SacRag, k: int, history: str) -> Say:
     """The conversation of LangChain's page."""
     from langchain_core.runnables import RunnablePassthrough
+
     from langchain_sac import ChatSac, SacRetriever, format_docs_sac, sac_prompt
 
     chat, retriever = ChatSac(rag=rag, max_tokens=TOKENS, history=history), SacRetriever(rag=rag, k=k)
@@ -115,8 +116,8 @@ def main() -> None:
                         turns = ", ".join(f"turn {n} {right_as_turn(way, n)}" for n in (1, 3, 6))
                         found, right = follow_ups(way)
                         print(
-                            f"k {k}, {make.__name__}, history {history}: right of {len(samples.questions())} as {turns}; "
-                            f"follow-ups: document found {found}, answered {right} of {len(PAIRS)}",
+                            f"k {k}, {make.__name__}, history {history}: right of {len(samples.questions())} as "
+                            f"{turns}; follow-ups: document found {found}, answered {right} of {len(PAIRS)}",
                             flush=True,
                         )
 

@@ -2,9 +2,9 @@
 
     python scripts/long_nodes.py [--sizes 1024,256] [--k 1,2,4]
 
-Splits the sample documents by LlamaIndex's SentenceSplitter (1,024 tokens are its default) and prints how many of the 30
-sample questions are answered right by a stock query engine over a SacVectorStore, by one with a SacSynthesizer, and by
-a stock one over another vector store, with a SacNodePostprocessor of a library that does not hold the nodes.
+Splits the sample documents by LlamaIndex's SentenceSplitter (1,024 tokens are its default) and prints how many of the
+30 sample questions are answered right by a stock query engine over a SacVectorStore, by one with a SacSynthesizer, and
+by a stock one over another vector store, with a SacNodePostprocessor of a library that does not hold the nodes.
 """
 
 import argparse

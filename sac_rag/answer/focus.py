@@ -128,7 +128,7 @@ def best(
 
 
 def _turns(messages: Sequence[Message]) -> list[int]:
-    """Where turns begin: with a message of the user behind none of the user's; none where the last is not the user's."""
+    """Where turns begin: with a user's message behind none of the user's; nowhere if the last is not the user's."""
     if not messages or messages[-1].role != "user":
         return []
     return [n for n, m in enumerate(messages) if m.role == "user" and (not n or messages[n - 1].role != "user")]

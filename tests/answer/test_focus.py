@@ -22,7 +22,9 @@ WORDS = ["canal", "bridge", "tides", "barn", "moon", "rust", "rooster"]
 
 def story(words: Sequence[str], mark: str = "") -> str:
     """A text of one passage a word, in their order."""
-    return "\n\n".join(f"Of {mark}the {word}. " + f"It is all about the {word} and nothing else. " * 2 for word in words)
+    return "\n\n".join(
+        f"Of {mark}the {word}. " + f"It is all about the {word} and nothing else. " * 2 for word in words
+    )
 
 
 @pytest.fixture
@@ -107,7 +109,10 @@ def test_the_question_is_that_of_the_messages_own_turn(rag: SacRag) -> None:
         return next(word for word, i in by.items() if i == run[0])
 
     assert first(("user", f"{tags} The barn?"), ("assistant", "Yes."), ("user", "What of the moon?")) == "barn"
-    assert first(("system", f"Read {tags}."), ("user", "The barn?"), ("assistant", "Yes."), ("user", "The moon?")) == "moon"
+    assert (
+        first(("system", f"Read {tags}."), ("user", "The barn?"), ("assistant", "Yes."), ("user", "The moon?"))
+        == "moon"
+    )
     assert first(("user", "The tides?"), ("assistant", "search()"), ("user", f"Result of search:\n{tags}")) == "tides"
     assert first(("user", "The rust?"), ("assistant", "Yes."), ("user", f"{tags} And is it old?")) == "rust"
     assert first(("user", f"What of the moon? Use what follows.\n{tags}\nDo not speak of the canal.")) == "moon"
@@ -132,7 +137,10 @@ def test_texts_apart_are_cut_where_they_stand() -> None:
         return {"a": 0.1, "b": 0.2}
 
     content: Content = ("One: ", a, "\n", b, "\nTwo: ", c, " \n", d, "\n", "end")
-    for most, want in ((2, ("One: ", b, "\nTwo: ", c, d, "\n", "end")), (4, ("One: ", b, a, "\nTwo: ", c, d, "\n", "end"))):
+    for most, want in (
+        (2, ("One: ", b, "\nTwo: ", c, d, "\n", "end")),
+        (4, ("One: ", b, a, "\nTwo: ", c, d, "\n", "end")),
+    ):
         assert best(content, text_at, fit, most, ["Some words.", "Who?"]) == (want, (most // 2, 2))
     assert best(content, text_at, fit, 2, []) == (content, (0, 0))
     assert best((c, "Who?"), text_at, fit, 1, ["Who?"]) == ((c, "Who?"), (0, 0))

@@ -20,9 +20,9 @@ CANAL = "How many miles does the Erie Canal span?"
 
 @pytest.mark.parametrize(
     "message",
-    ["Hello", "hello!", "Hello?", "Hi there :)", "Good morning, everyone.", "Thanks!", "Thank you so much for your help!",
-     "Many thanks for everything", "Great, got it.", "OK", "Ok, thanks. Bye bye!", "How are you today?", "What\u2019s up?",
-     "See you later", "\U0001f44d", "!!!"],
+    ["Hello", "hello!", "Hello?", "Hi there :)", "Good morning, everyone.", "Thanks!", "Thank you very much for the help",
+     "Many thanks for everything", "Great, got it.", "OK", "Ok, thanks. Bye bye!", "How are you today?",
+     "What\u2019s up?", "See you later", "\U0001f44d", "!!!"],
 )  # fmt: skip
 def test_what_asks_nothing(message: str) -> None:
     assert is_small_talk(message)
@@ -30,9 +30,10 @@ def test_what_asks_nothing(message: str) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    ["Hello, who discovered Pluto?", "Hello World", "Who says hello to Santa Claus?", "Hi-fi", "Thanks to whom was it built?",
-     "Thanks, and its moon?", "OK?", "OK, go on", "How are you made?", "How is it going to end?", "Good morning America",
-     "Great Barrier Reef", "See you in court", "Hey Jude", "Cool temperatures", "Good day care", "Is it ok?", "No", "1930",
+    ["Hello, who discovered Pluto?", "Hello World", "Who says hello to Santa Claus?", "Hi-fi", "Thanks to whom is it?",
+     "Thanks, and its moon?", "OK?", "OK, go on!", "How are you made?", "How is it going to end?", "Good morning America",
+     "Great Barrier Reef", "See you in court", "Hey Jude", "Cool temperatures", "Good day care", "Is it ok?", "No",
+     "1930",
      "\u6f22\u5b57", "?", "", " \n", "Thanks " * MOST],
 )  # fmt: skip
 def test_near_misses_are_questions(message: str) -> None:

@@ -214,17 +214,19 @@ def test_stored_memory_is_found_for_plain_nodes(rag: SacRag) -> None:
 def test_nodes_longer_than_a_passage_are_read_as_their_best_passages(
     rag: SacRag, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Stored and remembered ones, by both synthesizers. A token of this model is a byte: 30 passages a node."""
+    """Stored and remembered ones, by both synthesizers. A token of this model is a byte: 12 passages a node."""
     question, llm = "Which house?", SacLLM(rag, max_tokens=2)
     stored, foreign = (
-        TextNode(id_=name, text="\n\n".join(f"House {n} is {name}. " + "It has a door and a roof. " * 3 for n in range(30)))
+        TextNode(
+            id_=name, text="\n\n".join(f"House {n}, {name}. " + "It has a door and a roof. " * 3 for n in range(12))
+        )
         for name in ("stored", "foreign")
-    )  # fmt: skip
+    )
     SacVectorStore(rag).add([stored])
     (remembered,) = SacNodePostprocessor(rag).postprocess_nodes([NodeWithScore(node=foreign)])
     ids = rag.library.passage_ids("stored")
     fit = dict(zip(ids, rag.library.vectors(ids) @ rag.embed([question], kind="query")[0], strict=True))
-    assert len(ids) == 30
+    assert len(ids) == 12
     seen = Seen(rag, monkeypatch)
 
     def read() -> list[str]:
@@ -242,7 +244,9 @@ def test_nodes_longer_than_a_passage_are_read_as_their_best_passages(
                 values = [fit[i] for i in chosen]
                 assert values == sorted(values, reverse=True)
                 assert min(values) >= max(v for i, v in fit.items() if i not in chosen) - 1e-5
-        both = [NodeWithScore(node=with_stored_memory(rag, [n])[0].node) for n in (NodeWithScore(node=stored), remembered)]
+        both = [
+            NodeWithScore(node=with_stored_memory(rag, [n])[0].node) for n in (NodeWithScore(node=stored), remembered)
+        ]
         synthesizer.synthesize(question, both)
         assert len(read()) == 5 and len(set(read()) & set(ids)) in range(1, 5)
     assert not caplog.records, "all that is read fits, though the nodes would not"

@@ -255,7 +255,9 @@ async def test_documents_of_any_retriever_get_memories_once(
 
 def test_documents_longer_than_a_passage_are_read_as_their_best_passages(rag: SacRag, chat: ChatSac) -> None:
     """A token of this model is a byte: some thirty passages of at most 128."""
-    text = "\n\n".join(f"House {n} stands on the hill. " + "It has a door, a roof and a garden. " * 2 for n in range(30))
+    text = "\n\n".join(
+        f"House {n} stands on the hill. " + "It has a door, a roof and a garden. " * 2 for n in range(30)
+    )
     compressor = SacDocumentCompressor(rag=rag)
     (whole,) = compressor.compress_documents([Document(page_content=text, metadata={"source": "a"})], QUESTION)
     assert whole.page_content == text and compressor.compress_documents([whole], QUESTION) == [whole]

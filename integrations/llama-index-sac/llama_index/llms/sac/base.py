@@ -29,6 +29,7 @@ from llama_index.schema.sac.opening import Source
 
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import fitting
+
 if TYPE_CHECKING:
     from sac_rag import SacRag
     from sac_rag.answer.chat import Message
