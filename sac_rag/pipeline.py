@@ -575,7 +575,7 @@ class SacRag(Serving):
             texts = texts_of(method, hits, **most, score=ask.text_score)
         if conversation is not None:
             source = self._memory_source(library)
-            asked = {"placing": placing, "reserve": reserve, "history": ask.history}
+            asked: dict[str, Any] = {"placing": placing, "reserve": reserve, "history": ask.history}
             return conversation.assembled(method, hits, texts, question, source, **asked)
         if text or ask.fidelity == "text":
             return text_prompt(method, hits, question, reserve=reserve)
