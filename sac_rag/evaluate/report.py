@@ -16,7 +16,7 @@ from typing import Any
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.crossed import crossed, crossed_times
 from sac_rag.evaluate.figures import figures, is_training
-from sac_rag.evaluate.summary import summary
+from sac_rag.evaluate.summary import picture, summary
 
 HEAD = """# Results
 
@@ -76,7 +76,8 @@ def thinned(rows: Sequence[Any], most: int) -> list[Any]:
 def render(folder: Path) -> str:
     """The whole page; raises ConfigError naming a file that is no recorded run."""
     runs = {path: _run(path) for path in _recorded(folder)}
-    parts = [HEAD, summary({path.stem: run for path, run in runs.items()})]
+    named = {path.stem: run for path, run in runs.items()}
+    parts = [HEAD, summary(named), *(f"![{alt(svg)}]({folder.name}/{name})\n" for name, svg in picture(named).items())]
     for path, run in runs.items():
         try:
             parts.append(f"## {run['title']}\n\n```bash\n{run['command']}\n```\n\n{run['note']}".rstrip() + "\n")
@@ -114,9 +115,10 @@ def _tables(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def drawn(folder: Path) -> dict[str, str]:
     """File name -> SVG of every figure on the page; they lie in the folder of the records."""
-    found: dict[str, str] = {}
-    for path in _recorded(folder):
-        found |= _figures(path, _run(path))
+    runs = {path: _run(path) for path in _recorded(folder)}
+    found = picture({path.stem: run for path, run in runs.items()})
+    for path, run in runs.items():
+        found |= _figures(path, run)
     return found
 
 

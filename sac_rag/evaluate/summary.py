@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sac_rag.evaluate.plots import Line, chart
+
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
 
@@ -21,6 +23,29 @@ def summary(records: Mapping[str, Mapping[str, Any]]) -> str:
     bench, scored, pool = (tables.get(name, {}) for name in ("2-bench", "6-questions", "12-passages"))
     found = [*_speed(bench), *_bytes(bench), *_throughput(bench), *_scores(scored), *_passages(pool)]
     return "\n".join(["## In short", "", *(f"* {line}" for line in found), "", LEGEND]) if found else ""
+
+
+def picture(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """File name -> SVG: F1 out of a pool against seconds to the first token, a point for each number of passages; none
+    without the records of both."""
+    tables = {name: run["tables"] for name, run in records.items()}
+    bench, pool = tables.get("2-bench", {}), tables.get("12-passages", {})
+    seconds = {(r["way"], r["passages"]): r["first_token_s"] for r in bench.get("first_token", ())}
+    stored = [r for r in bench.get("storage", ()) if r["codec"] == "transform"]
+    taken = {r["ratio"]: f", {r['bytes_per_source_token']:.0f} B a token" for r in stored}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for r in pool.get("runs", ()):
+        way = f"{r['ratio']:g}x" if r.get("ratio") else "text"
+        if r["set"] == "macro" and (way, r["k"]) in seconds:
+            name = {"memory": "memory", "adapted": "reader adapter", "full-ft": "Full-FT"}.get(r["reader"], r["reader"])
+            label = f"{name}, {way}{taken.get(r.get('ratio'), '')}"
+            found.setdefault(label, []).append((seconds[way, r["k"]], 100 * r["f1"]))
+    if not found:
+        return {}
+    lines = [Line(name, tuple(sorted(points))) for name, points in found.items()]
+    ks = ", ".join(map(str, sorted({r["k"] for r in pool["runs"]})))
+    title = f"Passages out of a pool (k {ks} from left to right)"
+    return {"in-short.svg": chart(title, "seconds to the first token", "F1, percent", lines, log_x=True)}
 
 
 def _speed(bench: Tables) -> Iterator[str]:
