@@ -20,7 +20,8 @@ CANAL = "How many miles does the Erie Canal span?"
 
 @pytest.mark.parametrize(
     "message",
-    ["Hello", "hello!", "Hello?", "Hi there :)", "Good morning, everyone.", "Thanks!", "Thank you very much for the help",
+    ["Hello", "hello!", "Hello?", "Hi there :)", "Good morning, everyone.", "Thanks!",
+     "Thank you very much for the help!",
      "Many thanks for everything", "Great, got it.", "OK", "Ok, thanks. Bye bye!", "How are you today?",
      "What\u2019s up?", "See you later", "\U0001f44d", "!!!"],
 )  # fmt: skip
@@ -31,7 +32,8 @@ def test_what_asks_nothing(message: str) -> None:
 @pytest.mark.parametrize(
     "message",
     ["Hello, who discovered Pluto?", "Hello World", "Who says hello to Santa Claus?", "Hi-fi", "Thanks to whom is it?",
-     "Thanks, and its moon?", "OK?", "OK, go on!", "How are you made?", "How is it going to end?", "Good morning America",
+     "Thanks, and its moon?", "OK?", "OK, go on!", "How are you made?", "How is it going to end?",
+     "Good morning America",
      "Great Barrier Reef", "See you in court", "Hey Jude", "Cool temperatures", "Good day care", "Is it ok?", "No",
      "1930",
      "\u6f22\u5b57", "?", "", " \n", "Thanks " * MOST],
