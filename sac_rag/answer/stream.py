@@ -39,6 +39,8 @@ class AnswerPlan:
     warn: Callable[[Sequence[Hit]], Sequence[str]] = lambda read: ()
     stop: Sequence[str] = ()
     """Strings that end the answer and are no part of it."""
+    searches: bool = True
+    """Whether passages are looked for."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,9 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
     alone = ""
     if not unasked and withheld is None:
         alone = f"; the answer comes from {'earlier passages' if earlier else 'the model alone'}"
-    if not found:
+    if plan.searches and not found:
         notices.insert(0, f"no passage matched{alone}")
-    elif not hits:
+    elif plan.searches and not hits:
         notices.append(f"no passage was read{alone}")
     notices += plan.warn(hits)
     first = time.perf_counter() if held else attempt.first

@@ -214,7 +214,7 @@ def test_streaming_tells_callbacks_token_by_token(rag: SacRag) -> None:
 
 
 def test_eight_turns_read_only_what_is_new(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, documents = ChatSac(rag=rag, max_tokens=8), found(rag, 3)
+    chat, documents = ChatSac(rag=rag, max_tokens=8, history="all"), found(rag, 3)
     messages: list[BaseMessage] = [SystemMessage("Be brief.")]
     chat.invoke("Hello")  # the correctness gate reads a passage before the first answer
     before = 0
