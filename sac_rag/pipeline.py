@@ -16,15 +16,18 @@ import numpy as np
 
 from sac_rag.answer import gate
 from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_of
+from sac_rag.answer.chat import Message, chat_prompt
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.serving import Serving
+from sac_rag.answer.small_talk import NOTICE as SMALL_TALK
+from sac_rag.answer.small_talk import is_small_talk
 from sac_rag.answer.stream import RETRIES, AnswerPlan, Stream
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
-from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, Workers
+from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, RayWorkers, Workers
 from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
 from sac_rag.library.library import GcReport, Library, Stats
@@ -38,9 +41,12 @@ from sac_rag.models.adapters import codec_state, usual_codec
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
-from sac_rag.records import Answer, Document, Hit, Passage, nfc
+from sac_rag.records import Answer, Document, Hit, Passage, nfc, unicode_of
+from sac_rag.remote import copy_of, is_remote
 from sac_rag.text.readers import read_bytes
 
+ENGINES = ("processes", "ray")
+"""Where workers of an indexing run are."""
 SAME_EMBEDDER = 0.99
 """Cosine of two vectors of one text above which they count as one embedder's; rounding differs by 1e-6."""
 
@@ -63,8 +69,7 @@ class SacRag(Serving):
         to_write: Callable[[], Library] | None = None,
     ) -> None:
         """to_write: opens the library for writing, at the first change."""
-        super().__init__(library, engine, config)
-        self.embedder = embedder
+        super().__init__(library, engine, embedder, config)
         self.report = IndexReport()
         """What the last `add` or `put` did, or is doing."""
         self.reranker: Reranker | None = None
@@ -94,6 +99,7 @@ class SacRag(Serving):
         sync: bool = False,
         strict: bool = False,
         workers: int | None = None,
+        engine: str = "processes",
         listen: Listen | None = None,
         reading: ReadConfig | None = None,
         wait: float = 0.0,
@@ -104,13 +110,14 @@ class SacRag(Serving):
 
         paths: files, folders, globs. config: None takes the library's own settings, or the defaults for a new one.
         sync: also remove documents under the given folders that are gone. strict: raise DocumentError at the first
-        unreadable file instead of reporting it. workers: see `add`. reading: limits and encoding of files. wait:
+        unreadable file instead of reporting it. workers, engine: see `add`. reading: how files are read. wait:
         seconds to wait for another writer. The report is `.report`. Raises LibraryMismatch when `config` is not what
         the library was made with, LibraryLocked when another process writes to it.
         """
         rag = cls.open(library, config=config, write=True, create=True, wait=wait, device=device, dtype=dtype)
         try:
-            rag.add(paths, sync=sync, strict=strict, workers=workers, listen=listen, reading=reading)
+            how: dict[str, Any] = {"workers": workers, "engine": engine, "listen": listen, "reading": reading}
+            rag.add(paths, sync=sync, strict=strict, **how)
         except BaseException:
             rag.close()
             raise
@@ -135,9 +142,14 @@ class SacRag(Serving):
         write: as the one writer, which the SacRags of a process are together. create: likewise, and made if it is
         missing. later: with these, open for reading, and for writing at the first change. fetch: which of "model" and
         "embedder" may be fetched from the hub; None is those of `config`, and none where the library alone names them.
-        wait: seconds to wait for another writer. Raises LibraryNotFound, LibraryMismatch (naming field and both
-        values), LibraryCorrupt, LibraryLocked, ModelError.
+        wait: seconds to wait for another writer. A URL of an object store is read by way of a copy (`sac_rag.remote`).
+        Raises LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked,
+        ModelError.
         """
+        if is_remote(library):
+            if write or create or later:
+                raise ConfigError(f"{library} is in a store, where nothing is changed: change a copy, and store it")
+            library = copy_of(str(library))
         if fetch is None:
             fetch = ("model", "embedder") if config else ()
         config, write = _settled(config) if config else None, write or create
@@ -200,6 +212,7 @@ class SacRag(Serving):
         sync: bool = False,
         strict: bool = False,
         workers: int | None = None,
+        engine: str = "processes",
         listen: Listen | None = None,
         reading: ReadConfig | None = None,
     ) -> IndexReport:
@@ -208,14 +221,25 @@ class SacRag(Serving):
         Each group of files, and each part of a long one, is committed when it is done, so an interrupted run goes on
         where it stopped. workers: compress in so many child processes of one thread each, which on a CPU get more out
         of its cores; ids and stored bytes are those of one such process. Other threads that change the library then
-        wait for the whole run. reading: limits and encoding of files. Raises ConfigError for fewer than one.
+        wait for the whole run. engine: "processes" of this machine, or "ray": actors of a Ray cluster, that which
+        RAY_ADDRESS names or one of this machine (`pip install 'sac-rag[ray]'`), which need the models and see nothing
+        of the library. reading: limits and encoding of files. Raises ConfigError for fewer than one.
         """
+        if engine not in ENGINES:
+            raise ConfigError(f"engine is {engine!r}; use {' or '.join(ENGINES)}")
+        if engine == "ray" and workers is None:
+            workers = os.cpu_count() or 1
         if workers is not None and workers < 1:
             raise ConfigError(f"workers is {workers}; use 1 or more, or leave it out to compress in this process")
-        beside = None
+        beside: Workers | RayWorkers | None = None
         if workers:
             where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
-            beside = Workers(workers, "sac_rag.maker:serve", setup_of(self.library, self.config, **where))
+            setup = setup_of(self.library, self.config, **where)
+            if engine == "ray":
+                state, gpu = codec_state_of(self.library.path), self.engine.device.type == "cuda"
+                beside = RayWorkers(workers, "sac_rag.maker:maker_of", setup, state, gpu)
+            else:
+                beside = Workers(workers, "sac_rag.maker:serve", setup)
         report = self._indexer().add(paths, sync=sync, strict=strict, listen=listen, workers=beside, reading=reading)
         self._note_stale(report)
         return report
@@ -314,10 +338,10 @@ class SacRag(Serving):
                     about = Document(d.uri, "", d.media_type, meta={**d.meta, STALE: reasons[d.uri]})
                     tx.put(about, library.passages(d.uri), {}, {}, content_hash=seen)
 
-    def gc(self, *, min_dead: float = 0.0) -> GcReport:
-        """Give the bytes of removed passages back and erase their text."""
+    def gc(self, *, min_dead: float = 0.0, dense: str | None = None) -> GcReport:
+        """Give the bytes of removed passages back and erase their text. Arguments as of `Library.gc`."""
         with self.changing() as library:
-            return library.gc(min_dead=min_dead)
+            return library.gc(min_dead=min_dead, dense=dense)
 
     def mismatches(self, sample: int | None = None) -> list[str]:
         """Compare stored memories with what the model makes of their text, of all passages, or of `sample` drawn by
@@ -425,8 +449,9 @@ class SacRag(Serving):
 
         settings: fields of AskConfig, in place of `ask`. where: metadata filter. hits: answer from these passages
         instead of searching. text: read the passages as plain text whatever the fidelity is, for comparison.
-        conversation: answer as its next turn; what earlier ones read stays in the model's cache. stop: strings that end
-        an answer and are no part of it.
+        conversation: answer as its next turn; what earlier ones read stays in the model's cache, where the question
+        takes it up (`AskConfig.history`). stop: strings that end an answer and are no part of it. Small talk is
+        answered without passages, and is no turn (`AskConfig.small_talk`).
         Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration.
         """
         given = {"where": where, "hits": hits, "text": text, "conversation": conversation, "stop": stop, **settings}
@@ -460,6 +485,8 @@ class SacRag(Serving):
             raise ConfigError("the question is empty; ask something")
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
+        if hits is None and own.small_talk and is_small_talk(question):
+            return Stream(self.engine, self._chatting(question, own, conversation, stop))
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
         library = self.newest()
@@ -496,11 +523,28 @@ class SacRag(Serving):
         """
         conversation, ask, library = Conversation(instructions), ask or AskConfig(), self.newest()
         for question, answer in turns:
+            if ask.small_talk and is_small_talk(question):
+                continue
             hits = self._retrieve(library, conversation.searched(question), ask, where)
             with self.engine.busy():
                 self._assemble(library, hits, question, ask, False, conversation)
             conversation.add(answer)
         return conversation
+
+    def _chatting(
+        self, question: str, ask: AskConfig, conversation: Conversation | None, stop: Sequence[str]
+    ) -> AnswerPlan:
+        """How the model answers by itself, in its own chat template."""
+        instructions = conversation.instructions if conversation is not None else ""
+        said = [Message("system", (instructions,))] if instructions else []
+
+        def assemble(found: Sequence[Hit], text: bool) -> Assembled:
+            source = self._memory_source(self.library)
+            prompt = chat_prompt(self.engine.method, [*said, Message("user", (question,))], source)
+            return Assembled(prompt, (), 0, "memory", (SMALL_TALK,))
+
+        bare = dataclasses.replace(ask, fidelity="memory", reader="base", abstain=False, closed_book=True)
+        return AnswerPlan(lambda: [], assemble, bare, stop=stop, searches=False)
 
     def _thresholds(self) -> Thresholds:
         """As the card says now: it may have been calibrated since the engine was loaded."""
@@ -553,7 +597,8 @@ class SacRag(Serving):
             texts = texts_of(method, hits, **most, score=ask.text_score)
         if conversation is not None:
             source = self._memory_source(library)
-            return conversation.assembled(method, hits, texts, question, source, placing=placing, reserve=reserve)
+            asked: dict[str, Any] = {"placing": placing, "reserve": reserve, "history": ask.history}
+            return conversation.assembled(method, hits, texts, question, source, **asked)
         if text or ask.fidelity == "text":
             return text_prompt(method, hits, question, reserve=reserve)
         memories = library.load([h.passage.id for h in hits[texts:]])
@@ -646,7 +691,7 @@ def _plain_meta(document: Document) -> dict[str, Any]:
     out = {}
     for key, value in document.meta.items():
         try:
-            out[key] = plain(value)
+            out[unicode_of(key) if isinstance(key, str) else key] = plain(value)
         except ConfigError as error:
             raise ConfigError(f"metadata {key!r} of document {document.uri!r} is no JSON: {error}") from error
     return out

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sac_cli import console
-from sac_cli.options import DEFAULT_LIBRARY, LibraryFolder, check_present
+from sac_cli.options import DEFAULT_LIBRARY, LibraryFolder, check_present, local
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError
 
@@ -31,6 +31,7 @@ def export(
     from sac_rag.library.export import documents
     from sac_rag.library.library import Library
 
+    library = local(library)
     check_present(library)
     with Library.open(library) as opened:
         if opened.notice:

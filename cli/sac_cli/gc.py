@@ -17,6 +17,7 @@ from sac_cli.shell import command
     example="""
     sac gc
     sac gc --min-dead 0.3 --library my.lib       rewrite only segments that are 30 % dead
+    sac gc --dense auto                          with a million passages or more, search them approximately
     """,
 )
 def gc(
@@ -24,6 +25,14 @@ def gc(
     min_dead: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="Leave segments with a smaller share of dead bytes; 0 erases all.")
     ] = 0.0,
+    dense: Annotated[
+        str | None,
+        typer.Option(
+            help="Make the index of vectors anew: exact, approximate (IVF-PQ: smaller and faster, and overlooks some), "
+            "or auto, by the number of passages.",
+            metavar="KIND",
+        ),
+    ] = None,
     wait: Wait = 0.0,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +40,7 @@ def gc(
     from sac_rag.library.library import Library
 
     with Library.open(library, write=True, wait=wait) as opened, console.working("rewriting segments"):
-        report = opened.gc(min_dead=min_dead)
+        report = opened.gc(min_dead=min_dead, dense=dense)
     if as_json:
         console.emit(dataclasses.asdict(report))
         return

@@ -24,8 +24,17 @@ Workers = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Compress in this many processes of one thread each; without it, in this one.",
+        help="Compress in this many processes of one thread each; without it, in this one (--engine ray: one a core).",
         metavar="N",
+        rich_help_panel="Computing",
+    ),
+]
+IndexEngine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="Where workers are: processes of this machine; or ray: the cluster of RAY_ADDRESS, or one started here.",
+        metavar="NAME",
         rich_help_panel="Computing",
     ),
 ]
@@ -40,6 +49,7 @@ Strict = Annotated[bool, typer.Option(help="Stop at the first unreadable file in
     sac index notes/ report.pdf --library my.lib --ratio 15
     sac index handbook/ --sync                         also forget files that are gone
     sac index handbook/ --workers 4                    four processes, one thread each
+    sac index handbook/ --engine ray --workers 64      sixty-four actors of a Ray cluster
     sac index 'docs/**/*.md' --json | jq .tokens
     """,
 )
@@ -49,6 +59,7 @@ def index(
     sync: Annotated[bool, typer.Option(help="Also remove documents under the given folders that are gone.")] = False,
     strict: Strict = False,
     workers: Workers = None,
+    engine: IndexEngine = "processes",
     wait: Wait = 0.0,
     as_json: Json = False,
     device: Device = "auto",
@@ -69,7 +80,7 @@ def index(
     where = {"device": device, "dtype": dtype}
     with opened(library, config=config, write=True, create=True, fetch=fetch, wait=wait, **where) as rag:
         report = indexing.compress(
-            rag, paths, sync=sync, strict=strict, workers=workers, reading=reading_of(values)
+            rag, paths, sync=sync, strict=strict, workers=workers, engine=engine, reading=reading_of(values)
         )
         indexing.show(rag, report, as_json=as_json)
 

@@ -39,6 +39,7 @@ def compress(
     sync: bool = False,
     strict: bool = False,
     workers: int | None = None,
+    engine: str = "processes",
     reading: ReadConfig | None = None,
 ) -> IndexReport:
     """Index with a progress bar; Ctrl-C ends the command with exit code 130.
@@ -52,7 +53,8 @@ def compress(
                 show(report)
                 ctrl_c.check()
 
-            report = rag.add(list(paths), sync=sync, strict=strict, workers=workers, listen=listen, reading=reading)
+            how: dict[str, Any] = {"workers": workers, "engine": engine, "listen": listen, "reading": reading}
+            report = rag.add(list(paths), sync=sync, strict=strict, **how)
     except KeyboardInterrupt:
         console.error("stopped: what is committed stays, and the same command goes on from there")
         raise typer.Exit(130) from None

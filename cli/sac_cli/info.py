@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 from sac_cli import console
-from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder
+from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, local
 from sac_cli.shell import command
 
 
@@ -21,7 +21,7 @@ def info(library: LibraryFolder = DEFAULT_LIBRARY, as_json: Json = False) -> Non
     """Show the sizes of a library and the fingerprint of what it was made with."""
     from sac_rag.library.library import Library
 
-    with Library.open(library) as opened:
+    with Library.open(local(library)) as opened:
         stats, fingerprint, path = opened.stats(), opened.fingerprint, opened.path
     if as_json:
         content = {"library": str(path), **dataclasses.asdict(stats)}

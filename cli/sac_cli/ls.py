@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sac_cli import console
-from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, matching
+from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, local, matching
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError
 
@@ -30,7 +30,7 @@ def ls(
     """List the documents of a library, or the passages of a document."""
     from sac_rag.library.library import Library
 
-    with Library.open(library) as opened:
+    with Library.open(local(library)) as opened:
         stored = opened.documents()
         if document is None:
             rows = [

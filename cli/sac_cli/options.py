@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 DEFAULT_LIBRARY = "sac.lib"
 
-LibraryFolder = Annotated[str, typer.Option("--library", "-l", help="Folder of the library.", metavar="DIR")]
+LibraryFolder = Annotated[
+    str,
+    typer.Option("--library", "-l", help="Folder of the library; to read from, also a URL of one.", metavar="DIR"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[
     float, typer.Option("--wait", min=0.0, help="Seconds to wait while another process writes.", metavar="SECONDS")
@@ -36,9 +39,19 @@ Dtype = Annotated[
 ]
 
 
+def local(library: str) -> str:
+    """The folder of a library: of one in an object store, a copy that is up to date."""
+    from sac_rag.remote import copy_of, is_remote
+
+    if not is_remote(library):
+        return library
+    with console.working("fetching the library"):
+        return str(copy_of(library))
+
+
 def check_present(library: str) -> None:
-    """Fail before the slow imports when there is nothing at all; raises LibraryNotFound."""
-    if not os.path.lexists(library):
+    """Fail before the slow imports when there is nothing at all, of a folder; raises LibraryNotFound."""
+    if "://" not in library and not os.path.lexists(library):
         from sac_rag.library.library import Library
 
         Library.open(library)
@@ -57,6 +70,8 @@ def opened(
     wait: float = 0.0,
 ) -> Iterator[SacRag]:
     """A library with its model, a spinner meanwhile. Arguments as of `SacRag.open`."""
+    if not (create or write):
+        library = local(library)
     if not create:
         check_present(library)
     with console.working("loading the model"):
@@ -72,6 +87,8 @@ def opened(
 @contextmanager
 def answering(library: str, *, device: str, dtype: str, warm: bool) -> Iterator[SacRag | Warm]:
     """A library to ask: by the warm process that serves it, where there is one and `warm` lets it, else opened here."""
+
+    library = local(library)
 
     def told(who: str) -> None:
         if console.state.verbose:

@@ -181,7 +181,7 @@ def _confine(flag: str, value: Any, where: str, folder: Path) -> None:
 
 def _lies_in(folder: Path, name: str) -> bool:
     """Whether a relative path stays within a folder, links followed; it need not exist."""
-    if not name.strip() or name.startswith("~") or "\0" in name or Path(name).is_absolute():
+    if not name.strip() or name.startswith("~") or "\0" in name or "://" in name or Path(name).is_absolute():
         return False
     try:
         return Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))

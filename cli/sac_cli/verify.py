@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sac_cli import console
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, local
 from sac_cli.options import opened as opened_with_model
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError, LibraryCorrupt
@@ -42,7 +42,7 @@ def verify(
     """
     from sac_rag.library.library import Library
 
-    sample = _sample(deep)
+    sample, library = _sample(deep), local(library)
     try:
         with console.working("reading every byte"), Library.open(library) as opened:
             problems = opened.verify(deep=not shallow)

@@ -13,7 +13,8 @@ import numpy as np
 from sac_rag.config import IndexConfig, ReadConfig
 from sac_rag.errors import ConfigError, DocumentError, LibraryMismatch
 from sac_rag.indexing.make import Compressor, Embeds, Maker, MakeResult
-from sac_rag.indexing.makers import Beside, Here, Makers, Workers
+from sac_rag.indexing.makers import Here, Makers, Workers
+from sac_rag.indexing.on_ray import RayWorkers
 from sac_rag.indexing.plan import GIVEN, Order, Plan, Planner, check_meta, groups
 from sac_rag.indexing.report import IndexReport, Listen, Notice, Skip
 from sac_rag.library.library import Library, Transaction
@@ -48,10 +49,10 @@ class Indexer:
         sync: bool = False,
         strict: bool = False,
         listen: Listen | None = None,
-        workers: Workers | None = None,
+        workers: Workers | RayWorkers | None = None,
         reading: ReadConfig | None = None,
     ) -> IndexReport:
-        """See `SacRag.add`. workers: child processes that compress, instead of this one."""
+        """See `SacRag.add`. workers: who compresses, instead of this process."""
         given = [paths] if isinstance(paths, str | Path) else list(paths)
         report, self._listen = self.report, listen
 
@@ -62,7 +63,8 @@ class Indexer:
 
         files = self._find(given, skip)
         if workers:
-            with self.library.writing, Beside(workers, self._maker, self._commit, self._progress.heard) as makers:
+            started = workers.start(self._maker, self._commit, self._progress.heard)
+            with self.library.writing, started as makers:
                 self._index(files, skip, makers, reading)
         else:
             self._index(files, skip, Here(self._maker, self._commit, self._progress.heard), reading)

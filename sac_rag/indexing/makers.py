@@ -1,5 +1,5 @@
-"""Who makes the orders of an indexing run: this process, or child processes beside it. Either way they come back in
-the order in which they were given."""
+"""Who makes the orders of an indexing run: this process, child processes beside it, or a cluster (`on_ray`). They come
+back in the order in which they were given, whoever it is."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class Workers:
     count: int
     target: str
     setup: Mapping[str, Any]
+
+    def start(self, maker: Maker, ready: Ready, heard: Heard) -> Beside:
+        """maker: as the children make; it says where their files lie."""
+        return Beside(self, maker, ready, heard)
 
 
 class Makers(AbstractContextManager["Makers"], Protocol):
@@ -74,7 +78,6 @@ class Beside:
     that what an end from outside can cost is bounded."""
 
     def __init__(self, workers: Workers, maker: Maker, ready: Ready, heard: Heard) -> None:
-        """maker: as the children make; it says where their files lie."""
         self._workers, self._folder, self._ready, self._heard = workers, maker.folder, ready, heard
         self._events: queue.SimpleQueue[tuple[Child, dict[str, Any] | None]] = queue.SimpleQueue()
         self._at: dict[Child, _Job | None] = {}

@@ -27,18 +27,23 @@ class GcReport:
     passages_moved: int
 
 
-def compact(library: Library, min_dead: float, segment_bytes: int) -> GcReport:
+def compact(library: Library, min_dead: float, segment_bytes: int, dense: str | None = None) -> GcReport:
     """See `Library.gc`. Each batch is a transaction of its own, so little extra room is needed and a kill loses one."""
     if not 0 <= min_dead < 1:
         raise LibraryError(f"min_dead is {min_dead}; it is a share of a segment's bytes, 0 <= min_dead < 1")
     before, moved = library.stats(), 0
+    if dense is not None:
+        from sac_rag.library.vectors import kind_of
+
+        kind_of(dense, before.passages)  # refused before anything is moved
     for batch in _batches(before.segments, min_dead, segment_bytes):
         with library.transaction() as tx:
             moved += tx.move([use.number for use in batch])
     with library.transaction() as tx:
         # The FAISS file is written again from the catalog if anything was: it heals what it may have, and loses what
         # was removed.
-        tx.rebuild = tx.rebuild or moved > 0 or tx.unindexed > 0
+        tx.rebuild = tx.rebuild or moved > 0 or tx.unindexed > 0 or dense is not None
+        tx.dense = dense
     vacuum(library)
     library.forget_lexical()
     files.erase_damaged(library.path)

@@ -382,13 +382,15 @@ class Library:
         finally:
             writer.busy.release()
 
-    def gc(self, *, min_dead: float = 0.0) -> GcReport:
+    def gc(self, *, min_dead: float = 0.0, dense: str | None = None) -> GcReport:
         """Give deleted bytes back to the disk, erase deleted text, join small segments. Safe to kill at any time.
 
         min_dead: rewrite only segments with a larger share of dead bytes than this; 0.0 leaves none, which erasing
-        needs. Raises as `transaction` does, LibraryCorrupt when a memory to be moved is damaged.
+        needs. dense: also make the dense index anew, from then on "exact" (as it is at first), "approximate" (IVF-PQ)
+        or "auto": what suits the number of passages. Raises as `transaction` does, LibraryCorrupt when a memory to be
+        moved is damaged, ConfigError for another `dense`, and for "approximate" with few passages.
         """
-        return compact(self, min_dead, self.segment_bytes)
+        return compact(self, min_dead, self.segment_bytes, dense)
 
     def forget_lexical(self) -> None:
         """Let the kept lexical index, a derived file, be made anew when this writer closes. Raises LibraryError."""

@@ -11,11 +11,11 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sac_rag.errors import MemoryInvalid
+from sac_rag.errors import LibraryError, MemoryInvalid
 from sac_rag.library import folder as files
 from sac_rag.library.segments import SEGMENT_BYTES, SegmentWriter
 
@@ -77,6 +77,20 @@ def write(
         making.abort()
         raise
     return making.done
+
+
+def receive(folder: Path, segment: MadeSegment, data: bytes) -> MadeSegment:
+    """A segment that was made on another machine, written under a name of this process; durable on return.
+
+    Raises LibraryError for bytes of another number than it has, LibraryFull.
+    """
+    if len(data) != segment.size:
+        raise LibraryError(f"a segment of {segment.size:,} bytes came as {len(data):,}: index again")
+    name = files.made_name(os.getpid(), next(_numbers))
+    with files.writing(folder):
+        files.write_durable(folder, name, [data])
+        files.sync(folder)
+    return replace(segment, name=name)
 
 
 def discard(folder: Path, made: Iterable[MadeSegment]) -> None:

@@ -70,6 +70,8 @@ class Transaction:
         self._next: View | None = None
         self.rebuild = view.stale
         """Whether the FAISS file is written from the catalog instead of from the file before."""
+        self.dense: str | None = None
+        """What kind of index it then holds, of `vectors.KINDS`; None: the one before."""
 
     def adopt(self, made: MadeSegment) -> None:
         """Take in a finished segment of this library's folder; `put` then needs no memories for its passages.
@@ -285,13 +287,22 @@ class Transaction:
             self._catalog.write("unindexed", ((key, head.generation) for key in sorted(changed)))
             return head, self._view.vectors().changed(self._removed, self._added)
         if self.rebuild:
-            vectors = stored_vectors(self._catalog, head)
+            kind = self._kind(head.passages)
+            vectors = stored_vectors(self._catalog, head, kind=kind, folder=self._folder)
         else:
             vectors = self._view.vectors().changed(self._removed, self._added).whole()
         data = vectors.serialize()
         files.write_durable(self._folder, files.faiss_name(head.generation), [data])
         self._catalog.execute("DELETE FROM unindexed")
         return replace(head, faiss=head.generation, faiss_hash=xxhash.xxh3_128_digest(data)), vectors
+
+    def _kind(self, count: int) -> str:
+        """What the dense index becomes that is made anew: as it was, unless another was asked for."""
+        from sac_rag.library.vectors import LEAST_APPROXIMATE, kind_of
+
+        if self.dense is not None:
+            return kind_of(self.dense, count)
+        return self._view.vectors().kind if count >= LEAST_APPROXIMATE else "exact"
 
     def _key(self) -> int:
         self._next_key += 1

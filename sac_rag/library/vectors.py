@@ -1,23 +1,55 @@
-"""Dense search: exact cosine similarity over a flat FAISS index whose ids are the catalog's row keys.
+"""Dense search: cosine similarity over a FAISS index whose ids are the catalog's row keys.
 
 FAISS proposes, float64 decides: candidates are scored again, row by row, so that scores and order do not depend on
-instruction sets, thread counts or where a vector lies in the index.
+instruction sets, thread counts or where a vector lies in the index. A flat index proposes all that may be among the
+best. IVF-PQ ("approximate") holds codes instead of vectors and looks at a part of them: what it proposes is scored by
+the vectors of the catalog, and what it overlooks is not found.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from sac_rag.errors import LibraryCorrupt, LibraryError
+from sac_rag.errors import ConfigError, LibraryCorrupt, LibraryError, PassageGone
 
 _PARSING = threading.Lock()
 """Held while FAISS's limit on what it parses, one for the whole process, is that of a file."""
 _SLACK = 1e-4
 """More than FAISS's float32 scores of unit vectors can be off."""
+
+KINDS = ("exact", "approximate", "auto")
+APPROXIMATE_FROM = 1_000_000
+"""Vectors from which "auto" is approximate: a core takes a good part of a second to look at more, one by one."""
+LEAST_APPROXIMATE = 10_000
+"""Fewest vectors that codes are fitted to."""
+PROPOSED = 10
+"""Candidates of an approximate search for each passage that is wanted, at least `PROPOSED_LEAST`."""
+PROPOSED_LEAST = 200
+PROBED = 32
+"""One in so many lists of an approximate index is looked at, and at least `PROBED_LEAST`."""
+PROBED_LEAST = 8
+
+Stored: TypeAlias = Callable[[Sequence[int]], Mapping[int, np.ndarray]]
+"""Row keys -> the unit vectors (dim,) that the catalog holds for them, without those that are gone."""
+
+
+def kind_of(name: str, count: int) -> str:
+    """"exact" or "approximate", of a name of `KINDS` and a number of vectors. Raises ConfigError for others, and where
+    there are too few for codes."""
+    if name not in KINDS:
+        raise ConfigError(f"the dense index is {name!r}; use {', '.join(KINDS)}")
+    if name == "auto":
+        return "approximate" if count >= APPROXIMATE_FROM else "exact"
+    if name == "approximate" and count < LEAST_APPROXIMATE:
+        raise ConfigError(
+            f"an approximate index needs {LEAST_APPROXIMATE:,} vectors to be fitted to, and there are {count:,}: exact "
+            "is as fast"
+        )
+    return name
 
 
 def normalise(vector: Any, dim: int, what: str) -> np.ndarray:
@@ -85,19 +117,29 @@ class VectorIndex:
         self._recent, self._gone = dict(recent or {}), gone
 
     @classmethod
-    def build(cls, dim: int, keys: Collection[int], rows: Iterable[np.ndarray]) -> VectorIndex:
-        """An index of unit vectors (dim,), one a key."""
+    def build(
+        cls,
+        dim: int,
+        keys: Collection[int],
+        rows: Iterable[np.ndarray],
+        kind: str = "exact",
+        stored: Stored | None = None,
+    ) -> VectorIndex:
+        """An index of unit vectors (dim,), one a key. kind: "exact", or "approximate", which asks `stored` for them."""
         faiss = _faiss()
-        index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+        index = _lists(dim, len(keys)) if kind == "approximate" else faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
         if keys:
-            index.add_with_ids(np.stack(list(rows)), np.fromiter(keys, np.int64, len(keys)))
-        return cls(_Base(index), dim)
+            all_rows = np.stack(list(rows))
+            if not index.is_trained:
+                index.train(all_rows)
+            index.add_with_ids(all_rows, np.fromiter(keys, np.int64, len(keys)))
+        return cls(_Base(index, dim, stored), dim)
 
     @classmethod
-    def parse(cls, data: bytes, dim: int, count: int | None = None) -> VectorIndex:
+    def parse(cls, data: bytes, dim: int, count: int | None = None, stored: Stored | None = None) -> VectorIndex:
         """From bytes of `serialize` whose hash the caller has checked; LibraryCorrupt, at first use where `count` is
-        None, if they are another index."""
-        made = cls(_Base(data, dim), dim)
+        None, if they are another index. stored: asked for vectors by an approximate one."""
+        made = cls(_Base(data, dim, stored), dim)
         if count is not None and made.count != count:
             raise LibraryCorrupt(f"the FAISS file holds {made.count} vectors instead of {count}")
         return made
@@ -117,12 +159,16 @@ class VectorIndex:
             copy.remove_ids(np.fromiter(self._gone, np.int64, len(self._gone)))
         if self._recent:
             copy.add_with_ids(np.stack(list(self._recent.values())), self._recent_keys())
-        return VectorIndex(_Base(copy), self.dim)
+        return VectorIndex(self._base.like(copy), self.dim)
 
     def serialize(self) -> bytes:
         faiss = _faiss()
         data: bytes = faiss.serialize_index(self.whole()._base.index()).tobytes()
         return data
+
+    @property
+    def kind(self) -> str:
+        return "exact" if self._base.is_exact else "approximate"
 
     @property
     def count(self) -> int:
@@ -151,10 +197,7 @@ class VectorIndex:
                 old.append((at, key))
         if old:
             places, asked = zip(*old, strict=True)
-            try:
-                out[list(places)] = self._base.index().reconstruct_batch(np.array(asked, np.int64))
-            except RuntimeError as e:
-                raise LibraryCorrupt(f"the FAISS file lacks vectors that the catalog has: {str(e)[:200]}") from e
+            out[list(places)] = self._base.rows(asked)
         return out
 
     def search(self, vector: np.ndarray, k: int, allowed: Collection[int] | None = None) -> list[tuple[int, float]]:
@@ -182,6 +225,9 @@ class VectorIndex:
                 selector = faiss.IDSelectorNot(inner)
         if not total:
             return []
+        if not self._base.is_exact:
+            near = self._base.proposed(vector, min(total, max(PROPOSED_LEAST, PROPOSED * k)), selector)
+            return list(zip(near, cosines(np.stack(list(near.values())), vector).tolist(), strict=True)) if near else []
         if selector is not None:
             parameters = faiss.SearchParameters(sel=selector)
         fetch = k + 8
@@ -211,9 +257,10 @@ class VectorIndex:
 class _Base:
     """A FAISS index, made or to be parsed at first use, whichever thread comes first."""
 
-    def __init__(self, index: Any, dim: int = 0) -> None:
-        """index: of FAISS, or its bytes, with the `dim` that it must have."""
-        self._index, self._dim = index, dim
+    def __init__(self, index: Any, dim: int, stored: Stored | None = None) -> None:
+        """index: of FAISS, or its bytes, with the `dim` that it must have. stored: where an approximate one has the
+        vectors from."""
+        self._index, self._dim, self._stored = index, dim, stored
         self._keys: frozenset[int] | None = None
         self._lock = threading.Lock()
 
@@ -223,10 +270,50 @@ class _Base:
                 self._index = _parsed(self._index, self._dim)
             return self._index
 
+    def like(self, index: Any) -> _Base:
+        """Another index with the same vectors to ask."""
+        return _Base(index, self._dim, self._stored)
+
+    @property
+    def is_exact(self) -> bool:
+        exact: bool = isinstance(self.index(), _faiss().IndexIDMap2)
+        return exact
+
+    def rows(self, keys: Sequence[int]) -> np.ndarray:
+        """Unit vectors, float32 (n, dim)."""
+        if not self.is_exact:
+            found = self._vectors(keys)
+            if missing := [key for key in keys if key not in found]:
+                raise PassageGone(f"the passage of row {missing[0]} is not stored any more: search again")
+            return np.stack([found[key] for key in keys])
+        try:
+            rows: np.ndarray = self.index().reconstruct_batch(np.array(keys, np.int64))
+            return rows
+        except RuntimeError as e:
+            raise LibraryCorrupt(f"the FAISS file lacks vectors that the catalog has: {str(e)[:200]}") from e
+
+    def proposed(self, vector: np.ndarray, count: int, selector: Any) -> Mapping[int, np.ndarray]:
+        """What an approximate index takes for the nearest, with the vectors that are stored."""
+        index = self.index()
+        probed = min(index.nlist, max(PROBED_LEAST, index.nlist // PROBED))
+        parameters = _faiss().SearchParametersIVF(nprobe=probed, **({"sel": selector} if selector is not None else {}))
+        _, found = index.search(vector[None], count, params=parameters)
+        return self._vectors(found[0][found[0] >= 0].tolist())
+
+    def _vectors(self, keys: Sequence[int]) -> Mapping[int, np.ndarray]:
+        if self._stored is None:
+            raise LibraryError("an approximate index needs the catalog that its vectors are in")
+        return self._stored(keys)
+
     def keys(self) -> np.ndarray:
         """int64, in index order."""
-        keys: np.ndarray = _faiss().vector_to_array(self.index().id_map)
-        return keys
+        faiss, index = _faiss(), self.index()
+        if self.is_exact:
+            keys: np.ndarray = faiss.vector_to_array(index.id_map)
+            return keys
+        lists = index.invlists
+        parts = [faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)).copy() for i in range(index.nlist)]
+        return np.concatenate(parts)
 
     def key_set(self) -> frozenset[int]:
         if self._keys is None:
@@ -245,6 +332,30 @@ def _parsed(data: bytes, dim: int) -> Any:
             raise LibraryCorrupt(f"the FAISS file does not parse: {str(e)[:200]}") from e
         finally:
             faiss.set_deserialization_vector_byte_limit(before)
-    if not isinstance(index, faiss.IndexIDMap2) or index.d != dim:
-        raise LibraryCorrupt(f"the FAISS file holds vectors of {index.d} numbers instead of {dim}")
+    if not (isinstance(index, faiss.IndexIDMap2) or _is_ours(index)) or index.d != dim:
+        raise LibraryCorrupt(f"the FAISS file holds {type(index).__name__} of {index.d} numbers instead of {dim}")
     return index
+
+
+def _lists(dim: int, count: int) -> Any:
+    """An IVF-PQ index to be fitted to so many vectors: codes of a byte for each eight numbers, or what divides them."""
+    faiss = _faiss()
+    lists = max(1, min(round(4 * count**0.5), count // 39))  # FAISS wants 39 vectors a list to fit its centre
+    codes = next(m for m in range(max(1, dim // 8), 0, -1) if dim % m == 0)
+    return faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
+
+
+def _is_ours(index: Any) -> bool:
+    """Whether a parsed index is such a one, in all that searching goes by."""
+    faiss = _faiss()
+    if not isinstance(index, faiss.IndexIVFPQ) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        return False
+    quantizer, lists = faiss.downcast_index(index.quantizer), index.invlists
+    held = sum(lists.list_size(i) for i in range(index.nlist)) if lists.nlist == index.nlist else -1
+    return bool(
+        isinstance(quantizer, faiss.IndexFlat)
+        and (quantizer.d, quantizer.ntotal) == (index.d, index.nlist)
+        and (index.pq.d, index.pq.nbits, index.pq.M) == (index.d, 8, index.code_size)
+        and (lists.code_size, held) == (index.code_size, index.ntotal)
+        and index.is_trained
+    )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sac_rag.compress.anchor_kv import AnchorKV
     from sac_rag.library.codecs import Codec
     from sac_rag.library.lexical import LexicalIndex
-    from sac_rag.library.vectors import VectorIndex
+    from sac_rag.library.vectors import Stored, VectorIndex
 
 _Task = TypeVar("_Task")
 _Done = TypeVar("_Done")
@@ -143,7 +143,10 @@ class View:
         from sac_rag.library.vectors import VectorIndex
 
         dim = self.head.dim
-        base = VectorIndex.build(dim, [], []) if self._faiss is None else VectorIndex.parse(self._faiss, dim)
+        if self._faiss is None:
+            base = VectorIndex.build(dim, [], [])
+        else:
+            base = VectorIndex.parse(self._faiss, dim, stored=stored_rows(self.folder))
         late = {key: np.frombuffer(blob, "<f4") for key, blob in self._late.items() if blob is not None}
         return base.changed(self._late.keys(), late) if self._late else base
 
@@ -276,8 +279,23 @@ def late_vectors(disk: Catalog, head: Head, keys: Sequence[int]) -> dict[int, by
     return found
 
 
-def stored_vectors(disk: Catalog, head: Head, problems: Sequence[str] = ()) -> VectorIndex:
-    """The dense index made again from the catalog, every row verified. problems: of a catalog that is known to be
+def stored_rows(folder: Path) -> Stored:
+    """What gives an approximate index the vectors that are stored: those of now, each verified."""
+    import numpy as np
+
+    def rows(keys: Sequence[int]) -> dict[int, np.ndarray]:
+        with Catalog.read(folder) as disk:
+            found = late_vectors(disk, disk.head(), keys)
+        return {key: np.frombuffer(blob, "<f4") for key, blob in found.items() if blob is not None}
+
+    return rows
+
+
+def stored_vectors(
+    disk: Catalog, head: Head, problems: Sequence[str] = (), kind: str = "exact", folder: Path | None = None
+) -> VectorIndex:
+    """The dense index made again from the catalog, every row verified. kind: "exact", or "approximate", which then asks
+    the catalog in `folder` for vectors. problems: of a catalog that is known to be
     damaged, rows that cannot be read are left out; else they are LibraryCorrupt."""
     import numpy as np
 
@@ -292,7 +310,7 @@ def stored_vectors(disk: Catalog, head: Head, problems: Sequence[str] = ()) -> V
         rows.append(np.frombuffer(blob, "<f4"))
     if len(keys) != head.passages and not problems:
         raise LibraryCorrupt(f"{disk.where} has {len(keys)} vectors for {head.passages} passages")
-    return VectorIndex.build(head.dim, keys, rows)
+    return VectorIndex.build(head.dim, keys, rows, kind, stored_rows(folder) if folder else None)
 
 
 def _copied(disk: Catalog) -> tuple[Catalog, list[str]]:

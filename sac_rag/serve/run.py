@@ -9,6 +9,7 @@ import uvicorn
 
 from sac_rag.errors import ConfigError
 from sac_rag.pipeline import SacRag
+from sac_rag.remote import is_remote
 from sac_rag.serve.app import create_app
 from sac_rag.serve.keys import Keys
 from sac_rag.serve.libraries import ServedLibraries, ServedLibrary, named
@@ -32,7 +33,8 @@ def open_libraries(
     opened: list[ServedLibrary] = []
     try:
         for name, folder in places.items():
-            rag = SacRag.open(folder, write=write, later=write, device=device, dtype=dtype)
+            mine = write and not is_remote(folder)
+            rag = SacRag.open(folder, write=mine, later=mine, device=device, dtype=dtype)
             opened.append(ServedLibrary(name, rag, tuple(wanted.get(name, ()))))
     except BaseException:
         ServedLibraries(opened).close()

@@ -81,6 +81,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         'library = "sac\\u0000.lib"',
         "library = ''",
         "library = '~'",
+        "library = 's3://somebody/library.lib'",
+        "library = 'memory://library.lib'",
         "[ask]\nlibrary = '~someone/private.lib'",
     ],
 )

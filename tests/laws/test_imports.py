@@ -39,10 +39,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexing": WRITING | {"library", "processes"},  # it is handed what compresses and embeds
     "maker": READING | {"indexing", "processes"},
     "mending": READING | {"indexing"},
-    "pipeline": READING | {"indexing", "maker", "mending"},
+    "remote": BASE | {"models", "library"},
+    "pipeline": READING | {"indexing", "maker", "mending", "remote"},
+    "engines": BASE | {"compress", "answer", "pipeline"},  # memories for the engines of others
     "doctor": BASE | {"models", "library", "pipeline"},
     "warm": BASE | {"models", "answer", "pipeline"},  # a shell, too
-    "serve": BASE | {"library", "answer", "indexing", "pipeline"},  # a shell: held to one door below
+    "serve": BASE | {"library", "answer", "indexing", "pipeline", "remote"},  # a shell: held to one door below
     "train": WRITING | {"models"},  # it makes adapters; answering with them is not its business
     # it measures what the others make
     "evaluate": READING | {"indexing", "pipeline", "warm", "processes", "train", "samples"},
@@ -171,14 +173,15 @@ def test_namespace_folders_hold_no_init() -> None:
 
 
 def test_only_the_backbone_knows_llama_internals() -> None:
-    """The layers of a model and transformers' cache classes appear in one file, peft in one."""
+    """The layers of a model appear in one file, peft in one, and transformers' cache classes where memories are handed
+    to its own `generate`."""
     wrong = []
     for path in sources(ROOT / "sac_rag", *SHELLS.values()):
-        backbone = path == ROOT / "sac_rag/compress/backbone.py"
+        backbone, bridge = (path == ROOT / f"sac_rag/{p}.py" for p in ("compress/backbone", "engines/transformers"))
         for node, name in imported(path):
             top, last = name.partition(".")[0], name.rpartition(".")[2]
-            cache_class = top == "transformers" and last.endswith(("Cache", "cache_utils"))
-            if (top == "peft" and path != ROOT / "sac_rag/compress/lora.py") or (cache_class and not backbone):
+            cache_class = top == "transformers" and (last.endswith("Cache") or "cache_utils" in name)
+            if (top == "peft" and path != ROOT / "sac_rag/compress/lora.py") or (cache_class and not bridge):
                 wrong.append(f"{place(path, node)}: imports {name}")
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute) and node.attr == "layers" and not backbone:

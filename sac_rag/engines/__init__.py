@@ -1,0 +1,1 @@
+"""Memories for engines other than ours: what each of them attends before it reads a question."""
