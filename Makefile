@@ -6,7 +6,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench torture install clean
+.PHONY: help demo test lint bench torture site install clean
 
 help:  ## show this list
 	@awk -F ':.*## *' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,10 +34,14 @@ bench: $(STAMP)  ## compressed memory against plain text on this computer: times
 torture: $(STAMP)  ## kills, power cuts, full disks, mutations and more, counted (hours; goes on where it was stopped)
 	$(BIN)/python -m tests.reliability $(TORTURE)
 
+site: $(STAMP)  ## write the generated reference and build the site of the pages into site/
+	PYTHONPATH=. $(BIN)/python scripts/reference.py
+	$(BIN)/mkdocs build --strict
+
 install: $(STAMP)  ## make .venv with the package and its development tools
 
 clean:  ## remove .venv, caches and the demo library
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo.lib
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site demo.lib
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml

@@ -175,6 +175,12 @@ class AskConfig:
     """Let the model answer alone where no passage was found or fits; otherwise the passages are said not to say."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
+    history: str = "auto"
+    """Which earlier turns of a conversation stand before the model: "auto" (those that a question refers back to, none
+    where it stands by itself) or "all" (as many as fit)."""
+    small_talk: bool = True
+    """Let the model answer greetings and thanks ("Hello", "Thanks!") by itself, without a search; otherwise they are
+    questions like any other."""
     temperature: float = 0.0
     """0 is greedy; above, sampling."""
     top_p: float = 1.0
@@ -190,6 +196,7 @@ class AskConfig:
             raise ConfigError(f"candidates is {self.candidates}; a reranker needs at least 1")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        check_history(self.history)
         check_sampling(self.temperature, self.top_p, self.seed)
         if self.search not in ("hybrid", "dense", "lexical"):
             raise ConfigError(f"search is {self.search!r}; use hybrid, dense or lexical")
@@ -219,6 +226,12 @@ def check_k(k: int) -> None:
         raise ConfigError(f"k is {k!r}, a {type(k).__name__}; give a whole number of passages, 1 or more")
     if k < 1:
         raise ConfigError(f"k is {k}; at least one passage must be asked for")
+
+
+def check_history(history: str) -> None:
+    """Raises ConfigError for what says not which earlier turns are read."""
+    if history not in ("auto", "all"):
+        raise ConfigError(f"history is {history!r}; use auto or all")
 
 
 def check_sampling(temperature: float, top_p: float, seed: int | None) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 MAX_DEPTH = 100
 """Deepest nesting of JSON that is taken; what walks or writes it again does so by recursion."""
@@ -19,16 +19,21 @@ MAX_BYTES = 64 << 20
 """Longest file that is read as a text: a tokenizer's is some 10 MB."""
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file, a link to one included, to be read. Raises OSError, and ValueError for anything else."""
+    # O_NONBLOCK: a pipe in a file's place must not hang us.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is not a regular file")
+    return file
+
+
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """All of a regular file. Raises OSError, and ValueError for a pipe, a device, or more than `most` bytes."""
-    # O_NONBLOCK: a pipe in a file's place must not hang us.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb") as file:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise ValueError("it is not a regular file")
-        if info.st_size > most:
-            raise ValueError(f"it has {info.st_size:,} bytes, and {most:,} are the most that is read")
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise ValueError(f"it has {size:,} bytes, and {most:,} are the most that is read")
         data = file.read(most + 1)
     if len(data) > most:  # files of /proc say that they have none
         raise ValueError(f"it has more than {most:,} bytes, the most that is read")
@@ -57,10 +62,7 @@ def without_control(ids: list[int], control: frozenset[int], unknown: int | None
 
 def read_start(path: Path, most: int) -> bytes:
     """The first `most` bytes of a regular file, a link to one included. Raises OSError, ValueError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("it is not a regular file")
+    with open_regular(path) as file:
         return file.read(most)
 
 
@@ -69,10 +71,14 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
     return read_bytes(path, most).decode("utf-8")
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for what is none, for NaN and infinities, and beyond MAX_DEPTH."""
+def parse_json(text: str | bytes, *, twice: bool = True) -> Any:
+    """The value of a JSON text. Raises ValueError for what is none, for NaN and infinities, and beyond MAX_DEPTH.
+
+    twice: whether a key may stand in an object twice, of which the last counts: other readers take the first.
+    """
+    pairs = None if twice else _once
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=pairs)
     except RecursionError:
         raise _too_deep() from None
     opening = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
@@ -81,9 +87,9 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
+def parse_object(text: str | bytes, *, twice: bool = True) -> dict[str, Any]:
     """As `parse_json`; ValueError for what is no object, too."""
-    value = parse_json(text)
+    value = parse_json(text, twice=twice)
     if not isinstance(value, dict):
         raise ValueError(f"it is {type(value).__name__}, not an object")
     return value
@@ -96,6 +102,15 @@ def read_json(path: Path, most: int = MAX_BYTES) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:80]!r} stands in one object twice")
+        found[key] = value
+    return found
 
 
 def _finite(text: str) -> float:

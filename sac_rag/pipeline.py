@@ -16,10 +16,13 @@ import numpy as np
 
 from sac_rag.answer import gate
 from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_of
+from sac_rag.answer.chat import Message, chat_prompt
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.serving import Serving
+from sac_rag.answer.small_talk import NOTICE as SMALL_TALK
+from sac_rag.answer.small_talk import is_small_talk
 from sac_rag.answer.stream import RETRIES, AnswerPlan, Stream
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
@@ -38,7 +41,7 @@ from sac_rag.models.adapters import codec_state, usual_codec
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
-from sac_rag.records import Answer, Document, Hit, Passage, nfc
+from sac_rag.records import Answer, Document, Hit, Passage, nfc, unicode_of
 from sac_rag.remote import copy_of, is_remote
 from sac_rag.text.readers import read_bytes
 
@@ -66,8 +69,7 @@ class SacRag(Serving):
         to_write: Callable[[], Library] | None = None,
     ) -> None:
         """to_write: opens the library for writing, at the first change."""
-        super().__init__(library, engine, config)
-        self.embedder = embedder
+        super().__init__(library, engine, embedder, config)
         self.report = IndexReport()
         """What the last `add` or `put` did, or is doing."""
         self.reranker: Reranker | None = None
@@ -447,8 +449,9 @@ class SacRag(Serving):
 
         settings: fields of AskConfig, in place of `ask`. where: metadata filter. hits: answer from these passages
         instead of searching. text: read the passages as plain text whatever the fidelity is, for comparison.
-        conversation: answer as its next turn; what earlier ones read stays in the model's cache. stop: strings that end
-        an answer and are no part of it.
+        conversation: answer as its next turn; what earlier ones read stays in the model's cache, where the question
+        takes it up (`AskConfig.history`). stop: strings that end an answer and are no part of it. Small talk is
+        answered without passages, and is no turn (`AskConfig.small_talk`).
         Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration.
         """
         given = {"where": where, "hits": hits, "text": text, "conversation": conversation, "stop": stop, **settings}
@@ -482,6 +485,8 @@ class SacRag(Serving):
             raise ConfigError("the question is empty; ask something")
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
+        if hits is None and own.small_talk and is_small_talk(question):
+            return Stream(self.engine, self._chatting(question, own, conversation, stop))
         judged = own.abstain or own.fidelity == "auto"
         thresholds = self._thresholds() if judged else None
         library = self.newest()
@@ -518,11 +523,28 @@ class SacRag(Serving):
         """
         conversation, ask, library = Conversation(instructions), ask or AskConfig(), self.newest()
         for question, answer in turns:
+            if ask.small_talk and is_small_talk(question):
+                continue
             hits = self._retrieve(library, conversation.searched(question), ask, where)
             with self.engine.busy():
                 self._assemble(library, hits, question, ask, False, conversation)
             conversation.add(answer)
         return conversation
+
+    def _chatting(
+        self, question: str, ask: AskConfig, conversation: Conversation | None, stop: Sequence[str]
+    ) -> AnswerPlan:
+        """How the model answers by itself, in its own chat template."""
+        instructions = conversation.instructions if conversation is not None else ""
+        said = [Message("system", (instructions,))] if instructions else []
+
+        def assemble(found: Sequence[Hit], text: bool) -> Assembled:
+            source = self._memory_source(self.library)
+            prompt = chat_prompt(self.engine.method, [*said, Message("user", (question,))], source)
+            return Assembled(prompt, (), 0, "memory", (SMALL_TALK,))
+
+        bare = dataclasses.replace(ask, fidelity="memory", reader="base", abstain=False, closed_book=True)
+        return AnswerPlan(lambda: [], assemble, bare, stop=stop, searches=False)
 
     def _thresholds(self) -> Thresholds:
         """As the card says now: it may have been calibrated since the engine was loaded."""
@@ -575,7 +597,8 @@ class SacRag(Serving):
             texts = texts_of(method, hits, **most, score=ask.text_score)
         if conversation is not None:
             source = self._memory_source(library)
-            return conversation.assembled(method, hits, texts, question, source, placing=placing, reserve=reserve)
+            asked: dict[str, Any] = {"placing": placing, "reserve": reserve, "history": ask.history}
+            return conversation.assembled(method, hits, texts, question, source, **asked)
         if text or ask.fidelity == "text":
             return text_prompt(method, hits, question, reserve=reserve)
         memories = library.load([h.passage.id for h in hits[texts:]])
@@ -668,7 +691,7 @@ def _plain_meta(document: Document) -> dict[str, Any]:
     out = {}
     for key, value in document.meta.items():
         try:
-            out[key] = plain(value)
+            out[unicode_of(key) if isinstance(key, str) else key] = plain(value)
         except ConfigError as error:
             raise ConfigError(f"metadata {key!r} of document {document.uri!r} is no JSON: {error}") from error
     return out

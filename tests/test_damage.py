@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sac_rag import AskConfig, SacRag
+from sac_rag.config import fingerprint
 from sac_rag.errors import ConfigError, GateError, LibraryMismatch, MemoryDamaged
 from sac_rag.library.library import Library
 from sac_rag.pipeline import repair
@@ -165,7 +166,8 @@ def test_a_pass_is_noted_with_library_and_generation(path, tmp_path, monkeypatch
     assert measured == ["_rotation", "_stored"]
     with SacRag.open(path, write=True) as rag:
         note = json.loads(gate._note(rag.engine, rag.library).read_text())
-        assert (note["library"], note["generation"]) == (rag.library.head.library, 4)
+        assert (note["library"], note["generation"]) == (fingerprint({"library": rag.library.head.library})[:32], 4)
+        assert rag.library.head.library not in gate._note(rag.engine, rag.library).read_text()
         rag.put([Document("new", sentences(7, 3))])
         rag.ask(QUESTION, **SHORT)
     assert measured == ["_rotation", "_stored", "_stored"]

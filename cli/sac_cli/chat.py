@@ -42,9 +42,10 @@ def chat(
 ) -> None:
     """Talk with a library, question after question.
 
-    Earlier questions, answers and passages are before the model, and are not read again. A question is searched for by
-    its own words, one that refers back ("its moon?") by those of the question before it too. When the model's context
-    is full, the oldest turns go.
+    A question that stands by itself is asked as by `sac ask`. One that refers back ("its moon?") is searched for by the
+    words of the question before it too, and asked behind that turn, which is not read again; --history all asks every
+    question behind all turns. When the model's context is full, the oldest turns go. A greeting, or thanks, is answered
+    by the model alone.
 
     /new starts afresh; /sources shows where the last answer is from; /text switches between plain text and memory;
     /quit or the end of input ends.

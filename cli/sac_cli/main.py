@@ -66,8 +66,8 @@ def run(args: Sequence[str]) -> int:
         console.set_flags(no_color=True)
     try:
         command = with_environment(typer.main.get_command(app))
-        # A broken sac.toml must not hide the help that explains it.
-        plain = {"--help", "-h", "--version"} & set(args)
+        # A broken sac.toml must not hide the help that explains it, nor what a shell completes.
+        plain = {"--help", "-h", "--version"} & set(args) or "_SAC_COMPLETE" in os.environ
         found = {} if plain else settings.defaults(command, Path.cwd())
         command.main(args=list(args), prog_name="sac", default_map=found)
         return 0

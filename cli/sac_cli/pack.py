@@ -35,7 +35,8 @@ def pack(
 
 
 def show(about: dict[str, object], as_json: bool) -> None:
-    """What a pack holds."""
+    """What a pack holds; but for the library's own name, by which its tags are signed."""
+    about.pop("library")
     if as_json:
         console.emit(about)
         return

@@ -18,7 +18,7 @@ history = []
 for question in questions:
     messages = asking.invoke({"input": question, "chat_history": history}).to_messages()
     answer = chat.invoke(messages)
-    # Kept as it was asked, with its tags: earlier turns, their passages included, are not read again.
+    # Kept as it was asked, with its tags: turns that a later one refers to, passages included, are not read again.
     history += [messages[-1], answer]
     read = answer.usage_metadata["input_tokens"] - answer.response_metadata["reused_tokens"]
     print(f"{answer.content}  ({read} tokens read)")

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from sac_rag.answer.assemble import Assembled
 from sac_rag.answer.chat import Content, MemorySource, Message, chat_prompt, layout_messages
-from sac_rag.answer.follow_up import searched
+from sac_rag.answer.follow_up import searched, thread
 from sac_rag.answer.tags import PassageRef
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
@@ -18,12 +18,16 @@ Turn: TypeAlias = tuple[Message, Message]
 """A question, with its passages in front, and its answer."""
 
 
+MOST_TURNS = 64
+"""Turns that a conversation keeps; older ones are forgotten."""
+
+
 class Conversation:
     """Questions and answers so far, for `SacRag.ask` and `SacRag.stream`; one question at a time.
 
-    A question is searched for by its own words, and where it refers back, by those of the question that it refers to
-    too. Its passages stand in front of it as memories, those of earlier turns where they were, each once. The first
-    turn is the prompt of a question without a conversation.
+    A question that stands by itself is asked as without a conversation. One that refers back ("its moon?") is searched
+    for by the words of the question that it refers to too, and asked behind that turn and those after it: the passages
+    of each stand in front of its question as memories, each once. The last `MOST_TURNS` are kept.
     """
 
     def __init__(self, instructions: str = "") -> None:
@@ -45,13 +49,17 @@ class Conversation:
 
     def searched(self, question: str) -> str:
         """What the next question is searched for by."""
-        return searched(question, self._questions[-len(self._turns) :] if self._turns else ())
+        return searched(question, self._asked_so_far())
+
+    def _asked_so_far(self) -> list[str]:
+        """The questions of the turns, as they were asked."""
+        return self._questions[-len(self._turns) :] if self._turns else []
 
     def add(self, answer: str) -> None:
         """The answer to what was last `assembled`; what did not fit beside it is forgotten."""
         if self._asked is not None:
             before, question = self._asked
-            self._turns = [*before, (question, Message("assistant", (answer,)))]
+            self._turns = [*before, (question, Message("assistant", (answer,)))][-MOST_TURNS:]
             self._questions = [*self._questions, self._words][-len(self._turns) :]
             self._asked = None
 
@@ -65,18 +73,22 @@ class Conversation:
         *,
         placing: Placing | None = None,
         reserve: int = 64,
+        history: str = "auto",
     ) -> Assembled:
         """The prompt of a next question over these hits, of which the first `texts` are read as text.
 
-        Where all does not fit the context, the oldest turns are left out, then the lowest ranked hits. reserve: tokens
-        kept free for the answer. Raises ConfigError when the question alone is too long.
+        history: as in AskConfig. Where all does not fit the context, the oldest turns are left out, and forgotten, then
+        the lowest ranked hits. reserve: tokens kept free for the answer. Raises ConfigError when the question alone is
+        too long.
         """
         *front, (_, asked) = layout_messages(method, "", question)
         system = [Message(role, (text,)) for role, text in front]
         if self.instructions:
             system.append(Message("system", (self.instructions,)))
         limit = method.backbone.context_length - reserve
-        whole, gone = _without_gone(self._turns, source)
+        taken = len(self._turns) if history == "all" else thread(self._asked_so_far(), question)
+        aside = self._turns[: len(self._turns) - taken]
+        whole, gone = _without_gone(self._turns[len(aside) :], source)
         turns, kept = whole, len(hits)
         while True:
             user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), asked))
@@ -94,7 +106,7 @@ class Conversation:
                     "question or lower max_new_tokens"
                 )
         forgotten, read = len(whole) - len(turns), min(texts, kept)
-        self._asked, self._words = (turns, user), question
+        self._asked, self._words = (turns if forgotten else [*aside, *turns], user), question
         source_tokens = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:read])
         fidelity = "memory" if not read else "text" if read == kept else "mixed"
         notices = _notices(forgotten, len(hits) - kept, gone)

@@ -67,7 +67,9 @@ def check(engine: Engine, library: Library) -> None:
         stored = _stored(engine, library)
     if stored is not None:
         _judge("stored", stored, STORED, "stored memories are not what this model writes")
-        _write(note, {"stored": stored, "library": library.head.library, "generation": generation})
+        # Its name is what tags are signed by, and the cache may be others' to read.
+        name = fingerprint({"library": library.head.library})[:32]
+        _write(note, {"stored": stored, "library": name, "generation": generation})
 
 
 def mismatches(encoder: Encoder, library: Library, ids: Sequence[str]) -> Iterator[str]:

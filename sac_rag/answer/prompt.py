@@ -33,6 +33,8 @@ class Prompt:
     """Pieces in reading order; the last one is tokens."""
 
     parts: tuple[Piece, ...]
+    notices: tuple[str, ...] = ()
+    """What a user should know of how it was made."""
 
     @property
     def tokens(self) -> int:

@@ -219,7 +219,7 @@ class TextStream:
 
 def _begun(text: str, stop: Sequence[str]) -> int:
     """Length of the longest end of `text` that may be the beginning of a stop string."""
-    sizes = (n for s in stop for n in range(len(s) - 1, 0, -1) if text.endswith(s[:n]))
+    sizes = (n for s in stop for n in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:n]))
     return max(sizes, default=0)
 
 

@@ -56,6 +56,11 @@ class _Writing(Generic[G]):
         return "length" if cut else "stop"
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know of how the prompt was made."""
+        return self._prompt.notices
+
+    @property
     def usage(self) -> Usage:
         """What has been read and written so far."""
         return Usage.of(self._prompt, self._written, self._generation.reused)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,18 +18,22 @@ from sac_rag.answer import gate
 from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.chat import Content, MemorySource, Message, chat_prompt, layout_messages
 from sac_rag.answer.engine import Engine
+from sac_rag.answer.focus import Text, best, focused, taken_up, without_passages
+from sac_rag.answer.follow_up import lines_of
 from sac_rag.answer.offered import Offered
 from sac_rag.answer.passage_cache import PassageCache
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Sampling
 from sac_rag.answer.reply import AsyncReply, Reply
 from sac_rag.answer.service import Generation
-from sac_rag.answer.tags import Tagger
+from sac_rag.answer.small_talk import NOTICE as SMALL_TALK
+from sac_rag.answer.tags import PassageRef, Tagger
 from sac_rag.compress.anchor_kv import AnchorKV
-from sac_rag.config import IndexConfig
+from sac_rag.config import AskConfig, IndexConfig, check_history
 from sac_rag.errors import ConfigError, LibraryLocked
 from sac_rag.library.filters import plain
 from sac_rag.library.library import Library
+from sac_rag.models.embedder import Embedder
 from sac_rag.records import Document, Passage, nfc
 from sac_rag.text.passages import offsets_of, split
 
@@ -36,8 +41,8 @@ from sac_rag.text.passages import offsets_of, split
 class Serving:
     """A library, its engine, and memories of passages that are in no library."""
 
-    def __init__(self, library: Library, engine: Engine, config: IndexConfig) -> None:
-        self.library, self.engine, self.config = library, engine, config
+    def __init__(self, library: Library, engine: Engine, embedder: Embedder, config: IndexConfig) -> None:
+        self.library, self.engine, self.embedder, self.config = library, engine, embedder, config
         self._gated = False
         self._tagger = Tagger(library.secret)
         self._loose, self._offered = PassageCache(), Offered.of(library.secret)
@@ -90,14 +95,56 @@ class Serving:
         return self.cite(self._offered.put_in(text, readable), where=where)
 
     def remember(self, texts: Sequence[str], *, meta: Mapping[str, Any] | None = None) -> list[str]:
-        """Compress passages that are in no library and return their ids, for `tag`; held in memory, not stored.
+        """Compress texts that are in no library and return their ids, for `tag`; held in memory, not stored.
 
-        meta: metadata for the filter of `cite`; without it they fit none. Texts of more than 510 tokens are compressed
-        as consecutive sub-contexts under one id. The longest unused are forgotten beyond
+        meta: metadata for the filter of `cite`; without it they fit none. A text longer than a passage of the library
+        is compressed as the passages that it would be stored as, under one id. The longest unused are forgotten beyond
         `PASSAGE_CACHE_BYTES`; their tags then stay text.
         """
+
+        def cut(text: str) -> list[str]:
+            if len(self.token_ids(text)) <= self.config.passage_tokens:
+                return [text]
+            return [p.text for p in self.split(Document("", text))]
+
         texts = [nfc(text) for text in texts]
-        return self._loose.compress(texts, self.engine, self.config.ratio, plain(meta) if meta else None)
+        return self._loose.compress(texts, self.engine, self.config.ratio, cut, plain(meta) if meta else None)
+
+    def best(self, content: Content, question: str) -> Content:
+        """Content whose long texts, of more than one passage, are cut to the passages that fit a question best, as
+        `conversation` cuts those of messages; it then names passages best first."""
+        library = self.library.pinned()
+        at, fit = functools.partial(self._text_at, library), functools.partial(self._closeness, library)
+        return best(content, at, fit, AskConfig.k, lines_of(question))[0]
+
+    def _text_at(self, library: Library, content: Content, at: int) -> tuple[Text, int]:
+        """The text of which a passage is the first in a prompt: what was remembered as one, or neighbours of one stored
+        document that stand line by line, as `stored_tag` names them."""
+        first = content[at]
+        assert isinstance(first, PassageRef)
+        found = [first.id]
+        if len(parts := self._loose.passages(first.id)) > 1:
+            return parts, at + 1
+        while at + 2 < len(content) and content[at + 1] == "\n" and isinstance(after := content[at + 2], PassageRef):
+            if not self._follow(library, found[-1], after.id):
+                break
+            found.append(after.id)
+            at += 2
+        return tuple(found), at + 1
+
+    def _follow(self, library: Library, first: str, second: str) -> bool:
+        if not (library.holds(first) and library.holds(second)):
+            return False
+        one, other = library.get([first, second])
+        return one.document == other.document and one.ordinal + 1 == other.ordinal
+
+    def _closeness(self, library: Library, ids: Sequence[str], lines: Sequence[str]) -> dict[str, float]:
+        """Of each passage, stored or remembered, the highest cosine with any of the lines."""
+        rows = self._loose.vectors(ids, self.embedder.encode)
+        stored = [i for i in ids if i not in rows]
+        rows |= dict(zip(stored, library.vectors(stored), strict=True)) if stored else {}
+        asked = self.embedder.encode(lines, kind="query")
+        return {i: float((asked @ rows[i]).max()) for i in ids}
 
     # -- replies -------------------------------------------------------------------------------------------
 
@@ -142,13 +189,37 @@ class Serving:
         """As `reply`, token by token."""
         return self.engine.service.submit(self.conversation(messages, sampling), sampling or Sampling(), keep=True)
 
-    def conversation(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Prompt:
-        """The prompt of messages. Raises ConfigError for messages that the chat template does not take or that do not
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        history: str = "auto",
+        small_talk: bool = True,
+    ) -> Prompt:
+        """The prompt of messages.
+
+        Of texts longer than a passage the passages are read that fit best what is asked. history: as in AskConfig, for
+        a last turn that brings passages; one that brings none may be answered from those of earlier ones. small_talk:
+        read it without passages. Raises ConfigError for messages that the chat template does not take or that do not
         fit the context.
         """
+        check_history(history)
         self._check_gate()
+        library, given, notices = self.library.pinned(), list(messages), list[str]()
+        before = self.engine.method.layout.before
+        if small_talk:
+            messages = without_passages(messages, before, self.layout("", "")[:-1])
+            notices += [SMALL_TALK] if messages != given else []
+        if history == "auto":
+            messages = taken_up(messages, before)
+        at, fit = functools.partial(self._text_at, library), functools.partial(self._closeness, library)
+        messages, (read, there) = focused(messages, at, fit, AskConfig.k, before)
+        if read < there:
+            notices.append(f"of texts longer than a passage the passages that fit best are read, {read} of {there}")
         with self.engine.busy(), torch.inference_mode():
-            prompt = chat_prompt(self.engine.method, messages, self._memory_source(self.library.pinned()))
+            prompt = chat_prompt(self.engine.method, messages, self._memory_source(library))
+        prompt = dataclasses.replace(prompt, notices=tuple(notices))
         room = self.context_length - (sampling or Sampling()).max_new_tokens
         position = prompt.extent(len(prompt.units()))[1]
         if position > room:

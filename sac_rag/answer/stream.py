@@ -39,6 +39,8 @@ class AnswerPlan:
     warn: Callable[[Sequence[Hit]], Sequence[str]] = lambda read: ()
     stop: Sequence[str] = ()
     """Strings that end the answer and are no part of it."""
+    searches: bool = True
+    """Whether passages are looked for."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,16 @@ class _Attempt:
     """Whether the model was: without passages it is not, unless `closed_book` says so."""
 
 
+@dataclass(eq=False)
+class _UnderWay:
+    """What a stream and those who make its pieces have in common."""
+
+    began: float
+    answer: Answer | None = None
+    reply: Reply | None = None
+    cancelled: bool = False
+
+
 class Stream(Iterator[str]):
     """Pieces of one answer as they are made. Dropping it stops the work.
 
@@ -66,117 +78,118 @@ class Stream(Iterator[str]):
     """
 
     def __init__(self, engine: Engine, plan: AnswerPlan) -> None:
-        self._began = time.perf_counter()
-        self._answer: Answer | None = None
-        self._reply: Reply | None = None
-        self._cancelled = False
-        self._pieces = self._run(engine, plan)
+        # What makes the pieces does not know this object: a circle would keep it, and the work, until Python looks for
+        # circles.
+        self._under_way = _UnderWay(time.perf_counter())
+        self._pieces = _run(self._under_way, engine, plan)
 
     def __next__(self) -> str:
         return next(self._pieces)
 
     def cancel(self) -> None:
         """Write no more. Any thread may say so: the one that reads sees the end, and there is no `answer`."""
-        self._cancelled = True
-        if (reply := self._reply) is not None:
+        self._under_way.cancelled = True
+        if (reply := self._under_way.reply) is not None:
             reply.cancel()
 
     @property
     def answer(self) -> Answer:
         """The whole answer; RuntimeError while the stream is not read to its end."""
-        if self._answer is None:
+        if self._under_way.answer is None:
             raise RuntimeError("the answer is not complete: read the stream to its end first")
-        return self._answer
+        return self._under_way.answer
 
-    def _run(self, engine: Engine, plan: AnswerPlan) -> Iterator[str]:
-        ask, thresholds = plan.ask, plan.thresholds
-        found = plan.find()
-        retrieved = time.perf_counter()
-        doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
-        held = ask.abstain or doubtful is not None
-        for again in range(RETRIES, -1, -1):
-            try:
-                attempt = yield from self._attempt(engine, plan, found, text=False, held=held)
-                break
-            # Removed by another thread since it was found, or damaged: a search leaves it out from now on.
-            except (PassageGone, MemoryDamaged):
-                if not again:
-                    raise
-                found = plan.find()
-        if self._cancelled:
+
+def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str]:
+    ask, thresholds = plan.ask, plan.thresholds
+    found = plan.find()
+    retrieved = time.perf_counter()
+    doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
+    held = ask.abstain or doubtful is not None
+    for again in range(RETRIES, -1, -1):
+        try:
+            attempt = yield from _attempt(under_way, engine, plan, found, text=False, held=held)
+            break
+        # Removed by another thread since it was found, or damaged: a search leaves it out from now on.
+        except (PassageGone, MemoryDamaged):
+            if not again:
+                raise
+            found = plan.find()
+    if under_way.cancelled:
+        return
+    usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
+    fell_back = doubtful is not None and bool(attempt.assembled.hits) and attempt.confidence < doubtful
+    if fell_back:
+        doubt = f"confidence {attempt.confidence:.2f}, below {doubtful:.2f}"
+        held = ask.abstain
+        attempt = yield from _attempt(under_way, engine, plan, found, text=True, held=held)
+        if under_way.cancelled:
             return
-        usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
-        fell_back = doubtful is not None and bool(attempt.assembled.hits) and attempt.confidence < doubtful
-        if fell_back:
-            doubt = f"confidence {attempt.confidence:.2f}, below {doubtful:.2f}"
-            held = ask.abstain
-            attempt = yield from self._attempt(engine, plan, found, text=True, held=held)
-            if self._cancelled:
-                return
-            usage, loaded_s = _both(usage, attempt.usage), loaded_s + attempt.loaded_s
-            notices = [f"the answer from memory was doubtful ({doubt}); this one is from text"]
-            notices += attempt.assembled.notices
-        fidelity, text, withheld = attempt.assembled.fidelity, attempt.text, None
-        hits, earlier = attempt.assembled.hits, attempt.assembled.earlier
-        unasked = not attempt.asked
-        if not unasked and ask.abstain:
-            bare = not hits and not earlier
-            if bare or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text)):
-                text, withheld = NO_ANSWER, text
-        alone = ""
-        if not unasked and withheld is None:
-            alone = f"; the answer comes from {'earlier passages' if earlier else 'the model alone'}"
-        if not found:
-            notices.insert(0, f"no passage matched{alone}")
-        elif not hits:
-            notices.append(f"no passage was read{alone}")
-        notices += plan.warn(hits)
-        first = time.perf_counter() if held else attempt.first
-        if held and text:
-            yield text
-        self._answer = Answer(
-            text,
-            hits,
-            usage,
-            Timings(retrieved - self._began, loaded_s, first - self._began, time.perf_counter() - self._began),
-            tuple(notices),
-            fidelity=fidelity,
-            confidence=attempt.confidence,
-            fell_back=fell_back,
-            abstained=unasked or withheld is not None,
-            withheld=withheld,
-            finish_reason=attempt.finish_reason,
-            left_out=len(found) - len(hits),
-            forgotten=attempt.assembled.forgotten,
-        )
-        if plan.conversation is not None:
-            plan.conversation.add(text)
+        usage, loaded_s = _both(usage, attempt.usage), loaded_s + attempt.loaded_s
+        notices = [f"the answer from memory was doubtful ({doubt}); this one is from text"]
+        notices += attempt.assembled.notices
+    fidelity, text, withheld = attempt.assembled.fidelity, attempt.text, None
+    hits, earlier = attempt.assembled.hits, attempt.assembled.earlier
+    unasked = not attempt.asked
+    if not unasked and ask.abstain:
+        bare = not hits and not earlier
+        if bare or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text)):
+            text, withheld = NO_ANSWER, text
+    alone = ""
+    if not unasked and withheld is None:
+        alone = f"; the answer comes from {'earlier passages' if earlier else 'the model alone'}"
+    if plan.searches and not found:
+        notices.insert(0, f"no passage matched{alone}")
+    elif plan.searches and not hits:
+        notices.append(f"no passage was read{alone}")
+    notices += plan.warn(hits)
+    first = time.perf_counter() if held else attempt.first
+    if held and text:
+        yield text
+    under_way.answer = Answer(
+        text,
+        hits,
+        usage,
+        Timings(retrieved - under_way.began, loaded_s, first - under_way.began, time.perf_counter() - under_way.began),
+        tuple(notices),
+        fidelity=fidelity,
+        confidence=attempt.confidence,
+        fell_back=fell_back,
+        abstained=unasked or withheld is not None,
+        withheld=withheld,
+        finish_reason=attempt.finish_reason,
+        left_out=len(found) - len(hits),
+        forgotten=attempt.assembled.forgotten,
+    )
+    if plan.conversation is not None:
+        plan.conversation.add(text)
 
-    def _attempt(
-        self, engine: Engine, plan: AnswerPlan, found: Sequence[Hit], *, text: bool, held: bool
-    ) -> Generator[str, None, _Attempt]:
-        """Read and answer once; the pieces are yielded unless `held`."""
-        began, ask = time.perf_counter(), plan.ask
-        with engine.busy(), torch.inference_mode():
-            assembled = plan.assemble(found, text)
-        loaded_s = time.perf_counter() - began
-        if not (assembled.hits or assembled.earlier or ask.closed_book):
-            if not held:
-                yield NO_ANSWER
-            return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
-        sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
-        keep = plan.conversation is not None
-        reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=plan.stop, keep=keep)
-        self._reply = reply
-        if self._cancelled:  # while the passages were loaded
-            reply.cancel()
-        for piece in reply:
-            if not held:
-                yield piece
-        first = reply.first or time.perf_counter()
-        usage = replace(reply.usage, source_tokens=assembled.source_tokens)
-        said, sure = reply.text.strip(), reply.completion.logprob
-        return _Attempt(assembled, said, usage, sure, loaded_s, first, reply.finish_reason)
+
+def _attempt(
+    under_way: _UnderWay, engine: Engine, plan: AnswerPlan, found: Sequence[Hit], *, text: bool, held: bool
+) -> Generator[str, None, _Attempt]:
+    """Read and answer once; the pieces are yielded unless `held`."""
+    began, ask = time.perf_counter(), plan.ask
+    with engine.busy(), torch.inference_mode():
+        assembled = plan.assemble(found, text)
+    loaded_s = time.perf_counter() - began
+    if not (assembled.hits or assembled.earlier or ask.closed_book):
+        if not held:
+            yield NO_ANSWER
+        return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
+    sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
+    keep = plan.conversation is not None
+    reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=plan.stop, keep=keep)
+    under_way.reply = reply
+    if under_way.cancelled:  # while the passages were loaded
+        reply.cancel()
+    for piece in reply:
+        if not held:
+            yield piece
+    first = reply.first or time.perf_counter()
+    usage = replace(reply.usage, source_tokens=assembled.source_tokens)
+    said, sure = reply.text.strip(), reply.completion.logprob
+    return _Attempt(assembled, said, usage, sure, loaded_s, first, reply.finish_reason)
 
 
 def _both(a: Usage, b: Usage) -> Usage:

@@ -56,7 +56,7 @@ class Slots:
         runs = self.runs().to(p.device)
         falls = (p[1:] <= p[:-1]) & (runs[1:] == runs[:-1])
         if int(p.min()) < 0 or int(p.max()) >= source_len or bool(falls.any()):
-            raise MemoryInvalid(f"positions must ascend within [0, {source_len}), got {p.tolist()[:8]}...")
+            raise MemoryInvalid(f"positions must ascend within [0, {source_len}), got {p[:8].tolist()}...")
         return self
 
     def runs(self) -> torch.Tensor:

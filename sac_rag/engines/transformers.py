@@ -183,9 +183,10 @@ def _attention(
 def _put(memory: Memory, layers: Sequence[_Runs], position: int, like: Any) -> None:
     if memory.start != position:
         raise MemoryInvalid(f"a memory placed at position {memory.start} stands at {position} of its prompt")
-    biases = memory.layer_biases()
-    for index, (layer, runs) in enumerate(zip(layers, memory.layer_runs(), strict=True)):
-        layer.put(runs, None if biases is None else biases[index], like)
+    none: list[None] = [None] * len(layers)
+    biases = memory.layer_biases() or none
+    for layer, runs, bias in zip(layers, memory.layer_runs(), biases, strict=True):
+        layer.put(runs, bias, like)
 
 
 def _inputs(model: Any, cache: Cache, ids: Sequence[int], position: int) -> dict[str, Any]:

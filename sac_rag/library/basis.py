@@ -14,6 +14,8 @@ from sac_rag.errors import LibraryCorrupt, MemoryInvalid
 UNIT = 127
 """What 1 is among int8 axes."""
 _MOST = 256 << 20
+MOST_HEADS = 1 << 14
+"""Heads of all layers: more than any model has. What a memory in a basis may take follows from them."""
 _LARGEST = 1e20
 """No step is larger: what 32-bit integers make of it is finite."""
 
@@ -101,6 +103,8 @@ class Basis:
         kinds = axes.dtype in (torch.int8, torch.float16)
         if not (shapes and dtypes and kinds and means.shape == axes.shape[:4] and steps.shape == (2,)):
             raise LibraryCorrupt("a codec's basis has axes, means or steps of other shapes or dtypes than a basis has")
+        if not 0 < means.shape[1] * means.shape[2] <= MOST_HEADS or not axes.numel():
+            raise LibraryCorrupt(f"a codec's basis is of {tuple(axes.shape[1:])}, which no model has")
         finite = all(bool(torch.isfinite(t).all()) for t in found.values())
         if not (finite and bool((steps > 0).all()) and bool((steps < _LARGEST).all())):
             raise LibraryCorrupt("a codec's basis holds NaN, Inf or a step that is not above 0, or beyond all use")

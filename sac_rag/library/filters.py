@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from sac_rag.errors import ConfigError
-from sac_rag.records import nfc
+from sac_rag.records import nfc, unicode_of
 
 Meta: TypeAlias = Mapping[str, Any]
 Fits: TypeAlias = Callable[[Meta], bool]
@@ -63,8 +63,8 @@ def plain(value: Any, depth: int = 0) -> Any:
     """A metadata value as JSON: what a library stores and a filter compares.
 
     Dates and times become ISO texts (those with a zone in UTC, so that they sort), numbers of NumPy and Decimal
-    Python's, paths and UUIDs texts, tuples and sets lists, members of an Enum their values. Raises ConfigError for
-    bytes, NaN, infinities and anything else.
+    Python's, paths and UUIDs texts, tuples and sets lists, members of an Enum their values, halves of a surrogate pair
+    U+FFFD. Raises ConfigError for bytes, NaN, infinities and anything else.
     """
     if depth > _DEEPEST:
         raise ConfigError(f"a value is nested deeper than {_DEEPEST} levels: make it flat")
@@ -73,7 +73,7 @@ def plain(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        return str(value)
+        return unicode_of(str(value))
     if isinstance(value, float | decimal.Decimal):
         return _number(value)
     if isinstance(value, datetime.datetime) and value.tzinfo is not None:
@@ -83,9 +83,9 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, uuid.UUID):
         return str(value)
     if isinstance(value, os.PathLike) and isinstance(path := os.fspath(value), str):
-        return path
+        return unicode_of(path)
     if isinstance(value, Mapping):
-        return {str(k): plain(v, depth + 1) for k, v in value.items()}
+        return {unicode_of(str(k)): plain(v, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v, depth + 1) for v in value]
     if isinstance(value, set | frozenset):

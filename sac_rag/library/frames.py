@@ -12,6 +12,8 @@ from sac_rag.errors import MemoryInvalid
 
 GROUP = 8
 """Integers of a slot that are packed together."""
+MOST_GROWTH = 256
+"""Bytes that one of a list of exceptions becomes: places ascend, and do not repeat themselves for zstd."""
 PER_BYTE = {0: 0, 1: 4, 2: 2, 3: 2, 7: 2, 127: 1}
 """Largest magnitude of a group -> integers a byte, in base 2 * magnitude + 1; none where all are 0."""
 # What is packed has no repeats worth finding: short matches cost bytes, and time in decoding.
@@ -78,12 +80,12 @@ class Expander:
 
     def exceptions(self, frame: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Places in a flat array of `size`, and what stands there."""
-        data = self(frame, 8 * size)
+        data = self(frame, min(8 * size, MOST_GROWTH * len(frame)))
         if len(data) % 8:
             raise MemoryInvalid("the exceptions of a transformed memory are cut short")
         places, values = np.frombuffer(data, "<i4").reshape(2, -1)
-        if len(places) and not 0 <= places.min() <= places.max() < size:
-            raise MemoryInvalid("an exception of a transformed memory lies outside it")
+        if len(places) and not (places[0] >= 0 and places[-1] < size and bool((np.diff(places) > 0).all())):
+            raise MemoryInvalid("the exceptions of a transformed memory lie outside it, or do not ascend")
         return places, values
 
 

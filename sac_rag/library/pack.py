@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sac_rag.errors import ConfigError, LibraryCorrupt, LibraryError, LibraryFull, LibraryUnsafe
-from sac_rag.foreign import parse_object
+from sac_rag.foreign import open_regular, parse_object
 from sac_rag.library import folder as files
 from sac_rag.library.checks import problems
 from sac_rag.library.library import Library
@@ -29,7 +29,10 @@ FORMAT = "sac-rag pack 1"
 MANIFEST = "manifest.json"
 MOST_MANIFEST = 1 << 24
 MOST_FILES = 100_000
+MOST_DIRECTORY = 128 * MOST_FILES
+"""Bytes of an archive's list of members, each of which becomes an object before any can be looked at."""
 CHUNK = 1 << 20
+_ABOUT = ("library", "generation", "documents", "passages", "fingerprint")
 _DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
 """What `zipfile` raises over bytes that are none of an archive's."""
 
@@ -64,19 +67,18 @@ def pack(library: str | Path, output: str | Path, *, wait: float = 0.0) -> Packe
         names = [files.CATALOG, *(n for n in sorted(os.listdir(folder)) if n != files.CATALOG and files.is_stored(n))]
         about = {
             "format": FORMAT,
-            "library": head.library,
-            "generation": head.generation,
-            "documents": head.documents,
-            "passages": head.passages,
-            "fingerprint": head.fingerprint,
+            **{name: getattr(head, name) for name in _ABOUT},
             "files": [{"name": n, "size": (folder / n).stat().st_size, "sha256": _sha256(folder, n)} for n in names],
         }
         with files.writing(folder), zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
             archive.writestr(MANIFEST, json.dumps(about, sort_keys=True))
             for name in names:
                 archive.write(folder / name, name)
-        os.link(part, target)  # where somebody made one meanwhile, it stays
-    return _packed(about, target)
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+            told = Packed(_digest(file), os.fstat(file.fileno()).st_size, **{name: about[name] for name in _ABOUT})
+        _appear(part, target)
+    return told
 
 
 def unpack(packed: str | Path, library: str | Path, *, sha256: str | None = None) -> Packed:
@@ -90,38 +92,47 @@ def unpack(packed: str | Path, library: str | Path, *, sha256: str | None = None
     if os.path.lexists(target):
         raise ConfigError(f"{target} is there already: name a new folder")
     try:
-        found = _hash(source)
-    except OSError as error:
-        raise LibraryError(f"cannot read {source}: {error.strerror}") from None
-    if sha256 is not None and found != sha256.strip().lower():
-        raise LibraryCorrupt(f"{source} has SHA-256 {found}, not {sha256}: it is not the file that was packed")
+        file = open_regular(source)
+    except (OSError, ValueError) as error:
+        raise LibraryError(f"cannot read {source}: {getattr(error, 'strerror', None) or error}") from None
+    with file:
+        found, size = _digest(file), os.fstat(file.fileno()).st_size
+        if sha256 is not None and found != sha256.strip().lower():
+            raise LibraryCorrupt(f"{source} has SHA-256 {found}, not {sha256}: it is not the file that was packed")
+        return Packed(found, size, **_unpacked(source, file, size, target))
+
+
+def _unpacked(source: Path, file: IO[bytes], size: int, target: Path) -> dict[str, Any]:
+    """What the library says of itself that was made at `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))  # mode 0700
     try:
-        with _archive(source) as archive:
-            about = _manifest(source, archive)
+        with _archive(source, file, size) as archive:
+            about = _manifest(source, archive, size)
             _check_room(place, sum(f["size"] for f in about["files"]))
             with files.writing(place):
-                for file in about["files"]:
-                    _extract(source, archive, file, place)
+                for member in about["files"]:
+                    _extract(source, archive, member, place)
         files.sync(place)
         if wrong := problems(place, deep=False):
             raise LibraryCorrupt(f"{source} holds no sound library: {wrong[0]}")
         with Library.open(place) as opened:
-            if (opened.head.library, opened.head.fingerprint) != (about["library"], about["fingerprint"]):
-                raise LibraryCorrupt(f"{source} says that it was made with what its library was not made with")
+            own = {name: getattr(opened.head, name) for name in _ABOUT}
+        if wrong := [name for name in _ABOUT if about[name] != own[name]]:
+            raise LibraryCorrupt(f"the {wrong[0]} that {source} says is not that of its library")
         os.rename(place, target)
         files.sync(target.parent)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    return _packed(about, source)
+    return own
 
 
 @contextlib.contextmanager
-def _archive(source: Path) -> Iterator[zipfile.ZipFile]:
+def _archive(source: Path, file: IO[bytes], size: int) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(source) as archive:
+        _check_directory(source, file, size)
+        with zipfile.ZipFile(file) as archive:
             yield archive
     except OSError as error:  # also for a place in the file that cannot be, of a damaged directory
         raise LibraryError(f"cannot unpack {source}: {error.strerror or error}") from None
@@ -129,7 +140,22 @@ def _archive(source: Path) -> Iterator[zipfile.ZipFile]:
         raise LibraryCorrupt(f"{source} is no pack, or is damaged: {error}") from None
 
 
-def _manifest(source: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+def _check_directory(source: Path, file: IO[bytes], size: int) -> None:
+    """LibraryUnsafe where the end of an archive, of which ours have no comment, announces too many members."""
+    file.seek(max(0, size - 98))
+    tail = file.read(98).rjust(98)  # a record of 64 bits, a word that says where it is, and the last record
+    if tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
+        raise LibraryCorrupt(f"{source} is no pack, or is damaged: it does not end as an archive")
+    length = int.from_bytes(tail[-10:-6], "little")
+    if tail[-42:-38] == b"PK\6\7":
+        if tail[:4] != b"PK\6\6" or int.from_bytes(tail[-34:-26], "little") != size - 98:
+            raise LibraryUnsafe(f"{source} does not end as packs of ours do")
+        length = int.from_bytes(tail[40:48], "little")
+    if length > MOST_DIRECTORY:
+        raise LibraryUnsafe(f"{source} lists its members in {length:,} bytes: no pack of ours does")
+
+
+def _manifest(source: Path, archive: zipfile.ZipFile, size: int) -> dict[str, Any]:
     """The manifest of an archive that is as ours are: plain files of a library, each once, stored as they are."""
     members = archive.infolist()
     names = [m.filename for m in members]
@@ -144,23 +170,28 @@ def _manifest(source: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
             or member.flag_bits & 1
         ):
             raise LibraryUnsafe(f"{source} holds {member.filename!r} compressed or encrypted, which packs never are")
-    if sum(m.file_size for m in members) > source.stat().st_size:
+    if sum(m.file_size for m in members) > size:
         raise LibraryUnsafe(f"{source} would unpack to more bytes than it has: its members overlap")
     if MANIFEST not in names or archive.getinfo(MANIFEST).file_size > MOST_MANIFEST:
         raise LibraryUnsafe(f"{source} has no {MANIFEST}, or one that is too large: it is no pack of ours")
     try:
-        about = parse_object(archive.read(MANIFEST))
+        about = parse_object(archive.read(MANIFEST), twice=False)
         if about["format"] != FORMAT:
             raise LibraryError(f"{source} is a {about['format']!r}; this version reads {FORMAT!r}")
-        told = {f["name"]: (f["size"], f["sha256"]) for f in about["files"]}
-        _packed_fields(about)
+        told = {f["name"]: f["size"] for f in about["files"]}
+        if len(told) < len(about["files"]) or not all(
+            type(f["size"]) is int and isinstance(f["sha256"], str) for f in about["files"]
+        ):
+            raise ValueError("files are not a name, a size and a hash, each once")
+        if missing := set(_ABOUT) - set(about):
+            raise KeyError(missing.pop())
     except (KeyError, TypeError, ValueError) as error:
         raise LibraryUnsafe(f"{MANIFEST} of {source} is not as ours are: {error!r}") from None
     if set(told) != set(names) - {MANIFEST} or files.CATALOG not in told:
         raise LibraryUnsafe(f"{source} holds other files than its {MANIFEST} names")
-    for name, (size, _) in told.items():
-        if archive.getinfo(name).file_size != size:
-            raise LibraryCorrupt(f"{name} in {source} has {archive.getinfo(name).file_size:,} bytes, not {size:,}")
+    for name, length in told.items():
+        if archive.getinfo(name).file_size != length:
+            raise LibraryCorrupt(f"{name} in {source} has {archive.getinfo(name).file_size:,} bytes, not {length:,}")
     return about
 
 
@@ -184,12 +215,15 @@ def _check_room(place: Path, size: int) -> None:
         raise LibraryFull(f"the library has {size:,} bytes and {place.parent} has {free:,} left: make room")
 
 
-def _packed(about: Mapping[str, Any], path: Path) -> Packed:
-    return Packed(_hash(path), path.stat().st_size, **_packed_fields(about))
-
-
-def _packed_fields(about: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: about[name] for name in ("library", "generation", "documents", "passages", "fingerprint")}
+def _appear(part: Path, target: Path) -> None:
+    """Give a finished file its name; where somebody made one of that name meanwhile, that stays."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise ConfigError(f"{target} is there already: name a new file") from None
+    except OSError:  # a file system without second names
+        os.rename(part, target)
+    files.sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -203,17 +237,13 @@ def _beside(target: Path) -> Iterator[Path]:
     try:
         yield Path(name)
     finally:
-        os.unlink(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 def _sha256(folder: Path, name: str) -> str:
     fd, _ = files.open_read(folder, name)
     with os.fdopen(fd, "rb") as file:
-        return _digest(file)
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
         return _digest(file)
 
 

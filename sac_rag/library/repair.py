@@ -7,7 +7,6 @@ nothing: what no copy has is lost, and said to be.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from sac_rag.errors import LibraryCorrupt, LibraryError, LibraryMismatch, LibraryNotFound, MemoryInvalid
+from sac_rag.foreign import parse_json, parse_object
 from sac_rag.library import folder as files
 from sac_rag.library import schema
 from sac_rag.library.catalog import Catalog, Head
@@ -274,7 +274,7 @@ def _readable(
         _, number, offset, length, layout, xxh3, anchors, source_len = row
         with contextlib.suppress(LibraryCorrupt, MemoryInvalid, KeyError, ValueError):
             data = opened[number].read(Slot(number, offset, length, xxh3))
-            kv = codec.decode(unpack(data, json.loads(layout)))
+            kv = codec.decode(unpack(data, parse_json(layout)))
             if (kv.anchors, kv.source_len) == (anchors, source_len):
                 found[key] = row
     return found
@@ -290,7 +290,11 @@ def _counted(sound: dict[str, dict[int, Row]], keys: set[int]) -> dict[str, int]
 
 def _passage(row: Row, uri: str) -> Passage:
     _, passage_id, _, ordinal, text, start, stop, heading, tokens, meta = row
-    return Passage(passage_id, uri, ordinal, text, start, stop, heading, tokens, json.loads(meta))
+    try:
+        about = parse_object(meta)
+    except ValueError as error:  # with the right checksum: it was written so
+        raise LibraryCorrupt(f"metadata of a passage of {uri!r} are none ({error}): do not use this library") from None
+    return Passage(passage_id, uri, ordinal, text, start, stop, heading, tokens, about)
 
 
 def _numbers(folder: Path) -> list[int]:

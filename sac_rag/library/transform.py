@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from sac_rag.compress.anchor_kv import AnchorKV, Slots, check_bias, run_by_run
+from sac_rag.config import MAX_PASSAGE_TOKENS
 from sac_rag.errors import MemoryInvalid
 from sac_rag.library.basis import UNIT, Basis, Product
 from sac_rag.library.codecs import bias_of, biases_of
@@ -32,6 +33,8 @@ DEAD = 0.6
 """Numbers below this many steps become 0, and all are rounded with that shift: fewer bits at low rates."""
 BLOCK = 2048
 """Slots, at the least, that are decoded in one go."""
+MOST_TOKENS = 2 * MAX_PASSAGE_TOKENS
+"""Tokens of a stored memory. Few bytes can stand for many slots, so that slots are bounded by the longest passage."""
 VERSION = 2
 FIRST = 1
 """The version before, which is read, too."""
@@ -85,6 +88,8 @@ class Transform:
 
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]:
         """Raises MemoryInvalid for a memory of another shape, and for numbers beyond 2^31 steps."""
+        if memory.source_len > MOST_TOKENS:
+            raise MemoryInvalid(f"a memory of {memory.source_len} tokens is of no passage; at most {MOST_TOKENS} are")
         shape = (*memory.validate().counts.shape, memory.keys.shape[1])
         if shape != self.basis.shape:
             raise MemoryInvalid(f"a memory of {shape} (layers, kv_heads, head_dim) does not fit {self.basis.shape}")
@@ -228,7 +233,8 @@ class Transform:
         lengths = np.frombuffer(data, "<u4", frames, _HEAD.size + groups).astype(np.int64).tolist()
         if version not in (FIRST, VERSION) or (given, zero) != (self._groups, 0) or not set(limits) <= set(PER_BYTE):
             raise MemoryInvalid(f"a transformed memory has version {version} and {given} groups of magnitudes {limits}")
-        if not 0 < slots <= layers * heads * source_len or start + sum(lengths) != len(data):
+        whole = source_len <= MOST_TOKENS and 0 < slots <= layers * heads * source_len
+        if not whole or start + sum(lengths) != len(data):
             raise MemoryInvalid(f"a transformed memory of {slots} slots, {source_len} tokens does not fill its bytes")
         ends = list(itertools.accumulate(lengths, initial=start))
         return version, source_len, slots, limits, (data[a:b] for a, b in itertools.pairwise(ends))

@@ -112,7 +112,7 @@ def _asked(folder: Path) -> dict[str, Any]:
     """What transformers says of a folder: config, RoPE, ids that end a text."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     family_of(config.to_dict(), str(folder))
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)

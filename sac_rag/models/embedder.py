@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sac_rag.config import DEFAULT_EMBEDDER, fingerprint
-from sac_rag.errors import ConfigError, ModelError, check_process
+from sac_rag.errors import ConfigError, ModelError, SacError, check_process
 from sac_rag.foreign import read_json, without_control
 from sac_rag.models.fingerprints import fingerprint_of, tokenizer_fingerprint_of
 from sac_rag.models.sources import resolve_embedder
@@ -165,8 +165,11 @@ class Embedder:
         pad = self._tokenizer.pad_token_id or 0
         ids = torch.tensor([window + [pad] * (longest - len(window)) for window in windows], device=self._device)
         mask = torch.tensor([[1] * len(w) + [0] * (longest - len(w)) for w in windows], device=self._device)
-        with torch.inference_mode():
-            vectors = self._forward(ids, mask).float().cpu().numpy()
+        try:
+            with torch.inference_mode():
+                vectors = self._forward(ids, mask).float().cpu().numpy()
+        except (IndexError, RuntimeError) as error:  # shapes that its config says and its weights have not, or no room
+            raise ModelError(f"{self.path} cannot compute {len(windows)} texts of {longest} tokens: {error}") from error
         if not np.isfinite(vectors).all():
             raise ModelError(f"{self.name} gave NaN or Inf: its weights are damaged or do not fit the device")
         return _unit(vectors)
@@ -175,7 +178,6 @@ class Embedder:
         if self._forward is not None:
             return
         import torch
-        from safetensors import SafetensorError
 
         from sac_rag.models.checking import check_sample
         from sac_rag.models.tokenizer import load_tokenizer
@@ -189,7 +191,9 @@ class Embedder:
             self._control = frozenset(self._tokenizer.all_special_ids) - {self._tokenizer.unk_token_id}
             self._max_tokens = self._plan.max_tokens or min(self._tokenizer.model_max_length, 512)
             self._forward = self._plain(folder) if self._plan.pooling else self._borrowed()
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except SacError:
+            raise
+        except Exception as error:  # what reads a folder's files raises anything over wrong ones, a bare Exception too
             raise ModelError(f"{self.path} cannot be loaded as an embedding model ({error})") from error
 
     def _plain(self, folder: Path) -> Callable[[Any, Any], Any]:
@@ -213,12 +217,20 @@ class Embedder:
 
         from sac_rag.models.quiet import quiet
 
-        options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+        options = {
+            "local_files_only": True,
+            "use_safetensors": True,
+            "trust_remote_code": False,
+            "dtype": torch.float32,
+        }
         with quiet():
             model = transformers.AutoModel.from_pretrained(folder, **options).to(self._device).eval()
         return lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state
 
     def _borrowed(self) -> Callable[[Any, Any], Any]:
+        from sac_rag.models.borrowed import check_borrowed
+
+        check_borrowed(self.path)
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -231,7 +243,11 @@ class Embedder:
         options = {"use_safetensors": True}
         with quiet():
             model = SentenceTransformer(
-                str(self.path), device=self._device, local_files_only=True, model_kwargs=options
+                str(self.path),
+                device=self._device,
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs=options,
             ).eval()
 
         def forward(ids: Any, mask: Any) -> Any:

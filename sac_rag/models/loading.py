@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sac_rag.errors import ConfigError, ModelError
+from sac_rag.errors import ConfigError, ModelError, SacError
 from sac_rag.models import decoder
 from sac_rag.models.checking import check_sample
 from sac_rag.models.tokenizer import load_tokenizer
@@ -22,13 +22,13 @@ def load_base(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any
     transformers is imported for a folder that is new to the cache, and for weights that are not those of a family.
     Raises ModelError, and HashMismatch for bytes that rotted.
     """
-    from safetensors import SafetensorError
-
     check_sample(path)
     try:
         tokenizer = load_tokenizer(path)
         return decoder.load(path, device, dtype) or _by_transformers(path, device, dtype), tokenizer
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except SacError:
+        raise
+    except Exception as error:  # what reads a folder's files raises anything over wrong ones, a bare Exception too
         raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
 
 
@@ -37,7 +37,7 @@ def _by_transformers(path: Path, device: torch.device, dtype: torch.dtype) -> An
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options).to(device)
 
 

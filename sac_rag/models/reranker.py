@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from sac_rag.errors import ConfigError, ModelError
 from sac_rag.models import hub
+from sac_rag.models.borrowed import check_borrowed
 from sac_rag.models.fingerprints import weight_files
 from sac_rag.records import Hit
 
@@ -54,6 +55,7 @@ class CrossEncoder:
         return [float(score) for score in scores]
 
     def _load(self) -> Any:
+        check_borrowed(self.path)
         try:
             from sentence_transformers import CrossEncoder as Model
         except ImportError as error:

@@ -126,7 +126,7 @@ def _by_transformers(folder: Path) -> Any:
     from sac_rag.models.quiet import quiet
 
     with quiet():
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _asked(folder: Path) -> dict[str, Any]:

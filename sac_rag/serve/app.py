@@ -40,7 +40,7 @@ def create_app(libraries: ServedLibraries, limits: ServeConfig | None = None, ke
     pool = Pool(limits.concurrent, limits.timeout, metrics)
     served = Served(libraries, limits, keys, pool, metrics, Rates(limits.requests_per_minute))
 
-    agents = make(libraries)
+    agents = make(libraries, over_http=True)
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # the guard sees to that
     tools = agents.streamable_http_app(
         streamable_http_path="/mcp",

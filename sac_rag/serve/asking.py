@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sac_rag.config import AskConfig, from_mapping
 from sac_rag.errors import ConfigError
-from sac_rag.records import Answer, Hit, Usage, unicode_of
+from sac_rag.records import Answer, Hit, Usage
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import Key
 from sac_rag.serve.libraries import ServedLibrary
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_TURNS = 16
 """Earlier turns that are read; older ones are forgotten, which `cut.turns` counts."""
+MOST_STOPS, LONGEST_STOP = 16, 256
+"""Strings that end an answer, and characters of one: every token is compared with all of them."""
 OURS = frozenset({"rerank"})
 """Settings of an answer that requests may not choose."""
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -75,6 +77,15 @@ class Asked:
         return found
 
 
+def stops_of(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Strings that end an answer. ApiError 400 for more, or longer ones, than are compared with each token."""
+    found = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(found) > MOST_STOPS or any(len(s) > LONGEST_STOP for s in found):
+        message = f"stop has {len(found)} strings; at most {MOST_STOPS} of at most {LONGEST_STOP} characters are taken"
+        raise ApiError(400, "unsupported_parameter", message, param="stop")
+    return found
+
+
 def settings_of(limits: ServeConfig, given: Mapping[str, Any], max_tokens: int | None) -> AskConfig:
     """Settings of an answer by name; None is the default. ConfigError for what none is, or is over the limits."""
     values = {name: value for name, value in given.items() if value is not None}
@@ -97,7 +108,7 @@ def conversation(messages: Sequence[Any]) -> tuple[str, tuple[tuple[str, str], .
     if not messages:
         raise ApiError(400, "no_messages", "messages is empty; the last one asks the question", param="messages")
     system: list[str] = []
-    said: list[tuple[str, str]] = []
+    said: list[tuple[str, list[str]]] = []
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
         if message.role not in ROLES:
@@ -107,31 +118,32 @@ def conversation(messages: Sequence[Any]) -> tuple[str, tuple[tuple[str, str], .
         if role == "system":
             system.append(text)
         elif said and said[-1][0] == role:
-            said[-1] = role, f"{said[-1][1]}\n\n{text}"
+            said[-1][1].append(text)
         else:
-            said.append((role, text))
+            said.append((role, [text]))
     if not said or said[-1][0] != "user":
         raise ApiError(400, "no_question", "the last message must be the user's: it is the question", param="messages")
     if said[0][0] != "user":
         raise ApiError(
             400, "no_question", "the conversation begins with an answer; begin with a question", param="messages"
         )
-    turns = [(a, b) for (_, a), (_, b) in zip(said[:-1:2], said[1:-1:2], strict=True)]
+    *texts, question = ["\n\n".join(parts) for _, parts in said]
+    turns = list(zip(texts[::2], texts[1::2], strict=True))
     kept = turns[-MOST_TURNS:]
-    return "\n\n".join(s for s in system if s), tuple(kept), said[-1][1], len(turns) - len(kept)
+    return "\n\n".join(s for s in system if s), tuple(kept), question, len(turns) - len(kept)
 
 
 def text_of(content: Any, place: str) -> str:
     """The text of a message: a string, or parts that are text."""
     if isinstance(content, str):
-        return unicode_of(content)
+        return content
     parts = content if isinstance(content, list) else [content]
     texts = [str(p["text"]) for p in parts if isinstance(p, dict) and p.get("type") in TEXTS and "text" in p]
     if not parts or len(texts) != len(parts):
         raise ApiError(
             400, "unsupported_content", f"content of {place} is not text, and nothing else is read", param=place
         )
-    return unicode_of("".join(texts))
+    return "".join(texts)
 
 
 def source(hit: Hit, answer: str | None = None) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from sac_rag.serve import asking, errors
 from sac_rag.serve.answering import Answering
 from sac_rag.serve.asking import Asked, Lenient
+from sac_rag.serve.body import StrictRoute
 from sac_rag.serve.door import Door
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 IGNORED = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls "
@@ -85,7 +86,7 @@ async def completions(body: ChatRequest, request: Request) -> Response:
         instructions=instructions,
         turns=turns,
         forgotten=forgotten,
-        stop=asking_stop(body.stop),
+        stop=asking.stops_of(body.stop),
     )
     answering = door.pool.answer(served.name, asked.begin)
     head = _Head(body.model, asked)
@@ -99,10 +100,6 @@ async def completions(body: ChatRequest, request: Request) -> Response:
     return JSONResponse(
         {**head.of("chat.completion"), "choices": [choice], "usage": usage, "sac": asked.account(answer)}
     )
-
-
-def asking_stop(stop: str | list[str] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 class _Head:

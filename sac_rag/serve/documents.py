@@ -16,17 +16,18 @@ from sac_rag.config import AskConfig, from_mapping
 from sac_rag.errors import ConfigError
 from sac_rag.indexing import IndexReport, Listen
 from sac_rag.library.library import StoredDocument
-from sac_rag.records import Document, unicode_of
+from sac_rag.records import Document
 from sac_rag.serve import asking, errors
 from sac_rag.serve.answering import Answering
 from sac_rag.serve.asking import Asked
+from sac_rag.serve.body import StrictRoute, read
 from sac_rag.serve.chat import ChatMessage, event
 from sac_rag.serve.door import Door
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import Key
 from sac_rag.serve.libraries import ServedLibrary, model_name
 
-router = APIRouter(prefix="/v1/libraries")
+router = APIRouter(prefix="/v1/libraries", route_class=StrictRoute)
 
 LONGEST_NAME = 1024
 PAGE = 1000
@@ -108,7 +109,7 @@ async def search(library: str, body: SearchRequest, request: Request) -> Respons
     served = door.reading(library)
     settings = {"k": body.k, "search": body.search, "min_score": body.min_score}
     ask, where = from_mapping(AskConfig, settings), served.where(door.key, body.where)
-    query = unicode_of(body.query).strip()
+    query = body.query.strip()
     if not query:
         raise ConfigError("the query is empty; look for something")
     hits = await asyncio.to_thread(served.rag.retrieve, query, ask, where=where)
@@ -134,7 +135,7 @@ async def ask(library: str, body: AskRequest, request: Request) -> Response:
         turns=turns,
         instructions=instructions,
         forgotten=forgotten,
-        stop=tuple(body.stop),
+        stop=asking.stops_of(body.stop),
     )
     answering = door.pool.answer(served.name, asked.begin)
     if body.stream:
@@ -209,7 +210,7 @@ async def put(library: str, body: PutRequest, request: Request) -> Response:
     door = Door.of(request)
     served = door.writing(library)
     given = [
-        Document(_name(d.document), unicode_of(d.text), d.media_type, meta=_meta(door.key, d.document, d.meta))
+        Document(_name(d.document), d.text, d.media_type, meta=_meta(door.key, d.document, d.meta))
         for d in body.documents
     ]
 
@@ -287,7 +288,7 @@ def _name(uri: str) -> str:
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = read(text)
     except ValueError:
         value = None
     if not isinstance(value, dict):
@@ -298,7 +299,7 @@ def _object(text: str) -> dict[str, Any]:
 def _meta(key: Key, uri: str, meta: dict[str, Any]) -> dict[str, Any]:
     """Metadata with the key's mark; ApiError 403 where the document would still not be the key's."""
     marked = {**key.mark, **meta}
-    if not key.fits(uri, marked):
+    if not key.owns(uri, marked):
         message = f"document {uri!r} would not be key {key.name!r}'s: its metadata must fit {dict(key.where or {})!r}"
         raise ApiError(403, "forbidden", message, param="meta")
     return marked

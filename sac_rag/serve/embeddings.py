@@ -9,13 +9,13 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from sac_rag.records import unicode_of
 from sac_rag.serve.asking import Lenient
+from sac_rag.serve.body import StrictRoute
 from sac_rag.serve.door import Door
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.libraries import ServedLibrary, model_name
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 MOST_TEXTS = 2048
 """Of one request, as OpenAI's."""
@@ -44,7 +44,7 @@ async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
         )
     if len(texts) > MOST_TEXTS:
         raise ApiError(400, "too_many_texts", f"{len(texts)} texts, at most {MOST_TEXTS} at once", param="input")
-    rows = await asyncio.to_thread(rag.embed, [unicode_of(t) for t in texts], kind=body.input_type)
+    rows = await asyncio.to_thread(rag.embed, texts, kind=body.input_type)
     if body.dimensions not in (None, rows.shape[1]):
         message = f"vectors of this embedder have {rows.shape[1]} dimensions, not {body.dimensions}"
         raise ApiError(400, "unsupported_parameter", message, param="dimensions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -25,16 +26,18 @@ _KINDS = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-_CODES: tuple[tuple[type[Exception], int, str], ...] = (
-    (DocumentError, 422, "unreadable_document"),
-    (ConfigError, 400, "invalid_setting"),
-    (LibraryLocked, 409, "library_locked"),
-    (LibraryFull, 507, "disk_full"),
-    (LibraryNotFound, 503, "library_gone"),
-    (LibraryError, 500, "library_error"),
-    (SacError, 500, "internal_error"),
-    (TimeoutError, 504, "timeout"),
+_CODES: tuple[tuple[type[Exception], int, str, str | None], ...] = (
+    (DocumentError, 422, "unreadable_document", None),
+    (ConfigError, 400, "invalid_setting", None),
+    (LibraryLocked, 409, "library_locked", "another process writes to this library: try again later"),
+    (LibraryFull, 507, "disk_full", "no room is left to write: what was stored before is intact, this was not stored"),
+    (LibraryNotFound, 503, "library_gone", "the library is gone"),
+    (LibraryError, 500, "library_error", "the library cannot be used as it is; the server's log says why"),
+    (SacError, 500, "internal_error", "the server failed at this request; its log says how"),
+    (TimeoutError, 504, "timeout", None),
 )
+"""Kind, status, code, and what is told in place of words of ours that name places on the server's disk."""
+_log = logging.getLogger(__name__)
 
 
 class ApiError(HTTPException):
@@ -63,9 +66,11 @@ def of(error: BaseException) -> ApiError:
     """What befell a request, as its client is told; of faults of ours no more than that there was one."""
     if isinstance(error, ApiError):
         return error
-    for kind, status, code in _CODES:
+    for kind, status, code, told in _CODES:
         if isinstance(error, kind):
-            return ApiError(status, code, str(error) or code)
+            if told is not None:
+                _log.warning("%s: %s", code, error)
+            return ApiError(status, code, told or str(error) or code)
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         return ApiError(error.status_code, code, str(error.detail))

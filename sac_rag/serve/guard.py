@@ -61,7 +61,7 @@ class Guard:
             await refusal.response()(scope, receive, with_headers)
             return
         told = headers.get("content-length", "")
-        if told.isdigit() and int(told) > limit:
+        if told.isdecimal() and int(told) > limit:
             if int(told) <= limit * DRAINED and "expect" not in headers:
                 await _drain(receive)
             await too_large(limit).response()(scope, receive, with_headers)

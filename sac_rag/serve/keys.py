@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import os
 import stat
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import DOCUMENT, example, fitting
 
+MOST_MEMBERS = 1000
 RIGHTS = ("read", "write")
 SHORTEST = 16
 """Characters that a key has at least."""
@@ -35,7 +38,14 @@ class Key:
 
     def fits(self, uri: str, meta: Mapping[str, Any]) -> bool:
         """Whether a document is this key's."""
-        return fitting(self.where)({"document": uri, **meta, DOCUMENT: uri})
+        return fitting(self.where)(ChainMap({DOCUMENT: uri}, meta, {"document": uri}))  # type: ignore[arg-type]
+
+    def owns(self, uri: str, meta: Mapping[str, Any]) -> bool:
+        """Whether a document is this key's by each member of its lists: by another one it would be in the part of
+        another key. Of lists that the filter looks at no more than MOST_MEMBERS are taken."""
+        looked_at = {name: value for name, value in meta.items() if name in _names(self.where or {})}
+        alone = list(itertools.islice(_singled(looked_at), MOST_MEMBERS + 1))
+        return len(alone) <= MOST_MEMBERS and all(self.fits(uri, ChainMap(one, meta)) for one in ({}, *alone))  # type: ignore[arg-type]
 
     @property
     def mark(self) -> dict[str, Any]:
@@ -93,6 +103,26 @@ class Keys:
         for _, key in self._keys:
             if unknown := sorted((key.libraries or frozenset()) - set(names)):
                 raise ConfigError(f"key {key.name!r} is for library {unknown[0]!r}; served are {', '.join(names)}")
+
+
+def _singled(meta: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each member of a list alone, also of nested ones, under the list's name."""
+    for name, value in meta.items():
+        if isinstance(value, list):
+            yield from ({name: one} for one in value)
+        elif isinstance(value, dict):
+            yield from ({name: ChainMap(one, value)} for one in _singled(value))
+
+
+def _names(where: Mapping[str, Any]) -> set[str]:
+    """Keys of metadata that a filter looks at; of one with dots also its beginning."""
+    found: set[str] = set()
+    for key, wanted in where.items():
+        if key in ("$and", "$or", "$not"):
+            found.update(*(_names(part) for part in (wanted if isinstance(wanted, list) else [wanted])))
+        else:
+            found |= {key, key.partition(".")[0]}
+    return found
 
 
 _FIELDS = {"name", "key", "sha256", "rights", "libraries", "where"}

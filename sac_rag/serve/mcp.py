@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from mcp.server.mcpserver import Context, MCPServer
@@ -14,6 +15,7 @@ from sac_rag import __version__
 from sac_rag.config import AskConfig
 from sac_rag.errors import SacError
 from sac_rag.records import unicode_of
+from sac_rag.serve import errors
 from sac_rag.serve.asking import Asked, source
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import EVERYBODY, Key
@@ -35,9 +37,25 @@ Where = Annotated[
 K = Annotated[int, Field(ge=1, le=MOST_PASSAGES, description="How many passages.")]
 
 
-def make(libraries: ServedLibraries) -> MCPServer:
+def make(libraries: ServedLibraries, *, over_http: bool = False) -> MCPServer:
     """A server with these libraries. Over HTTP the key of a request says what it sees, else everything is seen."""
     server = MCPServer("sac-rag", instructions=INSTRUCTIONS, version=__version__)
+
+    def key_of(ctx: Context) -> Key:
+        """Who asks: the key that the guard has let in, or whoever started this process."""
+        if not over_http:
+            return EVERYBODY
+        request: Any = ctx.request_context.request
+        key: Key = request.scope["sac_key"]
+        return key
+
+    async def done(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Off the event loop; errors of ours in their own words, or in those that are for clients elsewhere."""
+        try:
+            return await asyncio.to_thread(run)
+        except (ApiError, SacError) as error:
+            own = isinstance(error, SacError) and not over_http
+            raise ToolError(str(error) if own else errors.of(error).message) from None
 
     @server.tool(annotations=READS)
     async def search(
@@ -50,7 +68,7 @@ def make(libraries: ServedLibraries) -> MCPServer:
         """Find the passages that fit a query best, with document, characters and score of each."""
 
         def run() -> dict[str, Any]:
-            key = _key(ctx)
+            key = key_of(ctx)
             served = _chosen(libraries, key, library)
             words = unicode_of(query).strip()
             if not words:
@@ -58,7 +76,7 @@ def make(libraries: ServedLibraries) -> MCPServer:
             hits = served.rag.retrieve(words, AskConfig(k=k), where=served.where(key, where))
             return {"library": served.name, "passages": [source(h) for h in hits]}
 
-        return await _done(run)
+        return await done(run)
 
     @server.tool(annotations=READS)
     async def ask(
@@ -71,7 +89,7 @@ def make(libraries: ServedLibraries) -> MCPServer:
         """Answer a question from the documents by the library's own small model: answer, confidence, sources."""
 
         def run() -> dict[str, Any]:
-            key = _key(ctx)
+            key = key_of(ctx)
             served = _chosen(libraries, key, library)
             asked = Asked(served, unicode_of(question), AskConfig(k=k), served.where(key, where))
             stream = asked.begin()
@@ -79,7 +97,7 @@ def make(libraries: ServedLibraries) -> MCPServer:
                 pass
             return {"library": served.name, **asked.account(stream.answer)}
 
-        return await _done(run)
+        return await done(run)
 
     @server.tool(annotations=READS)
     async def read_source(
@@ -92,7 +110,7 @@ def make(libraries: ServedLibraries) -> MCPServer:
         """Read a document passage by passage, or the passages that touch a span of its characters."""
 
         def run() -> dict[str, Any]:
-            key = _key(ctx)
+            key = key_of(ctx)
             served = _chosen(libraries, key, library)
             opened = served.rag.newest()
             if not opened.documents([document], where=key.where):
@@ -105,7 +123,7 @@ def make(libraries: ServedLibraries) -> MCPServer:
             passages = [{name: getattr(p, name) for name in fields} for p in shown]
             return {"document": document, "of_passages": len(every), "passages": passages, **more}
 
-        return await _done(run)
+        return await done(run)
 
     @server.tool(annotations=READS)
     async def list_documents(
@@ -116,7 +134,7 @@ def make(libraries: ServedLibraries) -> MCPServer:
         """List the documents of a library by name, with their sizes; without a library named, also the libraries."""
 
         def run() -> dict[str, Any]:
-            key = _key(ctx)
+            key = key_of(ctx)
             names = [s.name for s in libraries.of(key)]
             if not library and len(names) != 1:
                 return {"libraries": names}
@@ -129,18 +147,9 @@ def make(libraries: ServedLibraries) -> MCPServer:
             more = {"next": shown[-1]["document"]} if len(rows) > MOST_DOCUMENTS else {}
             return {"library": served.name, "documents": shown, **more}
 
-        return await _done(run)
+        return await done(run)
 
     return server
-
-
-def _key(ctx: Context) -> Key:
-    """Who asks: the key that the guard has let in, or whoever started this process."""
-    request: Any = ctx.request_context.request
-    if request is None:
-        return EVERYBODY
-    key: Key = request.scope["sac_key"]
-    return key
 
 
 def _chosen(libraries: ServedLibraries, key: Key, name: str) -> ServedLibrary:
@@ -150,14 +159,3 @@ def _chosen(libraries: ServedLibraries, key: Key, name: str) -> ServedLibrary:
     if not name:
         raise ToolError(f"say which library: {', '.join(s.name for s in mine)}")
     return libraries.library(name, key)
-
-
-async def _done(run: Any) -> dict[str, Any]:
-    """Off the event loop; errors of ours in their own words."""
-    try:
-        found: dict[str, Any] = await asyncio.to_thread(run)
-        return found
-    except ApiError as error:
-        raise ToolError(error.message) from None
-    except SacError as error:
-        raise ToolError(str(error)) from None

@@ -16,10 +16,11 @@ from sac_rag.records import Answer
 from sac_rag.serve import asking, errors
 from sac_rag.serve.answering import Answering
 from sac_rag.serve.asking import Asked, Lenient
+from sac_rag.serve.body import StrictRoute
 from sac_rag.serve.chat import event
 from sac_rag.serve.door import Door
 
-router = APIRouter()
+router = APIRouter(route_class=StrictRoute)
 
 IGNORED = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sac_rag import errors
 from sac_rag.config import AskConfig
 from sac_rag.errors import SacError
+from sac_rag.foreign import parse_object
 from sac_rag.records import Answer, Hit, Passage, Timings, Usage
 from sac_rag.warm.place import connect, socket_of
 
@@ -117,9 +118,14 @@ class Heard(Iterator[str]):
             return str(event["piece"])
         self._connection.close()
         if "error" in event:
-            message = str(event["message"])
+            message = str(event.get("message", "it does not say why"))
             raise errors.known(str(event["error"]), message) or SacError(message)
-        self._answer = answer_of(event["answer"])
+        try:
+            self._answer = answer_of(event["answer"])
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
+            raise SacError(
+                f"the warm process {self.pid} gives no answer of this version: ask again with --no-warm"
+            ) from problem
         raise StopIteration
 
     @property
@@ -152,10 +158,9 @@ def _event(lines: Any) -> dict[str, Any] | None:
     """The next line of a warm process; None where it has ended."""
     try:
         line = lines.readline(LINE_BYTES)
-        found = json.loads(line) if line.endswith(b"\n") else None
+        return parse_object(line) if line.endswith(b"\n") else None
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def answer_of(told: Mapping[str, Any]) -> Answer:

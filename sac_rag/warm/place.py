@@ -37,13 +37,14 @@ def runtime_folder(*, make: bool = False) -> Path:
         folder = Path(platformdirs.user_runtime_dir("sac-rag"))
     if make:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mine, above = os.lstat(folder), os.stat(folder.parent)
+    mine, above, link = os.lstat(folder), os.stat(folder.parent), os.lstat(folder.parent)
     if not stat.S_ISDIR(mine.st_mode) or mine.st_uid != os.geteuid() or mine.st_mode & 0o077:
         raise ConfigError(
             f"{folder} is not a folder that you alone can enter (owner {mine.st_uid}, mode {mine.st_mode & 0o7777:o}): "
             "remove it, or set XDG_RUNTIME_DIR"
         )
-    if above.st_uid not in (0, os.geteuid()) or (above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX):
+    owners = {above.st_uid, link.st_uid}  # somebody else's link would lead elsewhere between two looks
+    if owners - {0, os.geteuid()} or (above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX):
         raise ConfigError(f"{folder.parent} can be changed by others: set XDG_RUNTIME_DIR to a folder of your own")
     return folder
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from sac_rag.config import AskConfig, from_mapping
 from sac_rag.errors import SacError
+from sac_rag.foreign import parse_object
 from sac_rag.pipeline import SacRag
 from sac_rag.warm.place import connect, peer_uid
 
@@ -36,6 +37,7 @@ class Server:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         made = path.with_suffix(f".{os.getpid()}")
         try:
+            made.unlink(missing_ok=True)  # of a process that was killed, and had this number
             # Listening before it has its name: whoever finds it is heard.
             self._listener.bind(str(made))
             os.chmod(made, 0o600)
@@ -92,7 +94,7 @@ class Server:
         if not line.endswith(b"\n"):  # it only looked whether somebody is here
             return
         try:
-            request = json.loads(line)
+            request = parse_object(line)
             tell(pid=os.getpid())
             if request.get("stop"):
                 self.end()
@@ -141,7 +143,10 @@ def main(setup: str) -> None:
         with SacRag.open(told["library"], device=told["device"], dtype=told["dtype"]) as rag:
             with contextlib.suppress(SacError):  # what is wrong with the library is said to who asks
                 rag.ask("warm", AskConfig(max_new_tokens=1))
-            server = Server(rag, path, told["idle_s"])
+            try:
+                server = Server(rag, path, told["idle_s"])
+            except OSError as problem:
+                raise SacError(f"no socket can be made at {path}: {problem.strerror or problem}") from None
             tell(pid=os.getpid())
             quiet = os.open(os.devnull, os.O_RDWR)
             for stream in (1, 2):  # the terminal is not this process's any more

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from sac_rag import Conversation, SacRag
+from sac_rag.answer.conversation import MOST_TURNS
+from sac_rag.answer.prompt import Recall
 from sac_rag.answer.service import Generation
 from sac_rag.errors import ConfigError
 from sac_rag.records import Document
@@ -20,7 +22,7 @@ TEXTS = {
     "tides": "The tides follow the Moon. Spring tides come when the Sun is lined up.",
 }
 CANAL, BRIDGE = "How many miles does the Erie Canal span?", "Who carried a rooster across the Brooklyn Bridge?"
-SHORT: dict[str, Any] = {"search": "lexical", "max_new_tokens": 6}
+SHORT: dict[str, Any] = {"search": "lexical", "max_new_tokens": 6, "history": "all"}
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_the_first_turn_is_a_plain_question(rag: SacRag, fidelity: str) -> None:
 def test_eight_turns_load_a_passage_once_and_read_what_is_new(
     rag: SacRag, answered: list[tuple[Any, Generation]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rag.ask("Hello?", **SHORT)  # the correctness gate reads a passage before the first answer
+    rag.ask("Gates?", **SHORT)  # the correctness gate reads a passage before the first answer
     answered.clear()
     loads: list[str] = []
     load = rag.library.load
@@ -150,3 +152,56 @@ def test_a_replayed_conversation_goes_on_as_one_that_was_kept(rag):
         got = rag.ask(question, conversation=replayed, max_new_tokens=5)
         assert (got.text, got.usage.attended) == (want.text, want.usage.attended)
         turns.append((question, want.text))
+
+
+AUTO = {**SHORT, "history": "auto"}
+
+
+def units(answered: list[tuple[Any, Generation]]) -> list[list[Any]]:
+    return [prompt.units() for prompt, _ in answered]
+
+
+def test_a_question_that_stands_by_itself_is_asked_as_without_a_conversation(
+    rag: SacRag, answered: list[tuple[Any, Generation]]
+) -> None:
+    talk = Conversation()
+    for _ in range(3):
+        rag.ask(CANAL, conversation=talk, **AUTO)
+    rag.ask(BRIDGE, conversation=talk, **AUTO)
+    rag.ask(BRIDGE, conversation=Conversation(), **AUTO)
+    canal, *more, bridge, alone = units(answered)
+    assert more == [canal, canal] and bridge == alone and len(talk) == 4
+    rag.ask(CANAL, conversation=talk, **SHORT)
+    assert len(answered[-1][0].parts) > len(answered[0][0].parts), "history=all: behind all turns"
+
+
+def test_what_refers_back_goes_on_from_the_turn_it_refers_to(
+    rag: SacRag, answered: list[tuple[Any, Generation]]
+) -> None:
+    talk = Conversation()
+    rag.ask(CANAL, conversation=talk, **AUTO)
+    rag.ask(BRIDGE, conversation=talk, **AUTO)
+    for question in ("And what did she carry?", "Why?"):
+        rag.ask(question, conversation=talk, **AUTO)
+    _, bridge, carried, why = answered
+    shared = len(bridge[0].units())
+    assert carried[0].units()[:shared] == bridge[0].units() and why[0].units()[:shared] == bridge[0].units()
+    assert carried[1].reused >= bridge[0].slots + bridge[0].tokens and why[1].reused > carried[1].reused
+    (passage,) = rag.library.passage_ids("canal")
+    rag.ask("What did we talk about?", conversation=talk, **AUTO)
+    read = [{i for p in prompt.parts if isinstance(p, Recall) for i in p.key[1]} for prompt, _ in answered]
+    assert [passage in ids for ids in read] == [True, False, False, False, True]
+
+
+def test_a_conversation_keeps_so_many_turns(rag: SacRag) -> None:
+    talk = Conversation()
+    for _ in range(MOST_TURNS + 1):
+        rag.ask(CANAL, conversation=talk, **{**AUTO, "max_new_tokens": 1})
+    assert len(talk) == MOST_TURNS and talk.searched("And why?") == f"{CANAL} And why?"
+
+
+def test_an_unknown_history_is_refused(rag: SacRag) -> None:
+    with pytest.raises(ConfigError, match="history is 'none'; use auto or all"):
+        rag.ask(CANAL, history="none")
+    with pytest.raises(ConfigError, match="history is 'some'"):
+        rag.conversation([], history="some")

@@ -12,7 +12,6 @@ from sac_rag import SacRag
 from sac_rag.answer.chat import Message
 from sac_rag.answer.reader import Sampling
 from sac_rag.answer.tags import PassageRef
-from sac_rag.config import MAX_PASSAGE_TOKENS
 from sac_rag.errors import ConfigError
 from sac_rag.records import Document
 
@@ -82,13 +81,26 @@ def test_a_filter_goes_by_the_metadata_of_each(rag: SacRag) -> None:
     assert read({"kind": None}) == [theirs, stored]
 
 
-def test_a_long_text_is_read_as_consecutive_sub_contexts(rag: SacRag) -> None:
-    text = "x" * (2 * MAX_PASSAGE_TOKENS + 7)  # a token of this model is a byte
-    (id_,) = rag.remember([text])
-    held = rag._loose.get(id_)
-    assert [m.source_len for m in held] == [MAX_PASSAGE_TOKENS, MAX_PASSAGE_TOKENS, 7]
-    (extent,) = rag.extents([id_])
-    assert extent == (sum(m.anchors for m in held), len(text))
-    prompt = rag.conversation([Message("user", rag.cite(f"{rag.tag(id_)} Why?"))])
-    assert (prompt.slots - rag.engine.method.prefix.anchors, prompt.source_tokens) == extent
-    assert list(rag.converse([Message("user", (PassageRef(id_), "Why?"))], Sampling(3, min_new_tokens=3)))
+def test_a_long_text_is_held_as_the_passages_that_it_would_be_stored_as(rag: SacRag, compressed: list[int]) -> None:
+    text = " ".join(f"House {n} stands on the hill." for n in range(9))  # a token of this model is a byte
+    (whole,) = rag.remember([text], meta={"tenant": "a"})
+    passages = [p.text for p in rag.split(Document("", text))]
+    held, want = rag._loose.get(whole), rag.engine.compress(passages, rag.config.ratio)
+    assert len(passages) > 1 and compressed == [len(passages), len(passages)]
+    assert [m.source_len for m in held] == [len(p) for p in passages]
+    assert all(a.keys.equal(b.keys) for a, b in zip(held, want, strict=True))
+    assert rag.extents([whole]) == [(sum(m.anchors for m in held), sum(map(len, passages)))]
+    assert rag.cite(rag.tag(whole), where={"tenant": "a"}) == (PassageRef(whole),)
+    assert rag.remember([text, passages[1]], meta={"tenant": "a"}) == [whole, rag._loose.passages(whole)[1]]
+    # One passage is forgotten: so is the text, until it comes again.
+    rag._loose._held.pop(rag._loose.passages(whole)[0])
+    assert rag.cite(rag.tag(whole)) == (rag.tag(whole),) and rag._loose.get(whole) is None
+    assert rag.remember([text], meta={"tenant": "a"}) == [whole]
+    assert compressed[2:] == [1] and rag.cite(rag.tag(whole)) == (PassageRef(whole),)
+
+
+def test_a_long_text_within_white_space_is_one_passage(rag: SacRag) -> None:
+    (padded,) = rag.remember([" " * 200 + TEXTS[0]])
+    (bare,) = rag.remember(TEXTS[:1])
+    assert padded != bare and rag._loose.passages(padded) == (bare,)
+    assert list(rag.converse([Message("user", (PassageRef(padded), "Why?"))], Sampling(3, min_new_tokens=3)))

@@ -40,6 +40,7 @@ def test_settings_of_the_network_are_named(sac: Sac) -> None:
 
 def test_a_library_travels_as_one_file(sac: Sac, library: str) -> None:
     packed = json.loads(sac("pack", "my.pack", "--library", library, "--json").out)
+    assert set(packed) == {"sha256", "size", "generation", "documents", "passages", "fingerprint"}
     assert packed["sha256"] == hashlib.sha256(Path("my.pack").read_bytes()).hexdigest() and packed["documents"] == 2
     assert json.loads(sac("unpack", "my.pack", "other.lib", "--sha256", packed["sha256"], "--json").out) == packed
     assert sac("ls", "--library", "other.lib").out == sac("ls", "--library", library).out

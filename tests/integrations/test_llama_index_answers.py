@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import Settings
+from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.llms.sac import SacLLM
+from llama_index.postprocessor.sac import SacNodePostprocessor
 from llama_index.response_synthesizers.sac import SacSynthesizer
 from llama_index.retrievers.sac import SacRetriever
 from llama_index.schema.sac.base import with_stored_memory
+from llama_index.vector_stores.sac import SacVectorStore
 
 from sac_rag import AskConfig, SacRag
 from sac_rag.answer.assemble import memory_prompt
 from sac_rag.answer.chat import layout_messages
+from sac_rag.answer.prompt import Recall
 from sac_rag.answer.reader import Sampling
 from sac_rag.answer.tags import PassageRef
 from sac_rag.records import Document
@@ -201,8 +204,66 @@ def test_a_stock_engine_reads_memory_with_no_more_than_its_llm_changed(
     assert not re.search(r"\[\[sac", texts)
 
 
+@pytest.mark.parametrize("mode", ["no_text", "context_only"])
+def test_modes_without_a_model_are_made_without_ours(
+    rag: SacRag, settings: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LlamaIndex makes these without the `llm` that it is given, and any synthesizer takes that of its Settings: where
+    nothing is set there it looks for OpenAI's, whoever wrote the llm."""
+    store = SacVectorStore(rag)
+    store.add([TextNode(text=text, id_=uri) for uri, text in TEXTS.items()])
+    index = VectorStoreIndex.from_vector_store(store, embed_model=store.embed_model())
+    settings.llm = store.llm()
+    monkeypatch.setattr(SacLLM, "chat", lambda *_: pytest.fail("the model was asked"))
+    monkeypatch.setattr(SacLLM, "complete", lambda *_: pytest.fail("the model was asked"))
+    found = index.as_query_engine(response_mode=mode, llm=store.llm(), similarity_top_k=2).query(QUESTION)
+    assert [n.node_id for n in found.source_nodes][:1] == ["canal.md"] and len(found.source_nodes) == 2
+    assert found.response == "" if mode == "no_text" else TEXTS["canal.md"] in found.response
+
+
 def test_stored_memory_is_found_for_plain_nodes(rag: SacRag) -> None:
     plain = SacRetriever(rag, k=3, tags=False).retrieve(QUESTION)
     assert all(type(n.node) is TextNode for n in plain)
     for n in with_stored_memory(rag, plain):
         assert rag.recall(n.node.get_content(MetadataMode.LLM)) == (PassageRef(n.node.node_id),)
+
+
+def test_nodes_longer_than_a_passage_are_read_as_their_best_passages(
+    rag: SacRag, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stored and remembered ones, by both synthesizers. A token of this model is a byte: 12 passages a node."""
+    question, llm = "Which house?", SacLLM(rag, max_tokens=2)
+    stored, foreign = (
+        TextNode(
+            id_=name, text="\n\n".join(f"House {n}, {name}. " + "It has a door and a roof. " * 3 for n in range(12))
+        )
+        for name in ("stored", "foreign")
+    )
+    SacVectorStore(rag).add([stored])
+    (remembered,) = SacNodePostprocessor(rag).postprocess_nodes([NodeWithScore(node=foreign)])
+    ids = rag.library.passage_ids("stored")
+    fit = dict(zip(ids, rag.library.vectors(ids) @ rag.embed([question], kind="query")[0], strict=True))
+    assert len(ids) == 12
+    seen = Seen(rag, monkeypatch)
+
+    def read() -> list[str]:
+        return [i for part in seen.prompts[-1].parts if isinstance(part, Recall) for i in part.key[1]]
+
+    for synthesizer in (SacSynthesizer(llm), get_response_synthesizer(llm=llm)):
+        for nodes in ([NodeWithScore(node=stored)], [remembered]):
+            if not isinstance(synthesizer, SacSynthesizer):
+                nodes = [NodeWithScore(node=with_stored_memory(rag, nodes)[0].node)]
+            response = synthesizer.synthesize(question, nodes)
+            assert response.source_nodes[0].node.get_content() == nodes[0].node.get_content()
+            chosen = read()
+            assert len(chosen) == 5 == len(set(chosen))
+            if nodes[0].node.node_id == "stored":
+                values = [fit[i] for i in chosen]
+                assert values == sorted(values, reverse=True)
+                assert min(values) >= max(v for i, v in fit.items() if i not in chosen) - 1e-5
+        both = [
+            NodeWithScore(node=with_stored_memory(rag, [n])[0].node) for n in (NodeWithScore(node=stored), remembered)
+        ]
+        synthesizer.synthesize(question, both)
+        assert len(read()) == 5 and len(set(read()) & set(ids)) in range(1, 5)
+    assert not caplog.records, "all that is read fits, though the nodes would not"

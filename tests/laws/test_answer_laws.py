@@ -94,6 +94,26 @@ def test_a_stop_string_ends_the_text_before_it(stop):
     assert got == whole[: min(cuts, default=len(whole))] and stream.stopped == bool(cuts)
 
 
+def test_a_stop_string_costs_no_more_than_the_text_is_long():
+    """Each of its beginnings was compared with each text, also those that are longer than any text: hours for one."""
+
+    class Holder:
+        tokenizer = byte_tokenizer()
+
+    class Counted(str):
+        cuts = 0
+
+        def __getitem__(self, key):
+            Counted.cuts += 1
+            return super().__getitem__(key)
+
+    stop = Counted("ab" * 500_000)
+    stream = TextStream(Holder, [stop])
+    pieces = [stream.push(t) for t in Holder.tokenizer("abcaba", add_special_tokens=False)["input_ids"]]
+    assert "".join([*pieces, stream.flush()]) == "abcaba" and pieces[-1] == ""
+    assert Counted.cuts <= sum(range(7))
+
+
 @given(st.text(max_size=40))
 def test_streamed_pieces_join_to_the_whole(text):
     class Holder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,13 @@ def told_otherwise(**changes: Any) -> Any:
         (squeezed, LibraryUnsafe, "compressed or encrypted"),
         (told_otherwise(format="sac-rag pack 2"), LibraryError, "this version reads"),
         (told_otherwise(files=1), LibraryUnsafe, "not as ours are"),
-        (told_otherwise(fingerprint={}), LibraryCorrupt, "was not made with"),
+        (told_otherwise(files=[{"name": "catalog.sqlite", "size": [], "sha256": "x"}]), LibraryUnsafe, "not as ours"),
+        (told_otherwise(files=[{"name": "catalog.sqlite", "size": 1, "sha256": 1}]), LibraryUnsafe, "not as ours"),
+        (told_otherwise(files=[{"name": "catalog.sqlite", "size": 1, "sha256": ""}] * 2), LibraryUnsafe, "each once"),
+        (told_otherwise(documents="\x1b[2J"), LibraryCorrupt, "documents .* not that of its library"),
+        (told_otherwise(generation=None), LibraryCorrupt, "generation .* not that of its library"),
+        (lambda ms: [(i, c.replace(b'"format"', b'"format": 1, "format"')) for i, c in ms], LibraryUnsafe, "twice"),
+        (told_otherwise(fingerprint={}), LibraryCorrupt, "fingerprint .* not that of its library"),
         (
             lambda ms: [(i, c if i.filename == "manifest.json" else c[::-1]) for i, c in ms],
             LibraryCorrupt,
@@ -172,3 +179,52 @@ def test_members_that_overlap_are_a_bomb(packed: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(zipfile.ZipFile, "infolist", overlapping)
     with pytest.raises(LibraryUnsafe, match="overlap"):
         packing.unpack(packed, tmp_path / "b.lib")
+
+
+def test_a_list_of_members_without_end_is_not_read(packed: Path, tmp_path: Path) -> None:
+    """An entry of 47 bytes would become an object of ten times as much, before any is looked at."""
+    info = zipfile.ZipInfo("x")
+    info.CRC = 0
+    entry = info.FileHeader()
+    bad, count = tmp_path / "bad.pack", packing.MOST_DIRECTORY // 47 + 1
+    central = b"PK\1\2" + bytes(24) + b"\1" + bytes(17) + b"x"
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count & 0xFFFF, count & 0xFFFF, 47 * count, len(entry), 0)
+    bad.write_bytes(entry + central * count + end)
+    with pytest.raises(LibraryUnsafe, match="lists its members in"):
+        packing.unpack(bad, tmp_path / "b.lib")
+    wide = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, 47 * count, len(entry))
+    place = struct.pack("<4sLQL", b"PK\6\7", 0, len(entry) + 47 * count, 1)
+    few = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 47, len(entry), 0)
+    for locator, message in ((place, "lists its members in"), (place[:8] + bytes(8) + place[16:], "does not end as")):
+        bad.write_bytes(entry + central * count + wide + locator + few)
+        with pytest.raises(LibraryUnsafe, match=message):
+            packing.unpack(bad, tmp_path / "b.lib")
+    bad.write_bytes(packed.read_bytes()[:-2] + b"\1\0c")
+    with pytest.raises(LibraryCorrupt, match="does not end as an archive"):
+        packing.unpack(bad, tmp_path / "b.lib")
+    assert not (tmp_path / "b.lib").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "endless"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.pack"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(LibraryError, match="cannot read"):
+        packing.unpack(path, tmp_path / "b.lib")
+
+
+def test_a_disk_without_second_names_takes_a_pack(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    told = packing.pack(library, tmp_path / "a.pack")
+    assert hashlib.sha256((tmp_path / "a.pack").read_bytes()).hexdigest() == told.sha256
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]

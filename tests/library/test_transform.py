@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from sac_rag.errors import LibraryCorrupt, MemoryInvalid
 from sac_rag.library import basis as bases
 from sac_rag.library.basis import UNIT, Basis, whole_axes
 from sac_rag.library.frames import PER_BYTE, Expander, packed, whole_bytes
-from sac_rag.library.transform import DEAD, Transform
+from sac_rag.library.transform import DEAD, MOST_TOKENS, Transform
 
 LAYERS, HEADS, DIM = 3, 2, 12
 """A width that is no whole number of groups."""
@@ -87,7 +88,7 @@ def test_what_was_decoded_is_coded_to_the_same_bytes(basis: Basis) -> None:
 
 def test_it_is_small(basis: Basis) -> None:
     """Far below bf16, and near the entropy of its integers."""
-    codec, before = Transform(dataclasses.replace(basis, steps=basis.steps * 3)), memory(5, tokens=1200)
+    codec, before = Transform(dataclasses.replace(basis, steps=basis.steps * 3)), memory(5, tokens=1000)
     counts = before.counts.flatten().tolist()
     bits = 0.0
     for which, tensor in enumerate((before.keys, before.values)):
@@ -227,6 +228,44 @@ def test_a_frame_that_grows_is_not_read_to_its_end(basis: Basis) -> None:
             codec.decode({"coded": torch.frombuffer(bytearray(whole), dtype=torch.uint8)})
 
 
+def forged(codec: Transform, slots: int, tokens: int, counts: np.ndarray, exceptions: bytes = b"") -> torch.Tensor:
+    """A memory whose frames say as much as they may in as few bytes as they can."""
+    squeeze = zstandard.ZstdCompressor(level=19, write_content_size=False).compress
+    empty = [b""] * codec._groups
+    rest = [squeeze(exceptions)] if exceptions else [b""]
+    frames = [squeeze(counts.astype("<i4").view(np.uint8).reshape(-1, 4).T.tobytes())]
+    frames += [squeeze(np.ones(slots, "<i2").view(np.uint8).reshape(-1, 2).T.tobytes()), *empty, *rest, *empty, *rest]
+    head = struct.pack("<BBHII", 2, codec._groups, 0, tokens, slots) + bytes(2 * codec._groups)
+    lengths = np.array([len(f) for f in frames], "<u4").tobytes()
+    return torch.frombuffer(bytearray(b"".join((head, lengths, *frames))), dtype=torch.uint8)
+
+
+def test_few_bytes_are_no_more_than_a_passage(basis: Basis) -> None:
+    """Frames of equal bytes shrink to a thirty-thousandth: what they may stand for is bounded before they grow."""
+    codec, runs = Transform(basis), LAYERS * HEADS
+    counts = np.full(runs, 1)
+    fine = forged(codec, runs, 9, counts)
+    fine_steps = codec.parse({"coded": fine})
+    assert fine_steps.slots.positions.tolist() == list(range(1, 7))
+    for slots, tokens in ((runs * 10_000_000, 10_000_000), (6, MOST_TOKENS + 1), (6, 2**32 - 1)):
+        bomb = forged(codec, 6, tokens, counts).clone()
+        bomb[8:12] = torch.frombuffer(bytearray(struct.pack("<I", slots)), dtype=torch.uint8)
+        with pytest.raises(MemoryInvalid, match="does not fill its bytes"):
+            codec.parse({"coded": bomb})
+    for values in (bytes(8 * 400), np.arange(400, dtype="<i4").tobytes() * 2 + bytes(8)):
+        with pytest.raises(MemoryInvalid, match=r"exceptions|more than its"):
+            codec.parse({"coded": forged(codec, runs, 9, counts, values)})
+    with pytest.raises(MemoryInvalid, match="of no passage"):
+        codec.encode(dataclasses.replace(memory(1), source_len=MOST_TOKENS + 1))
+
+
+def test_exceptions_that_are_genuine_grow_little(basis: Basis) -> None:
+    """All numbers beyond a byte, and alike: as much as an encoder's list may shrink."""
+    codec = Transform(basis)
+    far = dataclasses.replace(memory(3), keys=torch.full_like(memory(3).keys, 1e4))
+    assert torch.allclose(codec.decode(codec.encode(far)).keys, far.keys, rtol=0.05)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -235,6 +274,9 @@ def test_a_frame_that_grows_is_not_read_to_its_end(basis: Basis) -> None:
         {"axes": torch.zeros(2, 3, 2, 12, 12)}, {"means": torch.zeros(2, 3, 2, 11).half()},
         {"means": torch.full((2, 3, 2, 12), torch.nan).half()}, {"steps": torch.tensor([1.0, 0.0])},
         {"steps": torch.tensor([1.0])}, {"steps": torch.tensor([1.0, torch.inf])}, {"more": torch.zeros(1)},
+        {"axes": torch.zeros(2, 200, 100, 1, 1).to(torch.int8), "means": torch.zeros(2, 200, 100, 1).half()},
+        {"axes": torch.zeros(2, 0, 2, 12, 12).half(), "means": torch.zeros(2, 0, 2, 12).half()},
+        {"axes": torch.zeros(2, 3, 2, 0, 0).half(), "means": torch.zeros(2, 3, 2, 0).half()},
     ],
 )  # fmt: skip
 def test_a_basis_is_looked_at(basis: Basis, change: dict[str, torch.Tensor]) -> None:

@@ -18,7 +18,7 @@ from tests.reliability.tracing import fork, is_there, points_of, traced
 
 State = dict[str, tuple[str, ...]]
 SHARES, SHORT = 4, 40
-"""A piece takes one system call in so many."""
+"""A piece takes one system call in so many. When all have been taken, the library is one of four documents more."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,18 @@ COMMANDS = (
 NAMES = (*(c.name for c in COMMANDS), "adapter")
 
 
-def make(folder: Path) -> dict[str, str]:
-    """Models, four documents and their library in a folder; the environment in which `sac` uses them.
+def make(folder: Path, documents: str = "abcd") -> dict[str, str]:
+    """Models, documents and their library in a folder; the environment in which `sac` uses them.
 
     All that a command imports is imported here, so that forked children need not.
     """
     toys = models(folder / "models")
     (folder / "docs").mkdir()
-    for name in "abcd":
+    for name in documents:
         (folder / "docs" / f"{name}.txt").write_text(sentences(name, 5))
     values = {**toys.environment, "SAC_LIBRARY": "my.lib", "SAC_CACHE": str(folder / "models" / "cache")}
     with settings(values, folder):
-        for name in "abcd":  # a segment each
+        for name in documents:  # a segment each
             code, _, err = sac(["index", f"docs/{name}.txt", "-q"])
             assert code == 0, err
     forget_models()
@@ -143,7 +143,7 @@ def piece(place: Path, number: int, short: bool) -> Found:
 def _command(place: Path, command: Command, share: int, short: bool, found: Found) -> None:
     work = place / "work"
     work.mkdir()
-    values = make(work)
+    values = make(work, "abcdfghijklmnopqrstuvwxyz"[: 4 * (1 + share // SHARES)])
     kept, library, log = place / "kept", work / "my.lib", place / "strace.log"
     with settings(values, work):
         code, err = in_child(lambda: command.prepare(work) or (0, "", ""))

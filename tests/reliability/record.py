@@ -52,7 +52,8 @@ class Record:
         temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
         temporary.replace(path)
 
-    def add(self, found: Found, seconds: float) -> None:
+    def add(self, found: Found, seconds: float, ran: str) -> None:
+        """ran: `sources` as they were when the piece began."""
         self.pieces += 1
         for name, count in found.counts.items():  # a count of 0 is one, too
             self.counts[name] = self.counts.get(name, 0) + count
@@ -62,8 +63,8 @@ class Record:
             self.measured[name] = max(value, self.measured.get(name, value))
         self.seconds += seconds
         self.cpu, self.date = cpu(), datetime.date.today().isoformat()
-        if (now := sources()) not in self.sources:
-            self.sources.append(now)
+        if ran not in self.sources:
+            self.sources.append(ran)
 
     def missing(self, part: Part) -> dict[str, int]:
         """What is still to be done, by count."""
@@ -74,13 +75,13 @@ def run(part: Part, records: Path, say: Callable[[str], None], *, budget: float 
     """Do pieces until the goal or the budget (seconds) is reached, and record each. What is recorded goes on."""
     piece, record, began = part.piece(), Record.read(records, part.name), time.monotonic()
     while record.missing(part) and time.monotonic() - began < budget:
-        at = time.monotonic()
+        at, ran = time.monotonic(), sources()
         place = Path(tempfile.mkdtemp(prefix=f"sac-{part.name}-", dir=in_memory()))
         try:
             found = piece(place, record.pieces, False)
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        record.add(found, time.monotonic() - at)
+        record.add(found, time.monotonic() - at, ran)
         record.write(records)
         done = ", ".join(f"{record.counts.get(name, 0):,} of {n:,} {name}" for name, n in part.goal.items())
         say(f"{part.name}: piece {record.pieces} in {time.monotonic() - at:.0f} s; {done}; {record.bad} bad")

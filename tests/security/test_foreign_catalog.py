@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sac_rag.library import connection, schema
 from sac_rag.library.catalog import Catalog
 from sac_rag.library.library import Library
 from sac_rag.library.opening import head_of
+from sac_rag.library.repair import Remade, repair
+from sac_rag.records import Passage
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
 APART = """
@@ -319,6 +322,23 @@ def test_layouts_that_are_none(folder: Path, layout: str) -> None:
         assert len(library.verify()) == 1
     with Library.open(folder, write=True) as library, pytest.raises(LibraryCorrupt):
         library.gc()
+    left: list[int] = []
+
+    def remake(head: object, compress: Sequence[Passage], embed: Sequence[Passage]) -> Remade:
+        left.append(len(compress))
+        raise LibraryError("no model here")
+
+    with pytest.raises(LibraryError, match="no model here"):
+        repair(folder, remake)
+    assert left == [1]
+
+
+@pytest.mark.parametrize("meta", [DEEP, "[]", "{"])
+def test_repair_refuses_metadata_that_are_none(folder: Path, meta: str) -> None:
+    rewritten(folder, "passages", meta=meta)
+    (folder / "seg-1.safetensors").unlink()
+    with pytest.raises(LibraryCorrupt, match="metadata"):
+        repair(folder, lambda *_: Remade())
 
 
 def test_metadata_that_could_not_be_read_again_are_not_stored(folder: Path) -> None:

@@ -32,6 +32,16 @@ def test_what_is_none(text: str) -> None:
             foreign.parse_json(given)
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "c": 2, "\\u0061": 3}}]', '{"": 1, "": 2}'])
+def test_keys_that_stand_twice(text: str) -> None:
+    """Of which one reader takes the first and another the last."""
+    assert foreign.parse_json(text) is not None
+    for given in (text, text.encode()):
+        with pytest.raises(ValueError, match="stands in one object twice"):
+            foreign.parse_json(given, twice=False)
+    assert foreign.parse_json('[{"a": 1}, {"a": {"a": 2}}]', twice=False) == [{"a": 1}, {"a": {"a": 2}}]
+
+
 def test_depth_is_bounded_exactly() -> None:
     for opening, closing in (("[", "]"), ('{"a":', "}")):
         for depth, fits in ((foreign.MAX_DEPTH, True), (foreign.MAX_DEPTH + 1, False)):

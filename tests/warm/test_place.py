@@ -79,6 +79,18 @@ def test_folders_of_another_user_are_refused(runtime: Path, which: str, monkeypa
 
 
 @needs_root
+def test_a_parent_that_is_somebody_elses_link_is_refused(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind it lies a good folder now, and another one between the look and the bind."""
+    (runtime / "theirs").symlink_to(runtime, target_is_directory=True)
+    monkeypatch.setattr("platformdirs.user_runtime_dir", lambda name: str(runtime / "theirs" / name))
+    assert place.socket_of(*SETTINGS, make=True).parent.is_dir()  # a link of one's own is one's own
+    os.chown(runtime / "theirs", 12345, 12345, follow_symlinks=False)
+    with pytest.raises(ConfigError, match="can be changed by others"):
+        place.socket_of(*SETTINGS)
+    assert Warm.at(*SETTINGS, never) is None
+
+
+@needs_root
 def test_a_socket_of_another_user_is_refused(runtime: Path) -> None:
     path = place.socket_of(*SETTINGS, make=True)
     with socket.socket(socket.AF_UNIX) as listener:

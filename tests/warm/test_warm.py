@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sac_rag import AskConfig, SacRag
-from sac_rag.errors import ConfigError, LibraryNotFound
+from sac_rag.errors import ConfigError, LibraryNotFound, SacError
 from sac_rag.records import Answer
 from sac_rag.warm import client, place
 from sac_rag.warm.client import Warm
@@ -140,8 +140,12 @@ def scripted(path: Path, lines: list[bytes]) -> threading.Thread:
 
 @pytest.mark.parametrize(
     "lines",
-    [[], [b"{"], [b"[]\n"], [MET], [MET, b'{"refused": "no"}\n'], [MET, b"nonsense\n"]],
-    ids=["silent", "cut", "no object", "killed", "refused", "nonsense"],
+    [
+        *([], [b"{"], [b"[]\n"], [MET], [MET, b'{"refused": "no"}\n'], [MET, b"nonsense\n"]),
+        *([b"[" * 100_000 + b"\n"], [b'{"pid": "x"}\n', MET], [b'{"pid": NaN}\n'], [MET, b'{"a":' * 9000 + b"\n"]),
+        [b"\xff\xfe\n"],
+    ],
+    ids="silent cut list killed refused nonsense deep no-number NaN deep-answer bytes".split(),
 )
 def test_one_that_does_not_begin_is_passed_by(runtime: Path, rag: SacRag, library: str, lines: list[bytes]) -> None:
     thread = scripted(place.socket_of(library, *SETTINGS, make=True), lines)
@@ -162,6 +166,35 @@ def test_one_that_dies_within_an_answer_says_so(runtime: Path, library: str) -> 
     with pytest.raises(RuntimeError, match="not complete"):
         _ = stream.answer
     thread.join(10)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"answer": {}}',
+        b'{"answer": null}',
+        b'{"answer": {"sources": 5}}',
+        b'{"answer": {"sources": [{"passage": 1}], "usage": {}, "timings": {}, "notices": []}}',
+        b'{"answer": {"sources": [], "usage": {"x": 1}, "timings": {}, "notices": []}}',
+        b'{"error": "SystemExit"}',
+        b'{"error": "os", "message": ["rm"]}',
+        b'{"other": 1}',
+    ],
+)
+def test_what_another_program_says_in_its_place_is_an_error_of_ours(runtime: Path, library: str, line: bytes) -> None:
+    lines = [MET, b'{"piece": "The "}\n', line + b"\n"]
+    thread = scripted(place.socket_of(library, *SETTINGS, make=True), lines)
+    stream = found(library).stream("Who?", ASK)
+    with pytest.raises(SacError):
+        list(stream)
+    thread.join(10)
+
+
+def test_what_a_killed_process_left_under_its_number_is_no_hindrance(rag: SacRag, library: str, runtime: Path) -> None:
+    path = place.socket_of(library, *SETTINGS, make=True)
+    path.with_suffix(f".{os.getpid()}").write_text("left")
+    Server(rag, path, 0.1).run()
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_socket_that_nobody_listens_at_is_passed_by_and_swept(runtime: Path, library: str) -> None:

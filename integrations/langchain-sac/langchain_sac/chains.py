@@ -18,6 +18,7 @@ from langchain_sac.compressors import SacDocumentCompressor
 from langchain_sac.formatting import chat_of, format_docs_sac
 from langchain_sac.opening import rag_of, user_of
 from langchain_sac.retrievers import SacRetriever
+from sac_rag.answer.small_talk import is_small_talk
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import all_of, example
 from sac_rag.records import NO_ANSWER
@@ -60,7 +61,8 @@ def create_sac_chain(
     also of the ChatSac. settings: fields of the ChatSac, with max_tokens=64. llm: in place of the ChatSac, with what is
     bound to it. retriever: in place of the SacRetriever; its documents are compressed as they pass by, or with
     `remember=False` read as text. Where nothing was found the answer is NO_ANSWER, "The passages do not say.", and the
-    model is not asked; closed_book: it is. Raises ConfigError for settings of what is replaced.
+    model is not asked; closed_book: it is. Small talk is answered without documents, unless the ChatSac says otherwise.
+    Raises ConfigError for settings of what is replaced.
     """
     given = {
         **{"source": source, "retriever": retriever, "llm": llm, "k": k, "search_type": search_type, "where": where},
@@ -92,12 +94,18 @@ def create_sac_chain(
     )
 
     def answered(x: dict[str, Any]) -> Any:
-        return said if closed_book or x["context"] else NO_ANSWER
+        return said if closed_book or x["context"] or chats(x) else NO_ANSWER
+
+    def chats(x: dict[str, Any]) -> bool:
+        return bool(bound.get("small_talk", model.small_talk)) and is_small_talk(x["input"])
+
+    def context(x: dict[str, Any]) -> Any:
+        return [] if chats(x) else RunnableLambda(lambda x: x["input"]) | found
 
     answer = RunnableLambda(answered, name="sac_answer")
     chain = (
         RunnableLambda(_question)
-        | RunnablePassthrough.assign(context=RunnableLambda(lambda x: x["input"]) | found)
+        | RunnablePassthrough.assign(context=RunnableLambda(context, name="sac_context"))
         | RunnablePassthrough.assign(answer=answer)
     )
     return SacChain(bound=chain, config={"run_name": "sac_chain"}, given=given)

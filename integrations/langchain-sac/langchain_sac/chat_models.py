@@ -14,7 +14,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict
 
-from langchain_sac.messages import Scope, to_sac
+from langchain_sac.messages import Scope, asks, to_sac
 from langchain_sac.opening import LibraryUser
 from langchain_sac.writing import Asked, Call, chunk_of, last_of, model_name, result_of
 
@@ -58,6 +58,11 @@ class ChatSac(LibraryUser, BaseChatModel):
     SacDocumentCompressor over the same library handed them out."""
     allowed_ids: list[str] | None = None
     """Only these passages may be read; None leaves it to `where`."""
+    history: Literal["auto", "all"] = "auto"
+    """Of a conversation whose last message brings passages: "auto" reads the turns that it refers back to, none where
+    it stands by itself; "all" reads all."""
+    small_talk: bool = True
+    """Answer greetings and thanks ("Hello", "Thanks!") without the passages that came with them."""
 
     @property
     def _llm_type(self) -> str:
@@ -74,7 +79,7 @@ class ChatSac(LibraryUser, BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         names = ["library", "max_tokens", "temperature", "top_p", "stop", "seed"]
-        names += ["where", "allowed_ids", "recall", "reader"]
+        names += ["where", "allowed_ids", "recall", "reader", "history", "small_talk"]
         return {name: getattr(self, name) for name in names}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -176,7 +181,10 @@ class ChatSac(LibraryUser, BaseChatModel):
     def _asked(self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]) -> Asked:
         call = self._call(stop, settings)
         scope = self._scope(call)
-        return Asked(scope.rag, scope.rag.conversation(to_sac(messages, scope), call.sampling), call)
+        said, settings = to_sac(messages, scope), {"history": call.history, "small_talk": call.small_talk}
+        if messages and not asks(messages[-1]):  # the result of a tool is part of the question's turn
+            settings = {"history": "all", "small_talk": False}
+        return Asked(scope.rag, scope.rag.conversation(said, call.sampling, **settings), call)
 
     def _scope(self, call: Call) -> Scope:
         # Not at the newest generation at once: what the tags of a prompt stand for may be gone there.
@@ -191,14 +199,14 @@ class ChatSac(LibraryUser, BaseChatModel):
         wheres = (self.where, given.pop("where", None))
         allowed = (self.allowed_ids, given.pop("allowed_ids", None))
         stop = given.pop("stop", None) if stop is None else stop
-        names = ("max_tokens", "temperature", "top_p", "seed", "timeout", "recall", "reader")
+        names = ("max_tokens", "temperature", "top_p", "seed", "timeout", "recall", "reader", "history", "small_talk")
         own = {n: given.pop(n, None) for n in names}
         if given:
             known = ", ".join((*own, "stop", "where", "allowed_ids"))
             raise TypeError(f"ChatSac was called with {', '.join(map(repr, given))}; a call takes {known}")
         chosen = (getattr(self, n) if v is None else v for n, v in own.items())
-        tokens, temperature, top_p, seed, timeout, recall, reader = chosen
+        tokens, temperature, top_p, seed, timeout, *how = chosen
         sampling = Sampling(tokens, temperature or 0.0, top_p, seed, min_new_tokens=1)
         stop = self.stop if stop is None else stop
         stop = [stop] if isinstance(stop, str) else stop
-        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed, recall, reader)
+        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed, *how)

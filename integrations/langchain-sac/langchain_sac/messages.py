@@ -97,6 +97,11 @@ def to_sac(messages: Sequence[BaseMessage], scope: Scope) -> list[Message]:
     return said
 
 
+def asks(message: BaseMessage) -> bool:
+    """Whether a message is a person's, not the result of a tool."""
+    return (message.role if isinstance(message, ChatMessage) else message.type).lower() in ("human", "user")
+
+
 def _role(message: BaseMessage) -> str:
     name = message.role if isinstance(message, ChatMessage) else message.type.removesuffix("MessageChunk").lower()
     if name not in ROLES:

@@ -29,6 +29,8 @@ class Call:
     allowed: tuple[Sequence[str] | None, ...]
     recall: bool
     reader: str
+    history: str
+    small_talk: bool
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def metadata_of(rag: SacRag, reply: Reply | AsyncReply) -> dict[str, Any]:
         "model_provider": "sac",
         "finish_reason": reply.finish_reason,
         **reply.usage.account(),
+        **({"notices": list(reply.notices)} if reply.notices else {}),
     }
 
 

@@ -120,7 +120,7 @@ def test_sac_chain_with_history_filters_and_foreign_retrievers(rag: SacRag) -> N
     chat, said = chat_of(rag)
     history = [HumanMessage("Hello"), AIMessage("Hello.")]
     bare = create_sac_chain(rag, llm=chat).invoke(QUESTION)
-    create_sac_chain(rag, llm=chat).invoke({"input": QUESTION, "chat_history": history})
+    create_sac_chain(rag, llm=chat.bind(history="all")).invoke({"input": QUESTION, "chat_history": history})
     assert usage(said[1])[0] > usage(said[0])[0]
     only = create_sac_chain(rag, k=3, where={"kind": "t"}, max_tokens=4).invoke(QUESTION)
     assert [d.metadata["document"] for d in only["context"]] == ["tides.md"]
@@ -131,6 +131,21 @@ def test_sac_chain_with_history_filters_and_foreign_retrievers(rag: SacRag) -> N
     assert usage(said[2]) == usage(said[0])
     create_sac_chain(rag, retriever=foreign, llm=chat, remember=False).invoke(QUESTION)
     assert usage(said[3])[1] == 0
+    create_sac_chain(rag, llm=chat).invoke({"input": QUESTION, "chat_history": history})
+    assert usage(said[4]) == usage(said[0])  # the question stands by itself
+
+
+async def test_small_talk_is_answered_without_documents(rag: SacRag) -> None:
+    chat, said = chat_of(rag)
+    chain = create_sac_chain(rag, llm=chat)
+    for out in (chain.invoke("Thanks!"), await chain.ainvoke("Thanks!")):
+        assert out["context"] == [] and out["answer"] == said[-1].content != NO_ANSWER
+        assert usage(said[-1])[1] == 0 and "nothing was asked" in said[-1].response_metadata["notices"][0]
+    plain = chat.invoke("Thanks!")
+    assert (usage(plain), plain.content) == (usage(said[0]), said[0].content)
+    for asked in (create_sac_chain(rag, llm=chat.bind(small_talk=False)), create_sac_chain(rag, small_talk=False)):
+        assert asked.invoke("Thanks!")["context"]
+    assert usage(said[-1])[1] > 0 and "notices" not in said[-1].response_metadata
 
 
 async def test_without_documents_the_model_is_not_asked(rag: SacRag) -> None:

@@ -214,7 +214,7 @@ def test_streaming_tells_callbacks_token_by_token(rag: SacRag) -> None:
 
 
 def test_eight_turns_read_only_what_is_new(rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, documents = ChatSac(rag=rag, max_tokens=8), found(rag, 3)
+    chat, documents = ChatSac(rag=rag, max_tokens=8, history="all"), found(rag, 3)
     messages: list[BaseMessage] = [SystemMessage("Be brief.")]
     chat.invoke("Hello")  # the correctness gate reads a passage before the first answer
     before = 0
@@ -344,6 +344,24 @@ def test_a_model_is_serialised_by_its_library(chat: ChatSac, rag: SacRag) -> Non
     again = loads(text, allowed_objects=[ChatSac], valid_namespaces=["langchain_sac"])
     assert isinstance(again, ChatSac) and again.library == str(rag.library.path)
     assert again.invoke(QUESTION).content == chat.invoke(QUESTION).content
+
+
+def test_what_is_revived_is_for_its_reader_to_say(chat: ChatSac) -> None:
+    """LangChain revives what its own list or the caller names. We are not on that list, and do not write ourselves
+    into it: it would be open for a text of anybody, in all of the process."""
+    from langchain_core.load.mapping import SERIALIZABLE_MAPPING
+    from langchain_core.prompts import ChatPromptTemplate
+    from langchain_core.runnables import RunnableSequence
+
+    text = dumps(ChatPromptTemplate.from_messages([("human", "{q}")]) | chat.model_copy(update={"max_tokens": 3}))
+    for allowed in ("core", "all", "messages", [ChatPromptTemplate, RunnableSequence]):
+        with pytest.raises(ValueError, match="not allowed"):
+            loads(text, allowed_objects=allowed, valid_namespaces=["langchain_sac"])
+    assert not [path for path in SERIALIZABLE_MAPPING.values() if path[0] == "langchain_sac"]
+    prompt = ChatPromptTemplate.from_messages([("human", "{q}")])
+    named = [ChatSac, RunnableSequence, type(prompt), type(prompt.messages[0]), type(prompt.messages[0].prompt)]
+    again = loads(text, allowed_objects=named, valid_namespaces=["langchain_sac"])
+    assert again.invoke({"q": QUESTION}).content == chat.invoke(QUESTION, max_tokens=3).content
 
 
 @pytest.mark.parametrize("fields", [{}, {"rag": "my.lib"}])

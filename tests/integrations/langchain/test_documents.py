@@ -251,3 +251,23 @@ async def test_documents_of_any_retriever_get_memories_once(
     assert sum(compressed) == 2
     reply = chat.invoke(format_docs_sac(out[:1], chat))
     assert usage(reply)[1] == slots(rag, ids(out[:1])) > 0
+
+
+def test_documents_longer_than_a_passage_are_read_as_their_best_passages(rag: SacRag, chat: ChatSac) -> None:
+    """A token of this model is a byte: some thirty passages of at most 128."""
+    text = "\n\n".join(
+        f"House {n} stands on the hill. " + "It has a door, a roof and a garden. " * 2 for n in range(30)
+    )
+    compressor = SacDocumentCompressor(rag=rag)
+    (whole,) = compressor.compress_documents([Document(page_content=text, metadata={"source": "a"})], QUESTION)
+    assert whole.page_content == text and compressor.compress_documents([whole], QUESTION) == [whole]
+    passages = rag.split(Stored("", text))
+    assert len(passages) == 30
+    for said in (format_docs_sac([whole], chat), text):  # by its tag, and by its text
+        answer = chat.invoke(f"{said}\n\nWhich house?")
+        read, memory, _ = usage(answer)
+        assert memory < read < 700 < len(text)
+        assert answer.response_metadata["notices"] == [
+            "of texts longer than a passage the passages that fit best are read, 5 of 30"
+        ]
+        assert answer.response_metadata["source_tokens"] <= 5 * 128

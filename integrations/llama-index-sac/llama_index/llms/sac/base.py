@@ -29,12 +29,12 @@ from llama_index.schema.sac.opening import Source
 
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import fitting
-from sac_rag.records import Usage
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
     from sac_rag.answer.chat import Message
     from sac_rag.answer.prompt import Prompt
+    from sac_rag.answer.reply import AsyncReply, Reply
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -44,7 +44,7 @@ _ROLES = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
 }
-_CALL = ("max_tokens", "temperature", "top_p", "seed", "stop", "timeout", "reader")
+_CALL = ("max_tokens", "temperature", "top_p", "seed", "stop", "timeout", "reader", "history", "small_talk")
 """Settings that a single call may change."""
 
 
@@ -55,7 +55,7 @@ class SacLLM(CustomLLM):
     read as memory where their text stands in a message (unless recall=False), and so are tags; what `where` leaves out,
     edited text and forged tags stay text. A conversation's next turn goes on from what was read. Calls from any number
     of threads and tasks are answered as one batch; async methods never block the loop. A call may change max_tokens,
-    temperature, top_p, seed, stop, timeout and reader.
+    temperature, top_p, seed, stop, timeout, reader, history and small_talk.
     """
 
     library: str | None = Field(default=None, description="Folder of the library.")
@@ -70,6 +70,13 @@ class SacLLM(CustomLLM):
     timeout: float | None = Field(default=None, description="Seconds for a whole answer; TimeoutError beyond.")
     reader: Literal["base", "adapter"] = Field(
         default="base", description="What reads memory: the model as it is, or with the adapter's own reader."
+    )
+    history: Literal["auto", "all"] = Field(
+        default="auto",
+        description="Of a conversation whose last message brings passages: the turns that it refers back to, or all.",
+    )
+    small_talk: bool = Field(
+        default=True, description="Whether greetings and thanks are answered without the passages that came with them."
     )
     where: dict[str, Any] | None = Field(
         default=None, description="Metadata filter of the stored passages whose tags may be read."
@@ -211,7 +218,8 @@ class SacLLM(CustomLLM):
             seed=chosen["seed"],
             min_new_tokens=1,
         )
-        prompt = rag.conversation([self._message(rag, m) for m in messages], sampling)
+        read = {name: chosen[name] for name in ("history", "small_talk")}
+        prompt = rag.conversation([self._message(rag, m) for m in messages], sampling, **read)
         return rag, prompt, {"sampling": sampling, **{name: chosen[name] for name in ("stop", "timeout", "reader")}}
 
     def _message(self, rag: SacRag, message: ChatMessage) -> Message:
@@ -232,28 +240,31 @@ class SacLLM(CustomLLM):
                 yield piece, None
         finally:
             reply.cancel()
-        yield "", _usage(reply.usage)
+        yield "", _usage(reply)
 
     async def _apieces(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> AsyncGenerator[_Piece, None]:
         rag, prompt, settings = await asyncio.to_thread(self._begin, messages, kwargs)
         async with aclosing(await rag.areply(prompt, **settings)) as reply:
             async for piece in reply:
                 yield piece, None
-        yield "", _usage(reply.usage)
+        yield "", _usage(reply)
 
 
 _Piece = tuple[str, dict[str, Any] | None]
 """Text, and at the end what was read and written."""
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
-    """Counts as other models name them, memory being the cached part of a prompt, and as all of sac-rag does."""
+def _usage(reply: Reply | AsyncReply) -> dict[str, Any]:
+    """Counts as other models name them, memory being the cached part of a prompt, and as all of sac-rag does; "notices"
+    where there are any."""
+    usage = reply.usage
     return {
         "prompt_tokens": usage.attended,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.attended + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.anchors},
         **usage.account(),
+        **({"notices": list(reply.notices)} if reply.notices else {}),
     }
 
 

@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
     from sac_rag import SacRag
+    from sac_rag.answer.tags import PassageRef
 
 logger = logging.getLogger(__name__)
+
+_GAP = " "
+"""Between two nodes, while the best passages of all are chosen."""
 
 
 class SacSynthesizer(BaseSynthesizer):
     """Answers from memories exactly as `SacRag.ask` does from the same passages.
 
     Nodes that the library holds under their id, with the same text, are read as memory, whether they are SacNodes or
-    not; edited and foreign ones as text. Repeated ones are read once. The lowest ranked are left out, with a warning,
-    when they do not fit the context. `source_nodes` are the nodes as given.
+    not; edited and foreign ones as text. Of nodes longer than a passage the passages are read that fit the query best.
+    Repeated ones are read once. The lowest ranked are left out, with a warning, when they do not fit the context.
+    `source_nodes` are the nodes as given.
     """
 
     def __init__(
@@ -100,9 +105,19 @@ class SacSynthesizer(BaseSynthesizer):
             out.append(NodeWithScore(node=TextNode(id_=node.node_id, text=chunk), score=scored.score))
         return out
 
+    def _best(self, rag: SacRag, chunks: list[str], query: str) -> list[str]:
+        """Chunks, with the passages of long nodes that fit the query best in place of their tags."""
+        pieces: list[str | PassageRef] = []
+        for chunk in chunks:
+            cited = rag.cite(chunk, where=self._sac.where)
+            tags = not any(isinstance(p, str) and p.strip() for p in cited)
+            pieces += [*(cited if tags else (chunk,)), _GAP]
+        found = rag.best(tuple(pieces), query)
+        return [p if isinstance(p, str) else rag.tag(p.id) for p in found if not isinstance(p, str) or p.strip()]
+
     def _messages(self, query: str, chunks: Sequence[str]) -> list[ChatMessage]:
         rag, query, count = self._sac.rag, query.strip(), self._sac.tokenizer
-        chunks = list(dict.fromkeys(chunks))
+        chunks = self._best(rag, list(dict.fromkeys(chunks)), query)
         kept = rag.fitting([len(count(chunk)) for chunk in chunks], query, self._sac.max_tokens)
         if kept < len(chunks):
             logger.warning(
