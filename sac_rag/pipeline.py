@@ -419,6 +419,7 @@ class SacRag(Serving):
         text: bool = False,
         conversation: Conversation | None = None,
         stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Answer:
         """Answer a question from the library.
@@ -426,11 +427,13 @@ class SacRag(Serving):
         settings: fields of AskConfig, in place of `ask`. where: metadata filter. hits: answer from these passages
         instead of searching. text: read the passages as plain text whatever the fidelity is, for comparison.
         conversation: answer as its next turn; what earlier ones read stays in the model's cache. stop: strings that end
-        an answer and are no part of it.
-        Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration.
+        an answer and are no part of it. schema: a JSON schema that the answer is held to while it is decoded, see
+        `held_to`.
+        Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration, or beside a
+        schema.
         """
         given = {"where": where, "hits": hits, "text": text, "conversation": conversation, "stop": stop, **settings}
-        stream = self.stream(question, ask, **given)
+        stream = self.stream(question, ask, schema=schema, **given)
         for _ in stream:
             pass
         return stream.answer
@@ -445,6 +448,7 @@ class SacRag(Serving):
         text: bool = False,
         conversation: Conversation | None = None,
         stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Stream:
         """As `ask`, piece by piece: iterate over the text; `.answer` is whole after the last piece.
@@ -461,6 +465,11 @@ class SacRag(Serving):
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
         judged = own.abstain or own.fidelity == "auto"
+        if judged and schema is not None:
+            raise ConfigError(
+                "abstain and fidelity 'auto' were calibrated on answers in free words: leave them out beside a schema"
+            )
+        constraint = None if schema is None else self.held_to(schema)
         thresholds = self._thresholds() if judged else None
         library = self.newest()
         if own.fidelity != "text":
@@ -479,7 +488,8 @@ class SacRag(Serving):
             found = library.documents([hit.passage.document for hit in read])
             return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
 
-        return Stream(self.engine, AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop))
+        plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, constraint)
+        return Stream(self.engine, plan)
 
     def replay(
         self,

@@ -16,6 +16,7 @@ import torch
 from sac_rag.answer import gate
 from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.chat import Content, MemorySource, Message, chat_prompt, layout_messages
+from sac_rag.answer.constrained import Constraint
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.offered import Offered
 from sac_rag.answer.passage_cache import PassageCache
@@ -24,6 +25,7 @@ from sac_rag.answer.reader import Sampling
 from sac_rag.answer.reply import AsyncReply, Reply
 from sac_rag.answer.service import Generation
 from sac_rag.answer.tags import Tagger
+from sac_rag.answer.tools import Calling, Tool, ToolFormat, calling
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.config import IndexConfig
 from sac_rag.errors import ConfigError, LibraryLocked
@@ -142,13 +144,18 @@ class Serving:
         """As `reply`, token by token."""
         return self.engine.service.submit(self.conversation(messages, sampling), sampling or Sampling(), keep=True)
 
-    def conversation(self, messages: Sequence[Message], sampling: Sampling | None = None) -> Prompt:
-        """The prompt of messages. Raises ConfigError for messages that the chat template does not take or that do not
-        fit the context.
+    def conversation(
+        self, messages: Sequence[Message], sampling: Sampling | None = None, *, tools: Sequence[Tool] = ()
+    ) -> Prompt:
+        """The prompt of messages. tools: those that it tells of, see `calling`. Raises ConfigError for messages that the
+        chat template does not take or that do not fit the context.
         """
         self._check_gate()
+        calls = bool(tools) or any(m.calls or m.role == "tool" for m in messages)
+        format = self.engine.tool_format if calls else None
         with self.engine.busy(), torch.inference_mode():
-            prompt = chat_prompt(self.engine.method, messages, self._memory_source(self.library.pinned()))
+            source = self._memory_source(self.library.pinned())
+            prompt = chat_prompt(self.engine.method, messages, source, tools=tools, format=format)
         room = self.context_length - (sampling or Sampling()).max_new_tokens
         position = prompt.extent(len(prompt.units()))[1]
         if position > room:
@@ -157,6 +164,32 @@ class Serving:
                 "messages or passages"
             )
         return prompt
+
+    def held_to(self, schema: Mapping[str, Any]) -> Constraint:
+        """What holds an answer to a JSON schema while it is decoded, for `Sampling`; {"type": "object"} is any object.
+
+        Objects hold no properties but those that the schema names, unless it says `additionalProperties`. Raises
+        ConfigError for a schema that cannot be compiled or is too large, and where llguidance (extra `tools`) is
+        missing.
+        """
+        return Constraint(self.engine.grammars.grammar(schema))
+
+    def calling(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        choice: str = "auto",
+        schema: Mapping[str, Any] | None = None,
+    ) -> Calling:
+        """How tools are offered for the answer to these messages: `told` is for `conversation`, `constraint` for
+        `Sampling`, and its `splitter` takes the call out of the text.
+
+        choice: "auto", "any", "none" or a tool's name; schema: of an answer that is no call; see
+        `sac_rag.answer.tools.calling`. Raises as `held_to` does.
+        """
+        asked = next((m.role == "user" for m in reversed(messages) if m.role != "system"), True)
+        format = self.engine.tool_format if tools else ToolFormat()
+        return calling(self.engine.grammars, format, tools, choice, schema, asked=asked)
 
     def _prompt(self, messages: Sequence[Message] | Prompt, sampling: Sampling | None) -> Prompt:
         return messages if isinstance(messages, Prompt) else self.conversation(messages, sampling)
