@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,9 +65,9 @@ def chat_prompt(
 ) -> Prompt:
     """The prompt of a conversation, ready for the assistant's next answer.
 
-    tools: those that the prompt tells of. format: how calls are written, by default what the chat template says. A model
-    whose template knows no tools reads of them in the system message, and what a tool gave in front of the question
-    that it was called for, as it reads passages; its calls are left out.
+    tools: those that the prompt tells of. format: how calls are written, by default what the chat template says. A
+    model whose template knows no tools reads of them in the system message, and what a tool gave in front of the
+    question that it was called for, as it reads passages; its calls are left out.
     Neighbouring messages of one role are read as one. Passages that follow each other with nothing but blanks between
     them become one memory, as an adapter was trained: they are taken to be named best first, as retrievers give them,
     and stand in the order of `placing` (the method's own, unless given). Other passages of the same message go on in
@@ -211,10 +212,11 @@ def _plain(message: Message, content: str) -> dict[str, str]:
 def _unspelled(value: Any, tokenizer: Any, words: list[str], first: int) -> Any:
     """A tool's description with marks, numbered from `first`, for what is spelled like special tokens; these go to
     `words`."""
+    name = functools.partial(_unspelled, tokenizer=tokenizer, words=words, first=first)
     if isinstance(value, Mapping):
-        return {_unspelled(k, tokenizer, words, first): _unspelled(v, tokenizer, words, first) for k, v in value.items()}
+        return {name(key): name(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_unspelled(v, tokenizer, words, first) for v in value]
+        return [name(inner) for inner in value]
     if not isinstance(value, str):
         return value
     special = sorted(_special(tokenizer), key=len, reverse=True)

@@ -26,21 +26,21 @@ MOST_REPEATS = 4096
 """Largest number in a schema that counts characters, items or properties: a grammar grows with it."""
 MOST_CLOSING = 512
 """Longest end of an answer, in tokens, that is looked for when its limit comes near."""
-SPARE = 16
-"""Tokens more than the shortest answer from which on the end is looked for."""
 KEPT = 32
 """Compiled grammars that are kept."""
 
 _OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _LIMITS = {"initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "max_grammar_size": 200_000}
 _COUNTS = frozenset("minLength maxLength minItems maxItems minProperties maxProperties".split())
+_FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
+"""Formats of strings that are held to; others are remarks, as JSON Schema has it."""
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _SINGLE = ("items", "additionalProperties", "unevaluatedProperties", "not", "if", "then", "else", "contains")
 _LETTERS = "qzX"
 """They may all come next within a string that is free, and nowhere else in JSON."""
-_ENDS = ('"', "}", "]", "0", "1", "[", "{", "t", "f", "n", ":", ",")
-"""What leads to an end soonest, in this order; outside of strings the quote comes after the brackets."""
+_ENDS = ('"', "}", "]", ",", ":", "0", "1", "[", "{", "t", "f", "n")
+"""What leads to an end soonest, in this order; outside of free strings the quote comes after the brackets."""
 
 
 class Grammar:
@@ -93,19 +93,12 @@ class Guide:
         """Whether what comes next is constrained."""
         self._begun = False
 
-    def limit(
-        self, logprobs: torch.Tensor, best: int, stop_ids: Collection[int], left: int
-    ) -> tuple[torch.Tensor, int]:
+    def limit(self, logprobs: torch.Tensor, stop_ids: Collection[int]) -> tuple[torch.Tensor, int]:
         """(vocabulary,) log-probabilities with -inf where a token may not come next, and the best that may.
 
-        left: tokens until the limit of the answer. When the shortest end takes as many, it is taken: an answer that is
-        cut still fits its schema. Raises ConfigError where the grammar gives up.
+        Raises ConfigError where the grammar gives up.
         """
-        matcher, grammar = self._matcher, self._constraint.grammar
-        if grammar.shortest and left <= grammar.shortest + SPARE:
-            end = closing(matcher, grammar.characters)
-            if end and len(end) >= left:
-                return _only(end[:1], logprobs)
+        matcher = self._matcher
         if matcher.is_stopped():
             self._check()
             return _only(stop_ids, logprobs)
@@ -115,6 +108,23 @@ class Guide:
         allowed[ends] = matcher.is_accepting()
         logprobs = logprobs.masked_fill(~torch.from_numpy(allowed).to(logprobs.device), -torch.inf)
         return logprobs, int(logprobs.argmax())
+
+    def in_time(self, token: int, stop_ids: Collection[int], left: int) -> int:
+        """The token that was chosen, if an end can be reached behind it; else the next one of a short end.
+
+        left: tokens until the limit of the answer, this one among them. So an answer that is cut fits its schema, too.
+        """
+        if token in stop_ids:
+            return token
+        characters, ahead = self._constraint.grammar.characters, self._matcher.deep_copy()
+        ahead.consume_token(token)
+        behind = closing(ahead, characters)
+        if behind is not None and len(behind) < left:
+            return token
+        end = closing(self._matcher, characters)
+        if end is None:
+            return token
+        return end[0] if end else min(stop_ids)
 
     def take(self, token: int) -> None:
         """The token that was chosen."""
@@ -147,9 +157,7 @@ class Grammars:
         self._characters: dict[str, int] = {}
         self._made: OrderedDict[str, Grammar] = OrderedDict()
 
-    def grammar(
-        self, schema: Mapping[str, Any] | None, calls: Sequence[Call] = ()
-    ) -> Grammar:
+    def grammar(self, schema: Mapping[str, Any] | None, calls: Sequence[Call] = ()) -> Grammar:
         """JSON that fits a schema, if there is one, or one of several calls.
 
         Raises ConfigError for a schema that cannot be compiled, or is too large.
@@ -175,9 +183,7 @@ class Grammars:
         try:
             import llguidance
         except ImportError as error:
-            raise ConfigError(
-                "tools and structured output need llguidance: pip install 'sac-rag[tools]'"
-            ) from error
+            raise ConfigError("tools and structured output need llguidance: pip install 'sac-rag[tools]'") from error
         if self._tokenizer is None:
             with self._busy():
                 said = _said(self._source)
@@ -209,7 +215,7 @@ def _shortest(matcher: Any, characters: Mapping[str, int]) -> list[int]:
     if matcher.is_error():
         return []
     within = all(allowed[characters[c]] for c in _LETTERS if c in characters)
-    order = _ENDS if within else (*_ENDS[1:3], _ENDS[0], *_ENDS[3:])
+    order = _ENDS if within else ("}", "]", *_ENDS)
     named = (characters[c] for c in order if c in characters)
     anything = np.flatnonzero(allowed)
     found = next((token for token in named if allowed[token]), None)
@@ -310,6 +316,8 @@ def _closed(schema: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
     for name in _COUNTS & out.keys():
         if isinstance(out[name], int | float) and out[name] > MOST_REPEATS:
             raise ConfigError(f"{name} of the JSON schema is {out[name]}; {MOST_REPEATS} is the most")
+    if out.get("format") not in _FORMATS:
+        out.pop("format", None)
     for name in _MAPS:
         if isinstance(out.get(name), Mapping):
             out[name] = {key: _inside(value, whole=True) for key, value in out[name].items()}
@@ -338,5 +346,6 @@ def _literal(text: str) -> str:
 
 
 def _brief(message: str) -> str:
-    """The first line of what llguidance says."""
-    return " ".join(message.split())[:300]
+    """What llguidance says, without where in our own grammar it stands."""
+    said = message.rpartition("failed to compile JSON schema: ")[2].partition("\n   1 |")[0]
+    return " ".join(said.split())[:300]

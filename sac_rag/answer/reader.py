@@ -70,12 +70,15 @@ class Row:
         """The next token from (vocabulary,) log-probabilities, whose largest is at `best`; noted in `completion`."""
         c, s = self.completion, self.sampling
         early = len(c.token_ids) < s.min_new_tokens
-        if self._guide is not None and self._guide.holds:
-            logprobs, best = self._guide.limit(logprobs, best, stop_ids, s.max_new_tokens - len(c.token_ids))
+        guide = self._guide if self._guide is not None and self._guide.holds else None
+        if guide is not None:
+            logprobs, best = guide.limit(logprobs, stop_ids)
         elif early and (best in stop_ids or self._generator is not None):
             logprobs = logprobs.index_fill(0, torch.tensor(sorted(stop_ids), device=logprobs.device), -torch.inf)
             best = int(logprobs.argmax())
         token = best if self._generator is None else _nucleus(logprobs, s, self._generator)
+        if guide is not None:
+            token = guide.in_time(token, stop_ids, s.max_new_tokens - len(c.token_ids))
         c.logprob += (float(logprobs[token]) - c.logprob) / (len(c.token_ids) + 1)
         if token in stop_ids:
             c.ended = True

@@ -147,8 +147,8 @@ class Serving:
     def conversation(
         self, messages: Sequence[Message], sampling: Sampling | None = None, *, tools: Sequence[Tool] = ()
     ) -> Prompt:
-        """The prompt of messages. tools: those that it tells of, see `calling`. Raises ConfigError for messages that the
-        chat template does not take or that do not fit the context.
+        """The prompt of messages. tools: those that it tells of, see `calling`. Raises ConfigError for messages that
+        the chat template does not take or that do not fit the context.
         """
         self._check_gate()
         calls = bool(tools) or any(m.calls or m.role == "tool" for m in messages)

@@ -167,9 +167,7 @@ class Stream(Iterator[str]):
             if not held:
                 yield NO_ANSWER
             return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
-        sampling = Sampling(
-            ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed, constraint=plan.constraint
-        )
+        sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed, constraint=plan.constraint)
         keep = plan.conversation is not None
         reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=plan.stop, keep=keep)
         self._reply = reply

@@ -40,10 +40,10 @@ class Tool:
         Raises ConfigError for another kind of tool.
         """
         if not isinstance(given, Mapping) or given.get("type", "function") != "function":
-            raise ConfigError(f"{json.dumps(given, default=str)[:120]} is no tool of type function, and no other is called")
+            raise ConfigError(f"{_shown(given)} is no tool of type function, and no other is called")
         said = given.get("function", given)
         if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
-            raise ConfigError(f"the tool {json.dumps(given, default=str)[:120]} has no name")
+            raise ConfigError(f"the tool {_shown(given)} has no name")
         parameters = said.get("parameters") or _NO_ARGUMENTS
         if not isinstance(parameters, Mapping):
             raise ConfigError(f"parameters of the tool {said['name'][:80]!r} are no JSON schema")
@@ -96,7 +96,12 @@ def choice_of(given: Any) -> str:
             return name
     if isinstance(given, str):
         return given
-    raise ConfigError(f"tool_choice is {json.dumps(given, default=str)[:120]}; use auto, any, none or a tool's name")
+    raise ConfigError(f"tool_choice is {_shown(given)}; use auto, any, none or a tool's name")
+
+
+def _shown(value: Any) -> str:
+    """The beginning of what a request says."""
+    return json.dumps(value, default=str)[:120]
 
 
 # -- how a model writes a call -------------------------------------------------------------------------------
@@ -163,7 +168,10 @@ def format_of(backbone: Backbone) -> ToolFormat:
 
 def _opening(backbone: Backbone, begin: str) -> tuple[tuple[int, ...], str]:
     """Special tokens that a call begins with, and its other words up to the name."""
-    special, opening = set(backbone.tokenizer.all_special_ids), []
+    backend = getattr(backbone.tokenizer, "backend_tokenizer", None)
+    added = backend.get_added_tokens_decoder() if backend is not None else {}
+    special = {i for i, token in added.items() if token.special} | set(backbone.tokenizer.all_special_ids)
+    opening: list[int] = []
     for token in backbone.template(begin):
         word = backbone.tokenizer.decode([token], skip_special_tokens=False)
         if token not in special or not begin.startswith(word):

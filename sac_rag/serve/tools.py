@@ -29,7 +29,7 @@ KNOWN = frozenset({"where", "reader"})
 
 @dataclass(frozen=True)
 class Said:
-    """One message of a request. calls: (id, name, arguments) of each. call_id: the call that a tool's message answers."""
+    """One message of a request. calls: (id, name, arguments). call_id: the call that a tool's message answers."""
 
     role: str
     content: Any = None
@@ -145,7 +145,7 @@ class Wanted:
             raise ApiError(
                 400,
                 "unsupported_parameter",
-                f"sac.{strange[0]} is about a search, and a request with tools is answered from its messages: leave it out",
+                f"sac.{strange[0]} is about a search; a request with tools is answered from its messages: leave it out",
                 param="sac",
             )
         own = asking.asked(served, door.key, door.limits, question="", given=given, max_tokens=self.max_tokens)

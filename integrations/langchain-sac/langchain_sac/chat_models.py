@@ -220,7 +220,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         "parsing_error"}. strict: taken, and without effect: a schema is always kept to.
         """
         if kwargs:
-            raise TypeError(f"with_structured_output was called with {', '.join(map(repr, kwargs))}, which it does not take")
+            raise TypeError(f"with_structured_output takes no {', '.join(map(repr, kwargs))}")
         if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw)
         if method not in ("json_schema", "json_mode"):

@@ -121,9 +121,7 @@ def _calls(split: Splitter) -> dict[str, Any]:
         return {"tool_calls": [tool_call(name=call.name, args=call.values, id=call.id)]}
     except ValueError as error:
         return {
-            "invalid_tool_calls": [
-                invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(error))
-            ]
+            "invalid_tool_calls": [invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(error))]
         }
 
 

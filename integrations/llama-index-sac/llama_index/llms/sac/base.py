@@ -258,9 +258,7 @@ class SacLLM(FunctionCallingLLM):
             prompt = self.completion_to_prompt(prompt)
         return [ChatMessage(role=MessageRole.USER, content=prompt)]
 
-    def _begin(
-        self, messages: Sequence[ChatMessage], kwargs: dict[str, Any], known: Sequence[str] = _HELD
-    ) -> _Begun:
+    def _begin(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any], known: Sequence[str] = _HELD) -> _Begun:
         """Who answers which prompt, and how. known: what the call may be given beside its settings."""
         from sac_rag.answer.constrained import schema_of
         from sac_rag.answer.reader import Sampling
@@ -372,9 +370,7 @@ def _chat(
     message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
     if call is not None:
         # Streams of structured objects look for the second.
-        message.blocks.append(
-            ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
-        )
+        message.blocks.append(ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments))
         function = {"name": call.name, "arguments": call.arguments}
         message.additional_kwargs["tool_calls"] = [{"id": call.id, "type": "function", "function": function}]
     return ChatResponse(message=message, delta=delta, raw=_raw(usage), additional_kwargs=usage or {})
