@@ -29,9 +29,9 @@ class Seen:
         self.prompts: list[Any] = []
         build = rag.conversation
 
-        def spy(messages: Any, sampling: Any = None) -> Any:
+        def spy(messages: Any, sampling: Any = None, **offered: Any) -> Any:
             self.calls.append(list(messages))
-            self.prompts.append(build(messages, sampling))
+            self.prompts.append(build(messages, sampling, **offered))
             return self.prompts[-1]
 
         monkeypatch.setattr(rag, "conversation", spy)

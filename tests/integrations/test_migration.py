@@ -81,9 +81,9 @@ class Heard:
 def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
     told, build = Heard(), SacRag.conversation
 
-    def conversation(self: SacRag, messages: Any, *args: Any) -> Any:
+    def conversation(self: SacRag, messages: Any, *args: Any, **offered: Any) -> Any:
         told.parts += [p for m in messages for p in m.content]
-        told.prompts.append(build(self, messages, *args))
+        told.prompts.append(build(self, messages, *args, **offered))
         return told.prompts[-1]
 
     monkeypatch.setattr(SacRag, "conversation", conversation)

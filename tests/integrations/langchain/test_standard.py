@@ -33,10 +33,6 @@ class TestChatModelUnit(ChatModelUnitTests):
         return {"library": "not-there.lib"}
 
     @property
-    def has_tool_calling(self) -> bool:
-        return False  # bind_tools is there to say what to do instead
-
-    @property
     def standard_chat_model_params(self) -> dict[str, Any]:
         # No key is needed, and unknown fields are errors.
         return {k: v for k, v in super().standard_chat_model_params.items() if k != "api_key"}
