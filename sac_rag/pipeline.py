@@ -465,11 +465,7 @@ class SacRag(Serving):
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
         judged = own.abstain or own.fidelity == "auto"
-        if judged and schema is not None:
-            raise ConfigError(
-                "abstain and fidelity 'auto' were calibrated on answers in free words: leave them out beside a schema"
-            )
-        constraint = None if schema is None else self.held_to(schema)
+        constraint = None if schema is None else self.held_to(schema, own)
         thresholds = self._thresholds() if judged else None
         library = self.newest()
         if own.fidelity != "text":

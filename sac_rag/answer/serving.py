@@ -27,7 +27,7 @@ from sac_rag.answer.service import Generation
 from sac_rag.answer.tags import Tagger
 from sac_rag.answer.tools import Calling, Tool, ToolFormat, calling
 from sac_rag.compress.anchor_kv import AnchorKV
-from sac_rag.config import IndexConfig
+from sac_rag.config import AskConfig, IndexConfig
 from sac_rag.errors import ConfigError, LibraryLocked
 from sac_rag.library.filters import plain
 from sac_rag.library.library import Library
@@ -165,13 +165,17 @@ class Serving:
             )
         return prompt
 
-    def held_to(self, schema: Mapping[str, Any]) -> Constraint:
+    def held_to(self, schema: Mapping[str, Any], ask: AskConfig | None = None) -> Constraint:
         """What holds an answer to a JSON schema while it is decoded, for `Sampling`; {"type": "object"} is any object.
 
-        Objects hold no properties but those that the schema names, unless it says `additionalProperties`. Raises
-        ConfigError for a schema that cannot be compiled or is too large, and where llguidance (extra `tools`) is
-        missing.
+        Objects hold no properties but those that the schema names, unless it says `additionalProperties`. ask: how the
+        question is asked. Raises ConfigError for a schema that cannot be compiled or is too large, where llguidance
+        (extra `tools`) is missing, and where the answer is to be judged by what was calibrated on free words.
         """
+        if ask is not None and (ask.abstain or ask.fidelity == "auto"):
+            raise ConfigError(
+                "abstain and fidelity 'auto' were calibrated on answers in free words: leave them out beside a schema"
+            )
         return Constraint(self.engine.grammars.grammar(schema))
 
     def calling(

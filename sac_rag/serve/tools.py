@@ -131,7 +131,7 @@ class Wanted:
             schema=schema,
         )
         if schema is not None:
-            await asyncio.to_thread(served.rag.held_to, schema)
+            await asyncio.to_thread(served.rag.held_to, schema, asked.ask)
         return asked
 
     def _with_tools(

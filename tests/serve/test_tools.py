@@ -11,6 +11,7 @@ pytest.importorskip("llguidance", reason='tools are an extra: pip install "sac-r
 
 from pydantic import BaseModel
 
+from tests.answer.test_chat import TEMPLATE
 from tests.serve.conftest import TEXTS, Live
 
 QUESTION = "How long is the Erie Canal?"
@@ -26,7 +27,7 @@ class Fact(BaseModel):
 FORM = {"type": "json_schema", "json_schema": {"name": "fact", "schema": Fact.model_json_schema(), "strict": True}}
 PARAMETERS = {
     "type": "object",
-    "properties": {"place": {"type": "string"}, "feet": {"type": "boolean"}},
+    "properties": {"place": {"type": "string", "maxLength": 20}, "feet": {"type": "boolean"}},
     "required": ["place", "feet"],
 }
 FUNCTION = {"name": "measure", "description": "Measures a place.", "parameters": PARAMETERS}
@@ -93,8 +94,9 @@ def test_calls_of_tools(openai: Any) -> None:
     assert create(openai, tools=TOOLS, tool_choice="none", max_tokens=6).choices[0].message == plain.choices[0].message
 
 
-def test_results_are_read_and_answered(openai: Any, live: Live) -> None:
+def test_results_are_read_and_answered(openai: Any, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """A passage that a tool gave is the memory of it, in front of the question: the prompt of `ask`."""
+    monkeypatch.setattr(live.rag.engine.method.backbone.tokenizer, "chat_template", TEMPLATE)
     (hit,) = live.rag.retrieve(QUESTION, k_of(1))
     live.rag.offer(hit.passage.text, live.rag.tag(hit.passage.id))
     (call,) = create(openai, tools=TOOLS, tool_choice="required").choices[0].message.tool_calls
