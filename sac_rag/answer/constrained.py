@@ -26,11 +26,12 @@ MOST_REPEATS = 4096
 """Largest number in a schema that counts characters, items or properties: a grammar grows with it."""
 MOST_CLOSING = 512
 """Longest end of an answer, in tokens, that is looked for when its limit comes near."""
+MOST_SYMBOLS = 200_000
+"""Symbols of the largest grammar."""
 KEPT = 32
 """Compiled grammars that are kept."""
 
 _OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_LIMITS = {"initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "max_grammar_size": 200_000}
 _COUNTS = frozenset("minLength maxLength minItems maxItems minProperties maxProperties".split())
 _FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 """Formats of strings that are held to; others are remarks, as JSON Schema has it."""
@@ -189,7 +190,7 @@ class Grammars:
                 said = _said(self._source)
             self._tokenizer = llguidance.LLTokenizer(said, eos_token=self._stop_ids)
             self._characters = _characters(self._tokenizer)
-        limits = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
+        limits = llguidance.LLParserLimits(max_grammar_size=MOST_SYMBOLS, verbose_errors=False)
         matcher = llguidance.LLMatcher(
             self._tokenizer, llguidance.LLMatcher.grammar_from_lark(lark), log_level=0, limits=limits
         )
@@ -200,7 +201,8 @@ class Grammars:
 
 def closing(matcher: Any, characters: Mapping[str, int]) -> list[int] | None:
     """A short end of what has been written, in tokens, empty where it may end as it is; None where none was found."""
-    matcher, end = matcher.deep_copy(), []
+    matcher = matcher.deep_copy()
+    end: list[int] = []
     while not matcher.is_accepting():
         tokens = matcher.compute_ff_tokens() or _shortest(matcher, characters)
         end += tokens

@@ -150,8 +150,8 @@ def format_of(backbone: Backbone) -> ToolFormat:
         front = rendered(add_generation_prompt=True, tools=[probe])
         said = rendered({"role": "assistant", "content": _SAID}, tools=[probe])
         called = rendered({"role": "assistant", "content": "", "tool_calls": calls}, tools=[probe])
-        head, _, tail = said.partition(_SAID)
-        head = next((h for h in (front, head) if called.startswith(h)), None)
+        plain, _, tail = said.partition(_SAID)
+        head = next((h for h in (front, plain) if called.startswith(h)), None)
         if head is None or _PROBE not in front:
             return ToolFormat()
         begin, _, rest = called[len(head) :].partition(_NAME)

@@ -74,7 +74,7 @@ class Asked:
         rag, talk = self.served.rag, None
         if self.turns or self.instructions:
             talk = rag.replay(self.turns, self.ask, where=self.where, instructions=self.instructions)
-        given = {"where": self.where, "text": self.text, "stop": self.stop, "schema": self.schema}
+        given: dict[str, Any] = {"where": self.where, "text": self.text, "stop": self.stop, "schema": self.schema}
         return rag.stream(self.question, self.ask, conversation=talk, **given)
 
     def account(self, answer: Answer) -> dict[str, Any]:

@@ -202,7 +202,7 @@ async def _events(record: _Record, answering: Answering) -> AsyncIterator[bytes]
                         events.append(told("response.content_part.added", **place, part=empty))
                     said += part
                     kind = "response.refusal.delta" if refused else "response.output_text.delta"
-                    more = {} if refused else {"logprobs": []}
+                    more: dict[str, Any] = {} if refused else {"logprobs": []}
                     return [*events, told(kind, **place, delta=part, **more)]
                 index = 1 if said else 0
                 if part.name is not None:
