@@ -41,8 +41,8 @@ def mcp(
     from sac_rag.serve.run import open_libraries
 
     with console.working("loading the model"):
-        libraries = open_libraries(places, write=False, device=device, dtype=dtype)
+        served = open_libraries(places, write=False, device=device, dtype=dtype)
     try:
-        make(libraries).run("stdio")
+        make(served).run("stdio")
     finally:
-        libraries.close()
+        served.close()

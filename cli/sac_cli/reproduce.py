@@ -50,6 +50,14 @@ def reproduce(
         int | None,
         typer.Option(min=1, help="Updates of finetuning in place of the scale's, other stages in proportion."),
     ] = None,
+    faithful: Annotated[
+        bool,
+        typer.Option(
+            "--faithful",
+            help="With the published code's anchors at a stride, a row of embeddings each, [LM], header, prompt and "
+            "LoRA of rank 128 on queries and values.",
+        ),
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 32,
     as_json: Json = False,
     device: Device = "auto",
@@ -82,6 +90,7 @@ def reproduce(
             only=names,
             systems=split_commas(systems) if systems else None,
             steps=steps,
+            faithful=faithful,
             device=device,
             dtype=dtype,
             batch=batch,

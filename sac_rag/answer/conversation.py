@@ -95,13 +95,11 @@ class Conversation:
                 )
         forgotten, read = len(whole) - len(turns), min(texts, kept)
         self._asked, self._words = (turns, user), question
-        source = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:read])
+        source_tokens = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:read])
         fidelity = "memory" if not read else "text" if read == kept else "mixed"
-        notices, earlier = (
-            _notices(forgotten, len(hits) - kept, gone),
-            any(len(asked.content) > 1 for asked, _ in turns),
-        )
-        return Assembled(prompt, tuple(hits[:kept]), source, fidelity, notices, earlier, forgotten)
+        notices = _notices(forgotten, len(hits) - kept, gone)
+        earlier = any(len(asked.content) > 1 for asked, _ in turns)
+        return Assembled(prompt, tuple(hits[:kept]), source_tokens, fidelity, notices, earlier, forgotten)
 
 
 def _passages(hits: Sequence[Hit], texts: int, separator: str) -> Content:

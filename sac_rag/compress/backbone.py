@@ -416,22 +416,34 @@ class Backbone:
         body = model.model
         heads, groups, dim = self.config.num_attention_heads, self.config.num_key_value_heads, self.head_dim
         h = self.embed(inputs)
+        alone = h.shape[0] == 1
+        if alone:  # as `_times` has it, once for all layers
+            h = h.expand(2, -1).contiguous()
         cos, sin = self._tables(positions)
         for index, layer in enumerate(body.layers):
             x = _norm(layer.input_layernorm, h)
             attn = layer.self_attn
             block, bias = (None, None) if use_lora else (self._blocks[index], self._biases[index])
             if block is None or bias is None:
-                parts = [_linear(p, x) for p in (attn.q_proj, attn.k_proj, attn.v_proj)]
+                parts = torch.cat([_linear(p, x) for p in (attn.q_proj, attn.k_proj, attn.v_proj)], dim=-1)
             else:
-                parts = _times(x, block.qkv, bias.qkv).split((heads * dim, groups * dim, groups * dim), dim=-1)
-            q, k, v = (p.view(-1, n, dim) for p, n in zip(parts, (heads, groups, groups), strict=True))
-            q, k = _head_norm(attn, "q", q), _head_norm(attn, "k", k)
-            out = mix(index, turn(q, cos, sin), turn(k, cos, sin), v)
-            if index == len(body.layers) - 1 and scored is not None:
+                parts = _times(x, block.qkv, bias.qkv)
+            parts = (parts[:1] if alone else parts).view(-1, heads + 2 * groups, dim)
+            qk, v = parts.split((heads + groups, groups), dim=1)
+            if hasattr(attn, "q_norm"):
+                q, k = qk.split((heads, groups), dim=1)
+                qk = torch.cat((_head_norm(attn, "q", q), _head_norm(attn, "k", k)), dim=1)
+            q, k = turn(qk, cos, sin).split((heads, groups), dim=1)
+            out = mix(index, q, k, v)
+            if alone:
+                out = out.expand(2, -1)
+            elif index == len(body.layers) - 1 and scored is not None:
                 h, out = h[scored], out[scored]
             h = _finish(layer, h, out, block, bias)
-        return _times(_norm(body.norm, h), model.lm_head.weight if use_lora else self._head)
+        logits = _times(_norm(body.norm, h), model.lm_head.weight if use_lora else self._head)
+        if alone:
+            logits = logits[:1] if scored is None else logits[:1][scored]
+        return logits
 
     def plain_logits(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Logits (tokens, vocabulary) of the untouched model as transformers computes them: the reference."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -59,6 +59,7 @@ class Session:
         self._filled = torch.zeros(rows, layers, groups, dtype=torch.int64)
         self._next = [0] * rows
         self._stands: list[tuple[_Placed, ...]] = [()] * rows
+        self._steps: dict[range, _Steps] = {}
         self.logits = self.read(prompts)
 
     @property
@@ -85,6 +86,7 @@ class Session:
 
         Raises MemoryInvalid for a memory that was placed elsewhere than where it stands.
         """
+        self._steps = {}
         laid = [_prefill_of(row, start) for row, start in zip(parts, self._next, strict=True)]
         starts = [row.starts(filled) for row, filled in zip(laid, self._filled, strict=True)]
         self._reach(torch.stack([at[-1] + row.tokens[-1] for row, at in zip(laid, starts, strict=True)]))
@@ -125,8 +127,12 @@ class Session:
 
         def walk(rows: range) -> torch.Tensor:
             at = slice(rows.start, rows.stop)
-            mix = self._stepping([(keys[at], values[at]) for keys, values in self._cache], filled[at], rows)
-            return self._backbone.walk(tokens[at], positions[at], mix, use_lora=self._use_lora)
+            steps = self._steps.get(rows)
+            if steps is None:
+                caches = [(keys[at], values[at]) for keys, values in self._cache]
+                biases = None if self._bias is None else [bias[at] for bias in self._bias]
+                steps = self._steps[rows] = _Steps(caches, biases, filled[at], self._repeat)
+            return self._backbone.walk(tokens[at], positions[at], steps.mix_at(filled[at]), use_lora=self._use_lora)
 
         self._next = [n + 1 for n in self._next]
         self.logits = self._in_batches(walk, BATCH_ROWS)
@@ -138,47 +144,9 @@ class Session:
         size = self.rows if self._backbone.is_batch_invariant else most
         return torch.cat([walk(range(at, min(at + size, self.rows))) for at in range(0, self.rows, size)])
 
-    def _stepping(self, caches: Sequence[tuple[torch.Tensor, torch.Tensor]], filled: torch.Tensor, those: range) -> Mix:
-        """The attention of one more token for each of `those` rows, over caches that are filled so far, (rows, layers,
-        kv_heads)."""
-        places, like = filled.transpose(0, 1), caches[0][0]
-        rows, groups, _, dim = like.shape
-        each, heads = torch.arange(rows, device=like.device)[:, None], torch.arange(groups, device=like.device)
-        fills, places = [tuple(map(tuple, layer)) for layer in places.tolist()], places.to(like.device)
-
-        @cache
-        def shares(fill: tuple[tuple[int, ...], ...]) -> list[tuple[slice, slice, torch.Tensor]]:
-            """Rows and heads to attend together, with their mask, where those of a layer are filled up to here."""
-            slots = torch.arange(_blocks(max(map(max, fill)) + 1), device=like.device)
-            hidden = slots > torch.tensor(fill, device=like.device)[..., None, None]
-            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)
-            if like.device.type != "cpu":
-                return [(slice(0, rows), slice(0, groups), mask)]
-            # Row by row: which thread takes a row moves its last bits, and a width that only another one needs may do
-            # so too. Apart too where heads need many more slots than others.
-            return [
-                (slice(row, row + 1), together, mask[row : row + 1, together, :, : _blocks(width)])
-                for row, heads in enumerate(fill)
-                for together, width in _near([at + 1 for at in heads])
-            ]
-
-        def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = caches[layer]
-            keys[each, heads, places[layer]], values[each, heads, places[layer]] = k, v
-            # The query heads that share a key head are its query rows: nothing is repeated.
-            q = F.pad(q.view(rows, groups, -1, dim), (0, 0, 0, -self._repeat % TILE))
-            out = torch.empty_like(q)
-            for *share, mask in shares(fills[layer]):
-                seen = (*share, slice(0, mask.shape[-1]))
-                if self._bias is not None and any(self._is_biased(i) for i in those[share[0]]):
-                    mask = mask + self._bias[layer][those.start : those.stop][seen].transpose(-1, -2)
-                out[*share] = F.scaled_dot_product_attention(q[*share], keys[seen], values[seen], attn_mask=mask)
-            return out[:, :, : self._repeat].reshape(rows, -1)
-
-        return mix
-
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
+        self._steps = {}
         index = torch.tensor(list(rows))
         at = index.to(self.logits.device)
         self._cache = [(keys[at], values[at]) for keys, values in self._cache]
@@ -212,7 +180,7 @@ class Session:
             raise ValueError(f"cannot rewind to {position}, inside the memory that begins at {stands[-1].start}")
         tokens = position - sum(m.next_position - m.start for m in stands)
         self._filled = torch.full_like(self._filled, tokens) + sum(m.counts for m in stands)
-        self._next, self._stands = [position], [stands]
+        self._next, self._stands, self._steps = [position], [stands], {}
         for layer, bias in enumerate(self._bias or ()):  # tokens may come to stand where a memory was
             bias[0, :, :, 0].masked_fill_(_from(self._filled[0, layer], bias.shape[2]).to(bias.device), 0)
 
@@ -220,6 +188,7 @@ class Session:
         """Take the rows of another session of the same backbone in behind one's own; `other` is spent."""
         if other._backbone is not self._backbone or other._use_lora != self._use_lora:
             raise ValueError("only sessions of one backbone, read with the same weights, can be joined")
+        self._steps = {}
         for layer, (mine, its) in enumerate(zip(self._cache, other._cache, strict=True)):
             capacity = max(mine[0].shape[2], its[0].shape[2])
             keys, values = (torch.cat([_grown(t, capacity) for t in pair]) for pair in zip(mine, its, strict=True))
@@ -238,6 +207,7 @@ class Session:
         for layer, most in enumerate(filled.amax((0, 2)).tolist()):
             held = self._cache[layer][0].shape[2]
             if most > held:
+                self._steps = {}
                 room = _blocks(most) + (BLOCK if held else 0)
                 keys, values = (_grown(t, room) for t in self._cache[layer])
                 self._cache[layer] = keys, values
@@ -368,6 +338,107 @@ class _NewTokens:
                 mask = mask + bias[heads, None, seen]
             out.append(attend(queries, keys[heads, seen], values[heads, seen], mask=mask, causal=mask is None))
         return torch.cat(out, dim=1)
+
+
+class _Together(NamedTuple):
+    """A row's neighbouring heads (all rows and heads where it is no CPU) that one call attends, the fullest of them
+    filled so far."""
+
+    rows: slice
+    heads: slice
+    filled: int
+
+
+class _Steps:
+    """How rows take steps until anything else happens to them: where each layer's next keys go, what hides slots, and
+    which heads attend together. All that a step does not change is made once.
+
+    caches and biases: of these rows, as `Session` holds them; filled: (rows, layers, kv_heads).
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        biases: Sequence[torch.Tensor] | None,
+        filled: torch.Tensor,
+        repeat: int,
+    ) -> None:
+        rows, layers, groups = filled.shape
+        like = caches[0][0]
+        self._caches, self._repeat, self._device, self._done = caches, repeat, like.device, -1
+        self._flat = [(keys.view(-1, keys.shape[3]), values.view(-1, keys.shape[3])) for keys, values in caches]
+        capacities = torch.tensor([keys.shape[2] for keys, _ in caches])
+        self._lines = torch.arange(rows * groups).view(rows, 1, groups) * capacities[:, None]
+        sizes = rows * groups * capacities
+        self._offsets = (sizes.cumsum(0) - sizes)[:, None]
+        self._hidden = torch.full((int(sizes.sum()),), -torch.inf, dtype=like.dtype, device=like.device)
+        self._masks = [part.view(rows, groups, 1, -1) for part in self._hidden.split(sizes.tolist())]
+        for layer, (mask, of_layer) in enumerate(zip(self._masks, filled.unbind(1), strict=True)):
+            seen = torch.arange(mask.shape[3]) < of_layer[..., None, None]
+            mask.masked_fill_(seen.to(like.device), 0)
+            if biases is not None:
+                mask += biases[layer].transpose(2, 3)
+        self._together = [_together(of_layer, like.device) for of_layer in filled.unbind(1)]
+        self._views: list[tuple[int, list[tuple[torch.Tensor, ...]]]] = [(-1, [])] * layers
+
+    def mix_at(self, filled: torch.Tensor) -> Mix:
+        """The attention of one more token for each row, over caches that are filled so far, (rows, layers, kv_heads):
+        those of the last step and its tokens."""
+        self._done += 1
+        places = self._lines + filled
+        self._hidden.index_fill_(0, (places + self._offsets).flatten().to(self._device), 0)
+        each_layer = places.transpose(0, 1).flatten(1).to(self._device).unbind(0)
+
+        def mix(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            keys, values = self._flat[layer]
+            keys.index_copy_(0, each_layer[layer], k.reshape(-1, k.shape[2]))
+            values.index_copy_(0, each_layer[layer], v.reshape(-1, v.shape[2]))
+            rows, groups = len(q), k.shape[1]
+            # The query heads that share a key head are its query rows: nothing is repeated.
+            q = F.pad(q.view(rows, groups, -1, q.shape[2]), (0, 0, 0, -self._repeat % TILE))
+            together, views = self._together[layer], self._seen(layer)
+            if len(together) == 1:
+                keys, values, mask = views[0]
+                out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            else:
+                out = torch.empty_like(q)
+                for (at, heads, _), (keys, values, mask) in zip(together, views, strict=True):
+                    out[at, heads] = F.scaled_dot_product_attention(q[at, heads], keys, values, attn_mask=mask)
+            return out[:, :, : self._repeat].reshape(rows, -1)
+
+        return mix
+
+    def _seen(self, layer: int) -> list[tuple[torch.Tensor, ...]]:
+        """Keys, values and mask of what attends together, whole blocks of slots: the same views for as many steps as
+        a block has slots."""
+        until, views = self._views[layer]
+        if self._done > until:
+            together = self._together[layer]
+            widths = [_blocks(t.filled + 1 + self._done) for t in together]
+            whole = (*self._caches[layer], self._masks[layer].transpose(2, 3))
+            views = [
+                tuple(held[t.rows, t.heads, :width] for held in whole)
+                for t, width in zip(together, widths, strict=True)
+            ]
+            views = [(keys, values, mask.transpose(2, 3)) for keys, values, mask in views]
+            until = min(width - t.filled - 1 for t, width in zip(together, widths, strict=True))
+            self._views[layer] = until, views
+        return views
+
+
+def _together(filled: torch.Tensor, device: torch.device) -> list[_Together]:
+    """What attends together of a layer whose heads are filled so far, (rows, kv_heads).
+
+    On a CPU row by row: which thread takes a row moves its last bits, and a width that only another one needs may do so
+    too. Apart too where heads need many more slots than others.
+    """
+    if device.type != "cpu":
+        return [_Together(slice(0, filled.shape[0]), slice(0, filled.shape[1]), int(filled.max()))]
+    return [
+        _Together(slice(row, row + 1), heads, most)
+        for row, fills in enumerate(filled.tolist())
+        for heads, most in _near(fills)
+    ]
 
 
 def _alike(heads: Iterable[_Fill]) -> list[tuple[slice, _Fill]]:

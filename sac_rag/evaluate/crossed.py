@@ -1,4 +1,4 @@
-"""Scored runs seen at once: a row a set, a column a reader at its ratio."""
+"""Runs seen at once: scores, a row a set, a column a reader at its ratio; first tokens, a row a number of passages."""
 
 from __future__ import annotations
 
@@ -41,6 +41,19 @@ def crossed(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
                 rows.append({CORNER: f"{name}, {called}", **shares})
     whole = dict.fromkeys((CORNER, *columns), "")
     return [{**whole, **row} for row in rows]
+
+
+def crossed_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows {passages: "10 of 256 tokens", way: "0.20 s (9.6x)", ...}: seconds to the first token, and how many times
+    sooner than from text. Empty where rows are no first tokens."""
+    if not all({"way", "passages", "passage_tokens", "first_token_s", "sooner"} <= set(r) for r in rows):
+        return []
+    found: dict[str, dict[str, str]] = {}
+    for r in rows:
+        place = f"{r['passages']} of at most {r['passage_tokens']} tokens"
+        cell = f"{r['first_token_s']:.2f} s" + (f" ({r['sooner']:.1f}x)" if r["sooner"] != 1 else "")
+        found.setdefault(place, {})[str(r["way"])] = cell
+    return [{"passages": place, **cells} for place, cells in found.items()]
 
 
 def _column(run: Mapping[str, Any], varied: Sequence[str]) -> str:

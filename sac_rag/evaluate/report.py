@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sac_rag.errors import ConfigError
-from sac_rag.evaluate.crossed import crossed
+from sac_rag.evaluate.crossed import crossed, crossed_times
 from sac_rag.evaluate.figures import figures, is_training
+from sac_rag.evaluate.summary import picture, summary
 
 HEAD = """# Results
 
@@ -74,34 +75,50 @@ def thinned(rows: Sequence[Any], most: int) -> list[Any]:
 
 def render(folder: Path) -> str:
     """The whole page; raises ConfigError naming a file that is no recorded run."""
-    parts = [HEAD]
-    for path in _recorded(folder):
+    runs = {path: _run(path) for path in _recorded(folder)}
+    named = {path.stem: run for path, run in runs.items()}
+    parts = [HEAD, summary(named), *(f"![{alt(svg)}]({folder.name}/{name})\n" for name, svg in picture(named).items())]
+    for path, run in runs.items():
         try:
-            run = json.loads(path.read_text("utf-8"))
             parts.append(f"## {run['title']}\n\n```bash\n{run['command']}\n```\n\n{run['note']}".rstrip() + "\n")
             parts += [_tables(rows) for rows in run["tables"].values()]
             parts += [f"![{alt(svg)}]({folder.name}/{name})\n" for name, svg in _figures(path, run).items()]
             if "origin" in run:
                 parts.append(_origin(run["origin"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path} is no recorded run (title, command, note, tables): {error}") from error
-    return "\n".join(parts)
+            raise _no_run(path, error) from error
+    return "\n".join(filter(None, parts))
+
+
+def _run(path: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _no_run(path, error) from error
+    if not isinstance(run, dict) or not isinstance(run.get("tables"), dict):
+        raise _no_run(path, "no object with tables")
+    return run
+
+
+def _no_run(path: Path, why: object) -> ConfigError:
+    return ConfigError(f"{path} is no recorded run (title, command, note, tables): {why}")
 
 
 def _tables(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of rows; where they can be seen at once, that first, and each with its interval folded away below."""
     if is_training(rows):
         return table(thinned(rows, SHOWN_STEPS))
-    if not (seen := crossed(rows)):
+    if not (seen := crossed(rows) or crossed_times(rows)):
         return table(rows)
     return f"{table(seen)}\n<details><summary>{FOLDED}</summary>\n\n{table(rows)}\n</details>\n"
 
 
 def drawn(folder: Path) -> dict[str, str]:
     """File name -> SVG of every figure on the page; they lie in the folder of the records."""
-    found: dict[str, str] = {}
-    for path in _recorded(folder):
-        found |= _figures(path, json.loads(path.read_text("utf-8")))
+    runs = {path: _run(path) for path in _recorded(folder)}
+    found = picture({path.stem: run for path, run in runs.items()})
+    for path, run in runs.items():
+        found |= _figures(path, run)
     return found
 
 

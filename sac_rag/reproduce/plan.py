@@ -12,7 +12,7 @@ from sac_rag.reproduce.order import Sample
 from sac_rag.reproduce.place import Place
 from sac_rag.reproduce.scales import FINETUNE, PRETRAIN, SALIENCE, Scale
 from sac_rag.reproduce.specs import Model, Score, Spec, Train, pairs
-from sac_rag.reproduce.systems import System, system_of
+from sac_rag.reproduce.systems import PUBLISHED, PUBLISHED_HEADER, PUBLISHED_LAYOUT, System, system_of
 from sac_rag.train.specs import sources_of
 
 QUESTIONS, SUMMARIES, TEXTS = "qa", "summarise", "lm"
@@ -57,6 +57,9 @@ class Plan:
             **{"ratios": ratios, "ratio_weights": (1.0,) * len(ratios), "seed": scale.seed},
         }
         fresh = start is None
+        options: Mapping[str, Any] = system.options if fresh else {}
+        if scale.faithful and (published := PUBLISHED.get(system.method)):
+            options = {**published, **options} if fresh else {"header": PUBLISHED_HEADER}
         return Train(
             system=system.name,
             method=system.method,
@@ -64,8 +67,9 @@ class Plan:
             model=model,
             data=self.data(data),
             settings=pairs(settings),
-            options=pairs(system.options) if fresh else (),
+            options=pairs(options),
             lora=pairs(scale.lora) if fresh else (),
+            layout=pairs(PUBLISHED_LAYOUT) if fresh and scale.faithful else (),
             start=start,
         )
 

@@ -54,6 +54,7 @@ def reproduce(
     only: Sequence[str] | None = None,
     systems: Sequence[str] | None = None,
     steps: int | None = None,
+    faithful: bool = False,
     device: str = "auto",
     dtype: str = "auto",
     batch: int = 32,
@@ -64,13 +65,15 @@ def reproduce(
 
     A run is one JSON file in output/runs; one that is there is not computed again, and training goes on from its last
     checkpoint. only: names of experiments, or of the paper's tables and figures (table3, figure9); None is all.
-    systems: those that take part; None is all. steps: of finetuning, in place of the scale's, all else in proportion. A
-    run that fails is told on the pages and tried again the next time; the others go on, whatever it was. stop: asked
-    after each run and each step of training; a true answer leaves the rest for another time. Raises ConfigError for
-    unknown names, and for data or models that are missing.
+    systems: those that take part; None is all. steps: of finetuning, in place of the scale's, all else in proportion.
+    faithful: with options, prompt and LoRA of the published code (`Scale.as_published`). A run that fails is told on
+    the pages and tried again the next time; the others go on, whatever it was. stop: asked after each run and each step
+    of training; a true answer leaves the rest for another time. Raises ConfigError for unknown names, and for data or
+    models that are missing.
     """
     names = chosen(only)
     chosen_scale = scale_of(scale) if steps is None else scale_of(scale).with_steps(steps)
+    chosen_scale = chosen_scale.as_published() if faithful else chosen_scale
     place = Place.make(chosen_scale, data, output, device=device, dtype=dtype, batch=batch)
     for name in systems or ():
         system_of(name)
@@ -173,7 +176,8 @@ def _markdown(title: str, plan: Plan, sections: Sequence[Section]) -> str:
 
 def _scale(plan: Plan) -> str:
     s = plan.scale
-    return f"scale {s.name} ({s.model or 'a random model'}, {s.settings['finetune']['steps']:,} updates of finetuning)"
+    steps, published = f"{s.settings['finetune']['steps']:,}", ", as the published code" if s.faithful else ""
+    return f"scale {s.name} ({s.model or 'a random model'}, {steps} updates of finetuning{published})"
 
 
 def _plain(section: Section) -> dict[str, Any]:

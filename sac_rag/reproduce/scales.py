@@ -71,6 +71,15 @@ class Scale:
     rounds: int = 7
     """Pairs of compressions that are timed."""
     seed: int = 0
+    faithful: bool = False
+    """With options, prompt and LoRA of the published code (`systems.PUBLISHED`)."""
+
+    def as_published(self) -> Scale:
+        """The same with LoRA on queries and values, started as the published code has it, of rank 128 but for a random
+        model; methods and prompt follow suit."""
+        size = {"rank": 128, "alpha": 256.0} if self.model else self.lora
+        lora = {**size, "targets": ("q_proj", "v_proj"), "start": "rank"}
+        return dataclasses.replace(self, lora=lora, faithful=True)
 
     def with_steps(self, steps: int) -> Scale:
         """So many steps of finetuning, and of all else in proportion."""

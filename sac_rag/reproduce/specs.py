@@ -94,6 +94,8 @@ class Train(Spec):
     settings: Pairs
     options: Pairs = ()
     lora: Pairs = ()
+    layout: Pairs = ()
+    """Strings of the prompt that are not the model's own."""
     start: Train | None = None
 
     @property

@@ -45,6 +45,15 @@ class System:
 
 
 WORDS = "a classifier trained here, not its own weights; what it keeps is read by Full-FT"
+_ENDED = {"lm_token": True, "header": "{bos}"}
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "sac": {**_ENDED, "selector": "stride", "anchor_rows": True},
+    **dict.fromkeys(("icae", "500x", "epl"), _ENDED),
+}
+"""Options of methods as the published code has them; those of a system go before them."""
+PUBLISHED_HEADER = "{bos}### Context:\n"
+"""What its encoder reads ahead of a context when it is finetuned on questions."""
+PUBLISHED_LAYOUT = {"prefix": "", "before": "\n### Question:\n", "after": "\n### Answer:\n"}
 RIVALS = ("ae+lm",)
 """How the paper pretrains the systems that append memory tokens."""
 

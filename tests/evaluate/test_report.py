@@ -129,3 +129,25 @@ def test_a_damaged_run_is_named(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"title": "no tables"}))
     with pytest.raises(ConfigError, match=r"x\.json"):
         render(tmp_path)
+
+
+def test_the_page_begins_with_what_its_records_say(tmp_path):
+    ways = {"text": (1.0, 1.0), "5x": (0.25, 4.0), "15x": (0.125, 8.0), "full-kv": (0.5, 2.0)}
+    first = [
+        {"way": w, "passages": k, "passage_tokens": 256, "first_token_s": s, "sooner": times}
+        for k in (1, 5, 10)
+        for w, (s, times) in ways.items()
+    ]
+    stored = [
+        {"ratio": r, "codec": c, "bytes_per_source_token": b / r}
+        for r in (5.0, 15.0)
+        for c, b in (("transform", 2250.0), ("bf16", 22500.0))
+    ]
+    record(tmp_path, "2-bench", "Speed", "sac bench", "", {"first_token": first, "storage": stored})
+    page = render(tmp_path)
+    short = page.split("## In short")[1].split("## Speed")[0]
+    assert "five passages at 5x: 0.25 s instead of 1.00 s from text, 4.0 times sooner" in short
+    assert "0.25 s instead of 0.50 s, 2.0 times sooner" in short
+    assert "450 bytes at 5x and 150 at 15x; as bf16 4500 and 1500." in short
+    assert "F1" not in short.split("*5x*")[0], "nothing is said of records that are not there"
+    assert "| 10 of at most 256 tokens | 1.00 s | 0.25 s (4.0x) | 0.12 s (8.0x) | 0.50 s (2.0x) |" in page

@@ -190,3 +190,27 @@ def test_a_scale_needs_data_and_a_damaged_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no stored run"):
         Store(plan.place).find(spec)
     assert Found()(spec) is None
+
+
+def test_faithful_systems_are_those_of_the_published_code(tmp_path: Path) -> None:
+    """Table 1 as published: options, prompt and LoRA stand in the adapters' cards, and score at every ratio."""
+    made = reproduce("tiny", tmp_path, only=["table1"], faithful=True, **{**CPU, "systems": ["sac", "icae"]})
+    assert made.whole and not made.failed
+    cards = [json.loads(p.read_text()) for p in tmp_path.glob("adapters/*/card.json")]
+    tuned = {c["method"]: c for c in cards if len(c["training"]["stages"]) == 2}
+    assert set(tuned) == {"sac", "icae"} and len(cards) == 4
+    for card in tuned.values():
+        assert card["lora"]["targets"] == ["q_proj", "v_proj"] and card["lora"]["start"] == "rank"
+        assert card["layout"]["prefix"] == "" and card["layout"]["before"] == "\n### Question:\n"
+        assert card["options"]["lm_token"] and card["options"]["header"] == "{bos}### Context:\n"
+    assert tuned["sac"]["options"]["selector"] == "stride" and tuned["sac"]["options"]["anchor_rows"]
+    assert "as the published code" in (tmp_path / "methods.md").read_text()
+
+
+def test_a_system_keeps_its_own_options_when_it_is_faithful(tmp_path: Path) -> None:
+    place = Place.make(TINY.as_published(), None, tmp_path, **CPU)
+    chain = [Plan(place).adapter(name, for_="lm") for name in ("sac-random", "sac-no-mask", "beacon", "full-ft")]
+    options = [dict(stage.options) if stage else None for stage in chain]
+    assert options[0] and options[0]["selector"] == "random" and options[0]["anchor_rows"]
+    assert options[1] and options[1]["causal"] and options[1]["selector"] == "stride"
+    assert options[2] == {}, "our interpretation has no published options"

@@ -47,7 +47,7 @@ def compute(spec: Train, place: Place, listen: Listen, stop: Stop) -> dict[str, 
     def heard(progress: Progress) -> None:
         listen(progress.step, progress.steps)
 
-    fresh: dict[str, Any] = {"method": spec.method, "options": dict(spec.options)}
+    fresh: dict[str, Any] = {"method": spec.method, "layout": dict(spec.layout) or None}
     if adapts != "nothing":
         fresh["lora"] = LoraSpec(**dict(spec.lora))
     card = run(
@@ -59,6 +59,7 @@ def compute(spec: Train, place: Place, listen: Listen, stop: Stop) -> dict[str, 
         dtype=place.dtype,
         listen=heard,
         stop=stop,
+        options=dict(spec.options),
         **(fresh if spec.start is None else {"start_from": place.adapter(spec.start)}),
     )
     stage = card.training["stages"][-1]
