@@ -26,8 +26,10 @@ MOST_REPEATS = 4096
 """Largest number in a schema that counts characters, items or properties: a grammar grows with it."""
 MOST_CLOSING = 512
 """Longest end of an answer, in tokens, that is looked for when its limit comes near."""
-MOST_SYMBOLS = 200_000
-"""Symbols of the largest grammar."""
+MOST_CHOICES = 64
+"""Tokens of such an end that the grammar leaves open: each costs as much as a step's own look at it."""
+MOST_SYMBOLS, MOST_STATES, MOST_FUEL = 200_000, 20_000, 100_000
+"""Symbols of the largest grammar, states of its lexer, and work of a step (some 10,000 a millisecond)."""
 KEPT = 32
 """Compiled grammars that are kept."""
 
@@ -190,7 +192,12 @@ class Grammars:
                 said = _said(self._source)
             self._tokenizer = llguidance.LLTokenizer(said, eos_token=self._stop_ids)
             self._characters = _characters(self._tokenizer)
-        limits = llguidance.LLParserLimits(max_grammar_size=MOST_SYMBOLS, verbose_errors=False)
+        limits = llguidance.LLParserLimits(
+            max_grammar_size=MOST_SYMBOLS,
+            max_lexer_states=MOST_STATES,
+            step_lexer_fuel=MOST_FUEL,
+            verbose_errors=False,
+        )
         matcher = llguidance.LLMatcher(
             self._tokenizer, llguidance.LLMatcher.grammar_from_lark(lark), log_level=0, limits=limits
         )
@@ -203,10 +210,13 @@ def closing(matcher: Any, characters: Mapping[str, int]) -> list[int] | None:
     """A short end of what has been written, in tokens, empty where it may end as it is; None where none was found."""
     matcher = matcher.deep_copy()
     end: list[int] = []
+    choices = 0
     while not matcher.is_accepting():
-        tokens = matcher.compute_ff_tokens() or _shortest(matcher, characters)
+        tokens = matcher.compute_ff_tokens()
+        if not tokens:
+            tokens, choices = _shortest(matcher, characters), choices + 1
         end += tokens
-        if not tokens or len(end) > MOST_CLOSING or not matcher.consume_tokens(tokens):
+        if not tokens or len(end) > MOST_CLOSING or choices > MOST_CHOICES or not matcher.consume_tokens(tokens):
             return None
     return end
 
