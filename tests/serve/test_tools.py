@@ -97,25 +97,20 @@ def test_calls_of_tools(openai: Any) -> None:
 def test_results_are_read_and_answered(openai: Any, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """A passage that a tool gave is the memory of it, in front of the question: the prompt of `ask`."""
     monkeypatch.setattr(live.rag.engine.method.backbone.tokenizer, "chat_template", TEMPLATE)
-    (hit,) = live.rag.retrieve(QUESTION, k_of(1))
-    live.rag.offer(hit.passage.text, live.rag.tag(hit.passage.id))
+    with live.client() as client:
+        search = {"query": QUESTION, "k": 1}
+        (hit,) = client.post("/v1/libraries/three/search", json=search).json()["passages"]
     (call,) = create(openai, tools=TOOLS, tool_choice="required").choices[0].message.tool_calls
     messages = [
         *ASKED,
         {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]},
-        {"role": "tool", "tool_call_id": call.id, "content": hit.passage.text},
+        {"role": "tool", "tool_call_id": call.id, "content": hit["text"]},
     ]
     said = create(openai, messages=messages, tools=TOOLS, max_tokens=8, temperature=0)
     want = live.rag.ask(QUESTION, k=1, max_new_tokens=8)
     assert said.choices[0].message.content == want.text and said.choices[0].message.tool_calls is None
     assert said.usage.prompt_tokens_details.cached_tokens == want.usage.anchors > 0
     assert said.usage.prompt_tokens == want.usage.attended
-
-
-def k_of(k: int) -> Any:
-    from sac_rag import AskConfig
-
-    return AskConfig(k=k)
 
 
 def test_responses_with_tools_and_schemas(openai: Any, live: Live) -> None:
