@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
@@ -143,17 +144,21 @@ def applied(connection: sqlite3.Connection, where: str) -> list[str]:
         raise LibraryCorrupt(f"{where} has other tables than a catalog of ours: restore it or index again")
     query = f"SELECT substr(name, 1, 200) FROM migrations ORDER BY position LIMIT {_MOST_OBJECTS}"
     done = [row[0] for row in connection.execute(query)]
-    for name in done:
-        if name not in known:
-            raise LibraryMismatch(
-                f"{where} has the format {name!r}, made by a newer version; this version knows formats up to "
-                f"{known[-1]!r}: upgrade sac-rag"
-            )
+    # A newer version has all of ours, and then its own: any other list was damaged.
+    if (more := done[len(known) :]) and done[: len(known)] == known and all(map(_is_format, more)):
+        raise LibraryMismatch(
+            f"{where} has the format {more[0]!r}, made by a newer version; this version knows formats up to "
+            f"{known[-1]!r}: upgrade sac-rag"
+        )
     if not done or done != known[: len(done)]:
         raise LibraryCorrupt(f"{where} lists the formats {done}, which is no beginning of {known}")
     if sorted(found, key=str) != shapes[len(done) - 1]:
         raise LibraryCorrupt(f"{where} does not have the tables of format {done[-1]!r}: restore it or index again")
     return done
+
+
+def _is_format(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[0-9]{4}-[a-z0-9-]+", name, re.ASCII) is not None
 
 
 def migrate(connection: sqlite3.Connection, done: Sequence[str], upto: int | None = None) -> None:

@@ -165,8 +165,11 @@ class Embedder:
         pad = self._tokenizer.pad_token_id or 0
         ids = torch.tensor([window + [pad] * (longest - len(window)) for window in windows], device=self._device)
         mask = torch.tensor([[1] * len(w) + [0] * (longest - len(w)) for w in windows], device=self._device)
-        with torch.inference_mode():
-            vectors = self._forward(ids, mask).float().cpu().numpy()
+        try:
+            with torch.inference_mode():
+                vectors = self._forward(ids, mask).float().cpu().numpy()
+        except (IndexError, RuntimeError) as error:  # shapes that its config says and its weights have not, or no room
+            raise ModelError(f"{self.path} cannot compute {len(windows)} texts of {longest} tokens: {error}") from error
         if not np.isfinite(vectors).all():
             raise ModelError(f"{self.name} gave NaN or Inf: its weights are damaged or do not fit the device")
         return _unit(vectors)

@@ -148,6 +148,11 @@ def test_an_older_format_is_migrated_by_a_writer_and_read_by_a_reader(
         "PRAGMA application_id=1",
         "DELETE FROM head",
         "DELETE FROM migrations",
+        # No newer version: that would have ours, too.
+        "UPDATE migrations SET name = '0003-codec-stats' WHERE position = 2",
+        "UPDATE migrations SET position = 9 WHERE position = 1",
+        "INSERT INTO migrations VALUES (3, 'what a format is not called')",
+        "INSERT INTO migrations VALUES (3, x'ff')",
         "UPDATE head SET passages = 'many'",
     ],
 )

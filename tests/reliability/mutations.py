@@ -24,8 +24,8 @@ from tests.reliability import small
 from tests.reliability.parts import Found
 from tests.reliability.tracing import fork
 
-SHARE = {"library": 60, "adapter": 15, "model": 15, "config": 10}
-"""Mutations of each kind in a piece."""
+SHARE = {"library": 320, "adapter": 30, "model": 30, "config": 20}
+"""Mutations of each kind in a piece. One of a model or an adapter takes as long as ten of a library."""
 SHORT = {"library": 12, "adapter": 3, "model": 3, "config": 3}
 CPU_S, WALL_S, MEMORY_MB = 20, 900, 1000
 """What one mutation may cost; wall time is for hangs alone, as the machine may be busy."""

@@ -60,9 +60,9 @@ PARTS = {
             "kills",
             "a kill while writing",
             "Whole commands (`sac index --sync`, `add`, `rm`, `gc`, `recode`, `repair`, and an adapter's save), "
-            "each killed by strace before one system call that changes a file of the library. Then every memory "
-            "must be there byte for byte, no commit that was reported may be lost, and the same command must end "
-            "where an undisturbed one ends.",
+            "each killed by strace before one system call that changes a file of the library, over four documents, and "
+            "when every call has been met, over four more. Then every memory must be there byte for byte, no commit "
+            "that was reported may be lost, and the same command must end where an undisturbed one ends.",
             {"kills": 1000, "commands": 7},
         ),
         Part(
@@ -139,9 +139,9 @@ PARTS = {
         Part(
             "cancelled",
             "streams that are dropped",
-            "Streams that are left after their first piece, by drop, by close and by cancelled tasks; no row may "
-            "stay in the batch, and "
-            "threads must go back to where they were.",
+            "Streams that are left after their first piece, by drop, by close and by cancelled tasks, while Python "
+            "looks for no circles: each must be cancelled at once and make two tokens at the most, no row may stay in "
+            "the batch, and threads must go back to where they were.",
             {"streams": 1000},
         ),
         Part(
