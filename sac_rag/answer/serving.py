@@ -202,10 +202,10 @@ class Serving:
     ) -> Prompt:
         """The prompt of messages. tools: those that it tells of, see `calling`.
 
-        Of texts longer than a passage the passages are read that fit best what is asked. history: as in AskConfig, for
-        a last turn that brings passages; one that brings none may be answered from those of earlier ones. small_talk:
-        read it without passages. Raises ConfigError for messages that the chat template does not take or that do not
-        fit the context.
+        Of texts longer than a passage the passages are read that fit best what is asked. history: as in AskConfig,
+        where passages come with the last turn or the system; otherwise all turns are read, as it may be answered from
+        theirs. small_talk: read it without passages. Raises ConfigError for messages that the chat template does not
+        take or that do not fit the context.
         """
         check_history(history)
         self._check_gate()

@@ -248,7 +248,7 @@ def asked(i: int) -> str:
 
 @pytest.mark.parametrize("kind", ["simple", "context"])
 def test_a_turn_reads_only_what_is_new(rag: SacRag, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    llm, seen, made = SacLLM(rag, max_tokens=5), Seen(rag, monkeypatch), []
+    llm, seen, made = SacLLM(rag, max_tokens=5, history="all"), Seen(rag, monkeypatch), []
     submit = rag.engine.service.submit
     monkeypatch.setattr(rag.engine.service, "submit", lambda *a, **k: made.append(submit(*a, **k)) or made[-1])
     if kind == "simple":

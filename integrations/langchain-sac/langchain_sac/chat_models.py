@@ -67,8 +67,8 @@ class ChatSac(LibraryUser, BaseChatModel):
     allowed_ids: list[str] | None = None
     """Only these passages may be read; None leaves it to `where`."""
     history: Literal["auto", "all"] = "auto"
-    """Of a conversation whose last message brings passages: "auto" reads the turns that it refers back to, none where
-    it stands by itself; "all" reads all."""
+    """Of a conversation in which passages come with the last message or the system's: "auto" reads the turns that the
+    last one refers back to, none where it stands by itself; "all" reads all."""
     small_talk: bool = True
     """Answer greetings and thanks ("Hello", "Thanks!") without the passages that came with them."""
 

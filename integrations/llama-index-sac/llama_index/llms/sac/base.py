@@ -91,7 +91,8 @@ class SacLLM(FunctionCallingLLM):
     )
     history: Literal["auto", "all"] = Field(
         default="auto",
-        description="Of a conversation whose last message brings passages: the turns that it refers back to, or all.",
+        description="Which earlier turns are read where passages come with the last or a system message: those that "
+        "it refers back to, or all.",
     )
     small_talk: bool = Field(
         default=True, description="Whether greetings and thanks are answered without the passages that came with them."
