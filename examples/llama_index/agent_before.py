@@ -21,17 +21,12 @@ index = VectorStoreIndex.from_documents(documents)
 query_engine = index.as_query_engine()
 
 
-def multiply(a: float, b: float) -> float:
-    """Useful for multiplying two numbers."""
-    return a * b
-
-
 async def search_documents(query: str) -> str:
     """Useful for answering natural language questions about the documents."""
     return str(await query_engine.aquery(query))
 
 
-agent = AgentWorkflow.from_tools_or_functions([search_documents, multiply], llm=Settings.llm)
+agent = AgentWorkflow.from_tools_or_functions([search_documents], llm=Settings.llm)
 
 
 async def main():

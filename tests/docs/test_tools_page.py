@@ -1,13 +1,10 @@
-"""The page on tools is executed: its Python, block after block, is one program that runs."""
+"""The page on tools on tiny models: its Python, block after block, is one program (test_pages.py: the default one)."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +15,8 @@ pytest.importorskip("llguidance", reason='tools are an extra: pip install "sac-r
 from llama_index.core import Settings
 
 from sac_rag import IndexConfig
-from tests.docs.test_readme import TRAVEL
+from tests.docs.test_pages import TRAVEL
 from tests.integrations.llama_index_chat import TEMPLATE
-from tests.integrations.real import default_models
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/tools.md"
 
@@ -70,21 +66,3 @@ def test_it_runs_on_tiny_models(
     monkeypatch.chdir(folder)
     exec(compile(program(), str(PAGE), "exec", dont_inherit=True), {"__name__": "__main__"})
     check(capsys.readouterr().out)
-
-
-@pytest.mark.model
-@pytest.mark.slow
-def test_it_runs_as_a_program(folder: Path) -> None:
-    default_models()
-    (folder / "page.py").write_text(program())
-    done = subprocess.run(
-        [sys.executable, "page.py"], cwd=folder, env=os.environ, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    check(done.stdout)
-    assert "Dana" in done.stdout
-
-
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGE.read_text("utf-8")):
-        assert target.startswith("https://") or (PAGE.parent / target).exists(), f"{target} is not there"
