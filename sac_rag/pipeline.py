@@ -443,6 +443,7 @@ class SacRag(Serving):
         text: bool = False,
         conversation: Conversation | None = None,
         stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Answer:
         """Answer a question from the library.
@@ -451,11 +452,13 @@ class SacRag(Serving):
         instead of searching. text: read the passages as plain text whatever the fidelity is, for comparison.
         conversation: answer as its next turn; what earlier ones read stays in the model's cache, where the question
         takes it up (`AskConfig.history`). stop: strings that end an answer and are no part of it. Small talk is
-        answered without passages, and is no turn (`AskConfig.small_talk`).
-        Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration.
+        answered without passages, and is no turn (`AskConfig.small_talk`). schema: a JSON schema that the answer is
+        held to while it is decoded, see `held_to`.
+        Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration, or beside a
+        schema.
         """
         given = {"where": where, "hits": hits, "text": text, "conversation": conversation, "stop": stop, **settings}
-        stream = self.stream(question, ask, **given)
+        stream = self.stream(question, ask, schema=schema, **given)
         for _ in stream:
             pass
         return stream.answer
@@ -470,6 +473,7 @@ class SacRag(Serving):
         text: bool = False,
         conversation: Conversation | None = None,
         stop: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Stream:
         """As `ask`, piece by piece: iterate over the text; `.answer` is whole after the last piece.
@@ -485,9 +489,10 @@ class SacRag(Serving):
             raise ConfigError("the question is empty; ask something")
         self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
-        if hits is None and own.small_talk and is_small_talk(question):
+        if hits is None and schema is None and own.small_talk and is_small_talk(question):
             return Stream(self.engine, self._chatting(question, own, conversation, stop))
         judged = own.abstain or own.fidelity == "auto"
+        constraint = None if schema is None else self.held_to(schema, own)
         thresholds = self._thresholds() if judged else None
         library = self.newest()
         if own.fidelity != "text":
@@ -506,7 +511,8 @@ class SacRag(Serving):
             found = library.documents([hit.passage.document for hit in read])
             return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
 
-        return Stream(self.engine, AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop))
+        plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, constraint=constraint)
+        return Stream(self.engine, plan)
 
     def replay(
         self,

@@ -2,10 +2,10 @@
 
     PYTHONPATH=. python scripts/scale_plan.py --library my.lib --passages 1e6,1e8,1e9 --rate 20
 
-Bytes per passage are those of a library that is there. Seconds are those of the recorded runs in docs/results, or are
-given. Machines follow from a simulation: questions arrive at random, each is searched for on every shard of one set of
-shards and then answered by one core of a pool, and of both there are as few as keep 95 of 100 questions within
---within.
+Text and vectors of a passage are those of a library that is there; bytes of memories and seconds are those of the bench
+that docs/results records. Machines follow from a simulation: questions arrive at random, each is searched for on every
+shard of one set of shards and then answered by one core of a pool, and of both there are as few as keep 95 of 100
+questions within --within.
 """
 
 from __future__ import annotations
@@ -83,8 +83,11 @@ class Plan:
     """Of a million questions, all machines at this rate."""
 
 
-def units_of(library: str, codec_bytes: float | None, search_s: float) -> Units:
-    """From a library, and from recorded runs on two cores."""
+def units_of(library: str, ratio: float, codec: str, search_s: float) -> Units:
+    """Text, tokens and vectors of a passage from a library; memories, and seconds of a core, from the recorded bench.
+
+    Raises ValueError for a ratio and a codec that it does not have.
+    """
     from sac_rag.library.library import Library
     from sac_rag.library.opening import codec_state_of
 
@@ -93,17 +96,22 @@ def units_of(library: str, codec_bytes: float | None, search_s: float) -> Units:
     once = len(codec_state_of(library) or b"")  # what the codec was fitted to, however many passages there are
     each = 1 / stats.passages
     tokens = stats.source_tokens * each
-    bench = json.loads((RESULTS / "2-bench.json").read_text("utf-8"))["tables"]["storage"][0]
-    serving = json.loads((RESULTS / "5-serving.json").read_text("utf-8"))["tables"]["together"][0]
+    bench = json.loads((RESULTS / "2-bench.json").read_text("utf-8"))["tables"]
+    threads, last = bench["machine"][0]["threads"], bench["serving"][-1]
+    try:
+        stored = next(r for r in bench["storage"] if (r["ratio"], r["codec"]) == (ratio, codec))
+        indexing = next(r for r in bench["indexing"] if r["ratio"] == ratio)
+    except StopIteration:
+        raise ValueError(f"2-bench.json has no ratio {ratio:g} with codec {codec!r}") from None
     return Units(
         passage_tokens=tokens,
-        kv_bytes=stats.kv_bytes * each if codec_bytes is None else codec_bytes * tokens,
+        kv_bytes=stored["bytes_per_source_token"] * tokens,
         catalog_bytes=(stats.catalog_bytes - once) * each - 4 * dim,
         vector_bytes=4.0 * dim,
         lexical_bytes=stats.lexical_bytes * each,
-        compress_s=tokens / (bench["tokens_per_s"] / 2),
+        compress_s=tokens / (indexing["compressing_per_s"] / threads),
         search_s=search_s,
-        answer_s=serving["parallel_s"] * 2 / serving["calls"],
+        answer_s=threads / last["memory_per_s"],
     )
 
 
@@ -214,10 +222,11 @@ def table(plans: Sequence[Plan]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", help="whose bytes per passage are taken")
+    parser.add_argument("--library", help="whose passages are taken")
     parser.add_argument("--units", type=Path, help="a JSON file of what --print-units printed, instead of a library")
     parser.add_argument("--print-units", action="store_true", help="print what one of each costs, and end")
-    parser.add_argument("--codec-bytes", type=float, help="bytes of memory per source token, instead of the library's")
+    parser.add_argument("--ratio", type=float, default=5.0, help="of memories, with --library")
+    parser.add_argument("--codec", default="transform", help="of memories, with --library")
     parser.add_argument("--search-s", type=float, default=0.15, help="core seconds to search a million vectors exactly")
     parser.add_argument("--passages", default="1e6,1e7,1e8,1e9")
     parser.add_argument("--rate", type=float, default=20.0, help="questions a second")
@@ -231,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.units:
         units = Units(**json.loads(args.units.read_text("utf-8")))
     elif args.library:
-        units = units_of(args.library, args.codec_bytes, args.search_s)
+        units = units_of(args.library, args.ratio, args.codec, args.search_s)
     else:
         parser.error("give --library or --units")
     if args.print_units:

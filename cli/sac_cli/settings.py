@@ -45,7 +45,7 @@ FREE = (
     | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole", "start")}
     | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
     | {f"placing_{name}" for name in ("positions", "order", "prior")}
-    | {"passages", "step", "deep", "wait", "missing_ok", "scale", "only", "systems"}
+    | {"passages", "step", "deep", "wait", "missing_ok", "scale", "only", "systems", "faithful"}
     | {"tokens", "questions", "rounds", "quick", "mine", "warm", "idle", "stop"}
 ) - PLACES
 """Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error."""

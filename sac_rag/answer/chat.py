@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sac_rag.answer.prompt import Piece, Prompt, Recall
 from sac_rag.answer.tags import PassageRef
+from sac_rag.answer.tools import Tool, ToolCall, ToolFormat, described, format_of
 from sac_rag.compress.anchor_kv import AnchorKV, Memory
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
@@ -24,10 +26,16 @@ _MARKS = re.compile("\ue000([0-9]+)\ue001")
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation. role: "system", "user" or "assistant"."""
+    """One message of a conversation. role: "system", "user", "assistant" or "tool".
+
+    calls: what the assistant called. name, call_id: of a tool's message, the tool and the call that it answers.
+    """
 
     role: str
     content: Content
+    calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    call_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,19 @@ class MemorySource:
 
 
 def chat_prompt(
-    method: Method, messages: Sequence[Message], source: MemorySource, *, placing: Placing | None = None
+    method: Method,
+    messages: Sequence[Message],
+    source: MemorySource,
+    *,
+    placing: Placing | None = None,
+    tools: Sequence[Tool] = (),
+    format: ToolFormat | None = None,
 ) -> Prompt:
     """The prompt of a conversation, ready for the assistant's next answer.
 
+    tools: those that the prompt tells of. format: how calls are written, by default what the chat template says. A
+    model whose template knows no tools reads of them in the system message, and what a tool gave in front of the
+    question that it was called for, as it reads passages; its calls are left out.
     Neighbouring messages of one role are read as one. Passages that follow each other with nothing but blanks between
     them become one memory, as an adapter was trained: they are taken to be named best first, as retrievers give them,
     and stand in the order of `placing` (the method's own, unless given). Other passages of the same message go on in
@@ -58,13 +75,21 @@ def chat_prompt(
     Text of messages never becomes special tokens. Raises ConfigError when there is no message, a role is unknown or the
     chat template does not take the messages.
     """
+    if tools or any(m.role == "tool" or m.calls for m in messages):
+        format = format or format_of(method.backbone)
+        if format.own:
+            messages = [_called(m, format) for m in messages]
+        else:
+            messages, tools = _without_tools(method, messages, tools), ()
     merged = _merged(messages)
     pieces: list[str | PassageRef | _Trusted] = []
-    for index, text in _rendered(method, merged):
+    for index, text in _rendered(method, merged, tools):
         if index is None:
             pieces.append(_Trusted(text))
-        else:
+        elif index < len(merged):
             pieces += merged[index].content
+        else:
+            pieces.append(text)
     return _laid(method, _grouped(_once(pieces)), source, placing or method.placing)
 
 
@@ -92,22 +117,72 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
         raise ConfigError("a conversation needs at least one message")
     merged: list[Message] = []
     for m in messages:
-        if m.role not in ("system", "user", "assistant"):
-            raise ConfigError(f"unknown role {m.role!r}; use system, user or assistant")
-        if merged and merged[-1].role == m.role:
+        if m.role not in ("system", "user", "assistant", "tool"):
+            raise ConfigError(f"unknown role {m.role!r}; use system, user, assistant or tool")
+        if merged and merged[-1].role == m.role != "tool":
             merged[-1] = Message(m.role, (*merged[-1].content, "\n\n", *m.content))
         else:
             merged.append(m)
     return merged
 
 
-def _rendered(method: Method, messages: Sequence[Message]) -> list[tuple[int | None, str]]:
-    """Text of the chat template, and the messages' contents by number, in order."""
+def _called(message: Message, format: ToolFormat) -> Message:
+    """An assistant's message with its calls in the words of the chat template."""
+    content: list[str | PassageRef] = list(message.content)
+    for call in message.calls:
+        begin, name, between, arguments, end = format.call(call)
+        content += [*(["\n"] if content else []), _Trusted(begin), name, _Trusted(between), arguments, _Trusted(end)]
+    return Message(message.role, tuple(content), name=message.name, call_id=message.call_id)
+
+
+def _without_tools(method: Method, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """Messages for a model that knows no tools: results in front of the question, in the adapter's own words."""
+    out: list[Message] = []
+    question: Content | None = None
+    results: list[Content] = []
+
+    def flush() -> None:
+        nonlocal question
+        if results:
+            given = [p for result in results for p in (method.layout.separator, *result)][1:]
+            asked = () if question is None else (method.layout.before, *question)
+            out.append(Message("user", (*given, *asked)))
+            results.clear()
+        elif question is not None:
+            out.append(Message("user", question))
+        question = None
+
+    for message in messages:
+        if message.role == "tool":
+            results.append(message.content)
+        elif message.role == "user":
+            flush()
+            question = message.content
+        elif not message.calls:
+            flush()
+            out.append(message)
+    read = bool(results)
+    flush()
+    system = any(m.role == "system" for m in out)
+    if tools:
+        out.insert(sum(m.role == "system" for m in out[:1]), Message("system", (described(tools),)))
+    elif read and not system:
+        out[:0] = [Message(role, (text,)) for role, text in layout_messages(method, "", "")[:-1]]
+    return out
+
+
+def _rendered(method: Method, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[tuple[int | None, str]]:
+    """Text of the chat template, and the messages' contents by number, in order.
+
+    Words of the tools that are spelled like special tokens come with numbers beyond those of the messages.
+    """
     tokenizer = method.backbone.tokenizer
-    plain = [{"role": m.role, "content": _MARK.format(i)} for i, m in enumerate(messages)]
+    plain = [_plain(m, _MARK.format(i)) for i, m in enumerate(messages)]
+    words: list[str] = []
+    told = {"tools": [_unspelled(t.as_openai(), tokenizer, words, len(plain)) for t in tools]} if tools else {}
     if getattr(tokenizer, "chat_template", None):
         try:
-            text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **DIRECT)
+            text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **told, **DIRECT)
         except Exception as error:  # templates raise what they like
             raise ConfigError(f"the model's chat template does not take these messages: {error}") from error
     else:
@@ -115,13 +190,50 @@ def _rendered(method: Method, messages: Sequence[Message]) -> list[tuple[int | N
     out: list[tuple[int | None, str]] = []
     at = 0
     for mark in _MARKS.finditer(text):
-        out += [(None, text[at : mark.start()]), (int(mark.group(1)), "")]
+        number = int(mark.group(1))
+        out += [(None, text[at : mark.start()]), (number, words[number - len(plain)] if number >= len(plain) else "")]
         at = mark.end()
     out.append((None, text[at:]))
-    if [i for i, _ in out if i is not None] != list(range(len(messages))):
+    if [i for i, _ in out if i is not None and i < len(plain)] != list(range(len(messages))):
         roles = ", ".join(m.role for m in messages)
         raise ConfigError(f"the model's chat template leaves messages out or reorders them (roles: {roles})")
     return [(i, t) for i, t in out if i is not None or t]
+
+
+def _plain(message: Message, content: str) -> dict[str, str]:
+    """A message as chat templates take it; names and ids hold nothing that could be a special token."""
+    told = {"role": message.role, "content": content}
+    if message.role == "tool":
+        told["name"] = re.sub(r"[^A-Za-z0-9_.-]", "", message.name)
+        told["tool_call_id"] = re.sub("[^A-Za-z0-9]", "", message.call_id)[-9:].rjust(9, "0")
+    return told
+
+
+def _unspelled(value: Any, tokenizer: Any, words: list[str], first: int) -> Any:
+    """A tool's description with marks, numbered from `first`, for what is spelled like special tokens; these go to
+    `words`."""
+    name = functools.partial(_unspelled, tokenizer=tokenizer, words=words, first=first)
+    if isinstance(value, Mapping):
+        return {name(key): name(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [name(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    special = sorted(_special(tokenizer), key=len, reverse=True)
+
+    def marked(found: re.Match[str]) -> str:
+        words.append(found[0])
+        return _MARK.format(first + len(words) - 1)
+
+    clean = value.replace("\ue000", "").replace("\ue001", "")
+    return re.sub("|".join(map(re.escape, special)), marked, clean) if special else clean
+
+
+def _special(tokenizer: Any) -> set[str]:
+    """Spellings of all tokens that stand beside the vocabulary."""
+    named = {t for t in tokenizer.all_special_tokens if t}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return named if backend is None else named | {t.content for t in backend.get_added_tokens_decoder().values()}
 
 
 def _once(pieces: Sequence[str | PassageRef | _Trusted]) -> list[str | PassageRef | _Trusted]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from sac_rag.answer.constrained import Grammars
 from sac_rag.answer.reader import Reader
 from sac_rag.answer.service import Service
+from sac_rag.answer.tools import ToolFormat, format_of
 from sac_rag.compress import adapter as adapters
 from sac_rag.compress.adapter import Card
 from sac_rag.compress.anchor_kv import AnchorKV
@@ -165,6 +168,14 @@ class Engine(Encoder):
         self.service = Service(self.reader, self.busy)
         """Answers questions of all threads as one batch."""
         self._adapted: Service | None = None
+        self.grammars = Grammars(backbone.tokenizer, sorted(self.reader.stop_ids), self.busy)
+        """What answers are held to."""
+
+    @functools.cached_property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls of tools."""
+        with self.busy():
+            return format_of(self.method.backbone)
 
     def service_of(self, reader: str) -> Service:
         """What answers with "base", the model as it is, or with "adapter", the reader beside this engine's adapter,

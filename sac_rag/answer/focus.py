@@ -30,10 +30,11 @@ def asked(message: Message, before: str) -> str:
 def taken_up(messages: Sequence[Message], before: str) -> list[Message]:
     """Messages without the turns that the last one does not refer back to; those of the system stay.
 
-    All of them where the last turn brings no passages, as it may be answered from those of earlier ones, or no words.
+    All of them where neither the last turn nor the system brings passages, as it may be answered from those of earlier
+    turns, or where it has no words.
     """
     starts = _turns(messages)
-    if not starts or not any(map(_brings, messages[starts[-1] :])):
+    if not any(_brings(m) for n, m in enumerate(messages) if starts and (n >= starts[-1] or m.role == "system")):
         return list(messages)
     questions = [_said(messages[start:end], before) for start, end in pairwise([*starts, len(messages)])]
     if not questions[-1]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sac_rag.answer.constrained import Constraint, Guide
 from sac_rag.answer.prompt import Prompt
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.session import Session
@@ -29,10 +30,17 @@ class Sampling:
     """Seed of sampling, None for a fresh one; a row's draws do not depend on its batch."""
     min_new_tokens: int = 0
     """Tokens before which an answer cannot end."""
+    constraint: Constraint | None = None
+    """What the answer is held to while it is decoded."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"an answer of {self.max_new_tokens} tokens was asked for; it must have at least 1")
+        if self.constraint is not None and self.constraint.shortest > self.max_new_tokens:
+            raise ConfigError(
+                f"the shortest answer that fits the schema has about {self.constraint.shortest} tokens, and "
+                f"{self.max_new_tokens} are allowed: raise the limit"
+            )
         check_sampling(self.temperature, self.top_p, self.seed)
 
 
@@ -53,27 +61,38 @@ class Row:
         self.completion = Completion([], 0.0, False)
         self.sampling = sampling
         self.last = 0
+        self.error: ConfigError | None = None
+        """Why this row, and no other, cannot go on."""
         self._generator = _generator(sampling.seed) if sampling.temperature else None
+        self._guide = Guide(sampling.constraint) if sampling.constraint is not None else None
 
     def choose(self, logprobs: torch.Tensor, best: int, stop_ids: frozenset[int]) -> int:
         """The next token from (vocabulary,) log-probabilities, whose largest is at `best`; noted in `completion`."""
         c, s = self.completion, self.sampling
         early = len(c.token_ids) < s.min_new_tokens
-        if early and (best in stop_ids or self._generator is not None):
+        guide = self._guide if self._guide is not None and self._guide.holds else None
+        if guide is not None:
+            logprobs, best = guide.limit(logprobs, stop_ids)
+        elif early and (best in stop_ids or self._generator is not None):
             logprobs = logprobs.index_fill(0, torch.tensor(sorted(stop_ids), device=logprobs.device), -torch.inf)
             best = int(logprobs.argmax())
         token = best if self._generator is None else _nucleus(logprobs, s, self._generator)
+        if guide is not None:
+            token = guide.in_time(token, stop_ids, s.max_new_tokens - len(c.token_ids))
         c.logprob += (float(logprobs[token]) - c.logprob) / (len(c.token_ids) + 1)
         if token in stop_ids:
             c.ended = True
         else:
             c.token_ids.append(token)
+            if self._guide is not None:
+                self._guide.take(token)
         self.last = token
         return token
 
     @property
     def done(self) -> bool:
-        return self.completion.ended or len(self.completion.token_ids) >= self.sampling.max_new_tokens
+        c = self.completion
+        return self.error is not None or c.ended or len(c.token_ids) >= self.sampling.max_new_tokens
 
 
 class Decoding:
@@ -147,7 +166,10 @@ class Decoding:
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         logprobs = logits.float().log_softmax(-1)
         for row, line, best in zip(rows, logprobs, logprobs.argmax(-1).tolist(), strict=True):
-            row.choose(line, best, self._stop_ids)
+            try:
+                row.choose(line, best, self._stop_ids)
+            except ConfigError as error:  # of its constraint
+                row.error = error
 
 
 class Reader:
@@ -166,6 +188,8 @@ class Reader:
         rows = decoding.admit(prompts, [sampling] * len(prompts))
         while not decoding.done:
             decoding.advance()
+        if failed := next((r.error for r in rows if r.error), None):
+            raise failed
         return [r.completion for r in rows]
 
 

@@ -338,9 +338,10 @@ class Service:
             if job.row.done:
                 done.append(job)
         for job in done:
-            if job.keep:
+            error = job.row.error if job.row else None
+            if job.keep and error is None:
                 self._keep(job)
-            self._end(job, None)
+            self._end(job, error)
         self._drop(done)
 
     def _keep(self, job: _Job) -> None:

@@ -17,6 +17,7 @@ import torch
 from sac_rag.answer import gate
 from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.chat import Content, MemorySource, Message, chat_prompt, layout_messages
+from sac_rag.answer.constrained import Constraint
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.focus import Text, best, focused, taken_up, without_passages
 from sac_rag.answer.follow_up import lines_of
@@ -28,6 +29,7 @@ from sac_rag.answer.reply import AsyncReply, Reply
 from sac_rag.answer.service import Generation
 from sac_rag.answer.small_talk import NOTICE as SMALL_TALK
 from sac_rag.answer.tags import PassageRef, Tagger
+from sac_rag.answer.tools import Calling, Tool, ToolFormat, calling
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.config import AskConfig, IndexConfig, check_history
 from sac_rag.errors import ConfigError, LibraryLocked
@@ -194,31 +196,35 @@ class Serving:
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         *,
+        tools: Sequence[Tool] = (),
         history: str = "auto",
         small_talk: bool = True,
     ) -> Prompt:
-        """The prompt of messages.
+        """The prompt of messages. tools: those that it tells of, see `calling`.
 
-        Of texts longer than a passage the passages are read that fit best what is asked. history: as in AskConfig, for
-        a last turn that brings passages; one that brings none may be answered from those of earlier ones. small_talk:
-        read it without passages. Raises ConfigError for messages that the chat template does not take or that do not
-        fit the context.
+        Of texts longer than a passage the passages are read that fit best what is asked. history: as in AskConfig,
+        where passages come with the last turn or the system; otherwise all turns are read, as it may be answered from
+        theirs. small_talk: read it without passages. Raises ConfigError for messages that the chat template does not
+        take or that do not fit the context.
         """
         check_history(history)
         self._check_gate()
         library, given, notices = self.library.pinned(), list(messages), list[str]()
+        calls = bool(tools) or any(m.calls or m.role == "tool" for m in messages)
         before = self.engine.method.layout.before
-        if small_talk:
+        if small_talk and not calls:
             messages = without_passages(messages, before, self.layout("", "")[:-1])
             notices += [SMALL_TALK] if messages != given else []
-        if history == "auto":
+        if history == "auto" and not calls:
             messages = taken_up(messages, before)
         at, fit = functools.partial(self._text_at, library), functools.partial(self._closeness, library)
         messages, (read, there) = focused(messages, at, fit, AskConfig.k, before)
         if read < there:
             notices.append(f"of texts longer than a passage the passages that fit best are read, {read} of {there}")
+        format = self.engine.tool_format if calls else None
         with self.engine.busy(), torch.inference_mode():
-            prompt = chat_prompt(self.engine.method, messages, self._memory_source(library))
+            source = self._memory_source(library)
+            prompt = chat_prompt(self.engine.method, messages, source, tools=tools, format=format)
         prompt = dataclasses.replace(prompt, notices=tuple(notices))
         room = self.context_length - (sampling or Sampling()).max_new_tokens
         position = prompt.extent(len(prompt.units()))[1]
@@ -228,6 +234,36 @@ class Serving:
                 "messages or passages"
             )
         return prompt
+
+    def held_to(self, schema: Mapping[str, Any], ask: AskConfig | None = None) -> Constraint:
+        """What holds an answer to a JSON schema while it is decoded, for `Sampling`; {"type": "object"} is any object.
+
+        Objects hold no properties but those that the schema names, unless it says `additionalProperties`. ask: how the
+        question is asked. Raises ConfigError for a schema that cannot be compiled or is too large, where llguidance
+        (extra `tools`) is missing, and where the answer is to be judged by what was calibrated on free words.
+        """
+        if ask is not None and (ask.abstain or ask.fidelity == "auto"):
+            raise ConfigError(
+                "abstain and fidelity 'auto' were calibrated on answers in free words: leave them out beside a schema"
+            )
+        return Constraint(self.engine.grammars.grammar(schema))
+
+    def calling(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        choice: str = "auto",
+        schema: Mapping[str, Any] | None = None,
+    ) -> Calling:
+        """How tools are offered for the answer to these messages: `told` is for `conversation`, `constraint` for
+        `Sampling`, and its `splitter` takes the call out of the text.
+
+        choice: "auto", "any", "none" or a tool's name; schema: of an answer that is no call; see
+        `sac_rag.answer.tools.calling`. Raises as `held_to` does.
+        """
+        asked = next((m.role == "user" for m in reversed(messages) if m.role != "system"), True)
+        format = self.engine.tool_format if tools else ToolFormat()
+        return calling(self.engine.grammars, format, tools, choice, schema, asked=asked)
 
     def _prompt(self, messages: Sequence[Message] | Prompt, sampling: Sampling | None) -> Prompt:
         return messages if isinstance(messages, Prompt) else self.conversation(messages, sampling)

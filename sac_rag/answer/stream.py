@@ -10,6 +10,7 @@ import torch
 
 from sac_rag.answer.assemble import Assembled
 from sac_rag.answer.confidence import Thresholds
+from sac_rag.answer.constrained import Constraint
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling
@@ -41,6 +42,8 @@ class AnswerPlan:
     """Strings that end the answer and are no part of it."""
     searches: bool = True
     """Whether passages are looked for."""
+    constraint: Constraint | None = None
+    """What the answer is held to."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def _attempt(
         if not held:
             yield NO_ANSWER
         return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
-    sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed)
+    sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed, constraint=plan.constraint)
     keep = plan.conversation is not None
     reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=plan.stop, keep=keep)
     under_way.reply = reply

@@ -27,7 +27,7 @@ from sac_rag.records import Hit
 PAIRED = {"llama": True, "qwen2": False, "qwen3": False}
 """Architectures of .gguf files, and whether the two halves of a key's numbers, which RoPE turns together, stand number
 by number side by side in them instead of one behind the other."""
-NUMBERS = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
+NUMBERS: Mapping[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 """Number types of caches that are written, by ggml's number."""
 PROBE = "The lamp of the lighthouse burned whale oil until 1911."
 APART = 0.5

@@ -183,7 +183,8 @@ def _attention(
 def _put(memory: Memory, layers: Sequence[_Runs], position: int, like: Any) -> None:
     if memory.start != position:
         raise MemoryInvalid(f"a memory placed at position {memory.start} stands at {position} of its prompt")
-    biases = memory.layer_biases() or [None] * len(layers)
+    none: list[None] = [None] * len(layers)
+    biases = memory.layer_biases() or none
     for layer, runs, bias in zip(layers, memory.layer_runs(), biases, strict=True):
         layer.put(runs, bias, like)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -164,7 +165,7 @@ def _cluster(cpus: int) -> Iterator[Any]:
         path = os.pathsep.join(os.path.abspath(p) for p in sys.path)
         here = {"num_cpus": cpus, "include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (OSError, RuntimeError, ValueError) as error:
         raise SacError(f"no Ray cluster at {ADDRESS}={address}: {error}") from error
     try:

@@ -209,12 +209,18 @@ class Transaction:
     def recode(self, codec: str, state: bytes | None = None, done: Callable[[int], None] = lambda n: None) -> int:
         """Store all memories anew, by another codec (of this state, if it is fitted); returns how many.
 
-        done: called with the number stored so far. Raises LibraryError when they are stored so already.
+        done: called with the number stored so far. Raises LibraryError when they are stored so already, and where they
+        are stored by a fitted codec: what it left out is gone, and memories would no longer be what the model makes.
         """
         from sac_rag.library.codecs import get_codec, is_fitted, pack
 
         if codec == self._head.codec:
             raise LibraryError(f"{self._folder} stores its memories as {codec} already")
+        if is_fitted(self._head.codec):
+            raise LibraryError(
+                f"{self._folder} stores its memories as {self._head.codec}, and what that left out is not there to be "
+                f"stored as {codec}: index the documents again with --codec {codec}, into a new library"
+            )
         made, state = get_codec(codec, state), state if is_fitted(codec) else None
         keys = [key for (key,) in self._catalog.rows("SELECT key FROM passages ORDER BY document, ordinal")]
         with self._changing():

@@ -342,7 +342,9 @@ def _lists(dim: int, count: int) -> Any:
     faiss = _faiss()
     lists = max(1, min(round(4 * count**0.5), count // 39))  # FAISS wants 39 vectors a list to fit its centre
     codes = next(m for m in range(max(1, dim // 8), 0, -1) if dim % m == 0)
-    return faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
+    index.by_residual = False  # else parsing makes a table that is many times as long as the file
+    return index
 
 
 def _is_ours(index: Any) -> bool:
@@ -358,4 +360,5 @@ def _is_ours(index: Any) -> bool:
         and (index.pq.d, index.pq.nbits, index.pq.M) == (index.d, 8, index.code_size)
         and (lists.code_size, held) == (index.code_size, index.ntotal)
         and index.is_trained
+        and not index.by_residual
     )

@@ -77,6 +77,11 @@ class Tokenizer:
             found["offset_mapping"] = [one.offsets for one in encoded]
         return Encoded({name: values[0] for name, values in found.items()} if isinstance(text, str) else found)
 
+    @property
+    def backend_tokenizer(self) -> Any:
+        """The tokenizer of `tokenizers` behind it."""
+        return self._backend
+
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The id of a token of the vocabulary, or of each of several; that of the unknown one for others."""
         if not isinstance(tokens, str):

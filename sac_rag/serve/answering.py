@@ -17,6 +17,7 @@ from sac_rag.serve.metrics import Metrics
 
 if TYPE_CHECKING:
     from sac_rag.answer.stream import Stream
+    from sac_rag.serve.tools import Talking
 
 
 class Answering(AsyncIterator[str]):
@@ -26,14 +27,14 @@ class Answering(AsyncIterator[str]):
     before its next token.
     """
 
-    def __init__(self, pool: Pool, library: str, begin: Callable[[], Stream]) -> None:
+    def __init__(self, pool: Pool, library: str, begin: Callable[[], Stream | Talking]) -> None:
         self.library = library
         self.began = time.time()
         self._pool, self._begin = pool, begin
         self._items: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._until = self._loop.time() + pool.timeout
-        self._stream: Stream | None = None
+        self._stream: Stream | Talking | None = None
         self._answer: Answer | None = None
         self._gone = self._over = False
         self._begun, self._held = False, ""
@@ -150,7 +151,7 @@ class Pool:
         """Answers that somebody waits for."""
         return len(self._under_way)
 
-    def answer(self, library: str, begin: Callable[[], Stream]) -> Answering:
+    def answer(self, library: str, begin: Callable[[], Stream | Talking]) -> Answering:
         """Begin an answer. ApiError 429 where too many wait, 503 where the server ends."""
         if self.closing:
             raise ApiError(503, "shutting_down", "the server is ending", retry_after=30)

@@ -20,6 +20,7 @@ from sac_rag.serve.settings import ServeConfig
 
 if TYPE_CHECKING:
     from sac_rag.answer.stream import Stream
+    from sac_rag.answer.tools import Splitter
 
 MOST_TURNS = 16
 """Earlier turns that are read; older ones are forgotten, which `cut.turns` counts."""
@@ -61,13 +62,22 @@ class Asked:
     """Read passages as text, for comparison."""
     forgotten: int = 0
     """Turns that are not in `turns`."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema that the answer is held to."""
+
+    def splitter(self) -> Splitter:
+        """Takes calls of tools out of the text: there are none."""
+        from sac_rag.answer.tools import Splitter
+
+        return Splitter({})
 
     def begin(self) -> Stream:
         """Begin to answer; blocks while the passages are looked for."""
         rag, talk = self.served.rag, None
         if self.turns or self.instructions:
             talk = rag.replay(self.turns, self.ask, where=self.where, instructions=self.instructions)
-        return rag.stream(self.question, self.ask, where=self.where, text=self.text, conversation=talk, stop=self.stop)
+        given: dict[str, Any] = {"where": self.where, "text": self.text, "stop": self.stop, "schema": self.schema}
+        return rag.stream(self.question, self.ask, conversation=talk, **given)
 
     def account(self, answer: Answer) -> dict[str, Any]:
         """An answer as JSON: the account of every shell, with what only a server knows."""

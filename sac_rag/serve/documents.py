@@ -113,6 +113,8 @@ async def search(library: str, body: SearchRequest, request: Request) -> Respons
     if not query:
         raise ConfigError("the query is empty; look for something")
     hits = await asyncio.to_thread(served.rag.retrieve, query, ask, where=where)
+    for hit in hits:  # as the result of a client's tool it is read as memory: see `serve.tools`
+        served.rag.offer(hit.passage.text, served.rag.tag(hit.passage.id))
     return JSONResponse({"passages": [asking.source(h) for h in hits]})
 
 

@@ -114,8 +114,8 @@ def test_a_model_without_chat_template_and_bad_messages(setting):
     assert plain(method, prompt)[-len(b.template("\n\nassistant:")) :] == b.template("\n\nassistant:")
     with pytest.raises(ConfigError, match="at least one message"):
         chat_prompt(method, [], source)
-    with pytest.raises(ConfigError, match="'tool'"):
-        chat_prompt(method, [Message("tool", ("x",))], source)
+    with pytest.raises(ConfigError, match="'critic'"):
+        chat_prompt(method, [Message("critic", ("x",))], source)
     b.tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(ConfigError, match="leaves messages out"):
         chat_prompt(method, [Message("system", ("x",)), Message("user", ("y",))], source)

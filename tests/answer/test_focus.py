@@ -144,3 +144,25 @@ def test_texts_apart_are_cut_where_they_stand() -> None:
         assert best(content, text_at, fit, most, ["Some words.", "Who?"]) == (want, (most // 2, 2))
     assert best(content, text_at, fit, 2, []) == (content, (0, 0))
     assert best((c, "Who?"), text_at, fit, 1, ["Who?"]) == ((c, "Who?"), (0, 0))
+
+
+def test_messages_are_read_behind_the_turns_that_they_refer_to(rag: SacRag) -> None:
+    tags = {word: rag.tag(i) for word, i in passages(rag).items()}
+
+    def runs(*texts: str, system: str = "", **settings: Any) -> list[list[str]]:
+        said = [Message("user" if n % 2 == 0 else "assistant", rag.cite(text)) for n, text in enumerate(texts)]
+        front = [Message("system", rag.cite(system))] if system else []
+        prompt = rag.conversation([*front, *said], **settings)
+        return [list(part.key[1]) for part in prompt.parts if isinstance(part, Recall)]
+
+    by = passages(rag)
+    earlier = (f"{tags['moon']}\nQuestion: The moon?", "Yes.", f"{tags['barn']}\nQuestion: And its barn?", "No.")
+    assert runs(*earlier, f"{tags['rust']}\nQuestion: Who made the rust?") == [[by["rust"]]]
+    assert runs(*earlier, f"{tags['rust']}\nQuestion: Who made it?") == [[by["moon"]], [by["barn"]], [by["rust"]]]
+    assert runs(*earlier, f"{tags['rust']} Who made the rust?", history="all")[:-1] == [[by["moon"]], [by["barn"]]]
+    assert runs(*earlier, "Who made the rust?") == [[by["moon"]], [by["barn"]]], "it brings no passages of its own"
+    assert runs(*earlier, tags["rust"])[:-1] == [[by["moon"]], [by["barn"]]], "it has no words"
+    assert runs(*earlier, "Who made the rust?", system=tags["rust"]) == [[by["rust"]]]
+    assert len(runs(*earlier, "And why?", system=tags["rust"])) == 3
+    talk = [Message("user", ("The moon?",)), Message("assistant", ("Yes.",)), Message("user", ("The barn?",))]
+    assert rag.conversation(talk).units() == rag.conversation(talk, history="all").units()

@@ -42,5 +42,5 @@ def test_its_code_runs(
 
         write(tiny_llama(), tmp_path / "model.gguf")
         exec(compile(llama, str(PAGE), "exec"), names)
-        assert capsys.readouterr().out.strip()
+        assert capsys.readouterr().out.strip() == want[1]
     names["rag"].close()

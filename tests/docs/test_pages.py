@@ -23,7 +23,8 @@ Trips are booked by the office. Travel above 500 euros is approved by the financ
 Receipts are handed in within 30 days.
 """
 CANAL = "The Erie Canal opened in 1825. It spans 363 miles between Albany and Buffalo."
-RUN_ELSEWHERE = {"new-method.md"}
+RUN_ELSEWHERE = {"new-method.md", "engines.md", "tools.md"}
+"""They have tests of their own: they change the package, or take weights of a model."""
 
 
 def name(page: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import math
 import re
 import shlex
@@ -75,7 +76,7 @@ def test_a_plan_holds_what_it_promises(script: Any) -> None:
     assert plans[1].kv_bytes == pytest.approx(100 * plans[0].kv_bytes)
     assert plans[1].compress_hours == pytest.approx(100 * plans[0].compress_hours)
     assert plans[0].index == "exact"
-    for slow in (dataclasses.replace(units, search_s=100.0), dataclasses.replace(units, vector_bytes=40_000.0)):
+    for slow in (dataclasses.replace(units, search_s=5.0), dataclasses.replace(units, vector_bytes=40_000.0)):
         assert script.plan(1e8, 20.0, 3.0, slow, machine).index == "ivf-pq"
     with pytest.raises(ValueError, match="allow more"):
         script.plan(1e6, 20.0, 0.5, units, machine)
@@ -88,10 +89,17 @@ def test_units_are_those_of_a_library(script: Any, tiny_config: Any, tmp_path: P
     with SacRag.index([], tmp_path / "a.lib", tiny_config) as rag:
         rag.put([Document(f"{i}", f"The tide of day {i} came at noon, and left a shell.") for i in range(20)])
         stats = rag.stats()
-    units = script.units_of(str(tmp_path / "a.lib"), None, 0.2)
-    assert units.kv_bytes * 20 == stats.kv_bytes and units.passage_tokens * 20 == stats.source_tokens
+    units = script.units_of(str(tmp_path / "a.lib"), 5.0, "transform", 0.2)
+    assert units.passage_tokens * 20 == pytest.approx(stats.source_tokens)
     assert (units.catalog_bytes + units.vector_bytes) * 20 == pytest.approx(stats.catalog_bytes)
-    assert script.units_of(str(tmp_path / "a.lib"), 460.0, 0.2).kv_bytes == 460.0 * units.passage_tokens
+    bench = json.loads((ROOT / "docs/results/2-bench.json").read_text("utf-8"))["tables"]
+    (bytes_per_token,) = (
+        r["bytes_per_source_token"] for r in bench["storage"] if (r["ratio"], r["codec"]) == (5.0, "transform")
+    )
+    assert units.kv_bytes == pytest.approx(bytes_per_token * units.passage_tokens)
+    assert units.answer_s * bench["serving"][-1]["memory_per_s"] == bench["machine"][0]["threads"]
+    with pytest.raises(ValueError, match="no ratio 7 with codec 'transform'"):
+        script.units_of(str(tmp_path / "a.lib"), 7.0, "transform", 0.2)
 
 
 def test_the_page_shows_what_its_command_prints(

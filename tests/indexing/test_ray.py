@@ -119,6 +119,13 @@ def test_engines_by_name(docs, tiny_config, tmp_path) -> None:
             rag.add(docs, engine="spark")
         with pytest.raises(ConfigError, match="workers is 0"):
             rag.add(docs, workers=0, engine="ray")
+    from sac_cli.main import run
+
+    library = ["--library", str(tmp_path / "a")]
+    assert run(["index", str(docs), *library, "--engine", "spark"]) == 2
+    assert run(["index", str(docs / "1.md"), *library, "--engine", "ray", "--workers", "1"]) == 0
+    with SacRag.open(tmp_path / "a") as rag:
+        assert [d.uri for d in rag.library.documents()] == ["docs/1.md"]
 
 
 def test_a_segment_that_came_short_is_refused(tiny_config, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""The examples run (test_migration.py runs the two that port a tutorial)."""
+"""The examples run (test_migration.py and test_agent_tutorials.py run those that port a tutorial)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sac_rag import SacRag
 from .real import default_models
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted(p for p in (ROOT / "examples/llama_index").glob("*.py") if not p.stem.startswith("migration"))
+EXAMPLES = sorted(p for p in (ROOT / "examples/llama_index").glob("*.py") if not p.stem.endswith(("_before", "_after")))
 
 
 @pytest.fixture(autouse=True)

@@ -114,8 +114,6 @@ def test_a_call_may_change_how_it_is_answered(rag: SacRag) -> None:
         llm.complete("Tell.", tools=[])
     with pytest.raises(ConfigError, match="ImageBlock"):
         llm.chat([ChatMessage(role="user", blocks=[ImageBlock(image=b"x")])])
-    with pytest.raises(ConfigError, match="'tool'"):
-        llm.chat([ChatMessage(role="tool", content="x")])
     with pytest.raises(ConfigError, match="positions"):
         llm.complete("word " * 500)
 
@@ -148,7 +146,7 @@ def test_a_tag_counts_as_what_it_takes_of_the_context(rag: SacRag, monkeypatch: 
     tag = rag.tag(passage.id)
     assert len(count(tag)) == passage.tokens < len(rag.engine.method.backbone.tokens(tag)) + len(tag)
     assert len(count(f"See {tag}!")) == passage.tokens + 5
-    forged = tag[:-4] + "00]]"
+    forged = tag[:-4] + ("11]]" if tag.endswith("00]]") else "00]]")
     assert count(forged) == rag.engine.method.backbone.tokens(forged)
     text, read = f"{tag}{tags(rag, 'tides.md')} Why?", Seen(rag, monkeypatch)
     SacLLM(rag, max_tokens=1).complete(text)
@@ -250,7 +248,7 @@ def asked(i: int) -> str:
 
 @pytest.mark.parametrize("kind", ["simple", "context"])
 def test_a_turn_reads_only_what_is_new(rag: SacRag, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    llm, seen, made = SacLLM(rag, max_tokens=5), Seen(rag, monkeypatch), []
+    llm, seen, made = SacLLM(rag, max_tokens=5, history="all"), Seen(rag, monkeypatch), []
     submit = rag.engine.service.submit
     monkeypatch.setattr(rag.engine.service, "submit", lambda *a, **k: made.append(submit(*a, **k)) or made[-1])
     if kind == "simple":

@@ -16,7 +16,7 @@ from llama_index.core.bridge.pydantic import Field
 from llama_index.core.chat_engine import ContextChatEngine
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.llms import ChatMessage, ChatResponse, MockLLM
-from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -45,7 +45,7 @@ from .conftest import TEXTS
 from .llama_index_chat import Seen
 
 KINDS = {
-    SacLLM: CustomLLM,
+    SacLLM: FunctionCallingLLM,
     SacRetriever: BaseRetriever,
     SacVectorStore: BasePydanticVectorStore,
     SacEmbedding: BaseEmbedding,

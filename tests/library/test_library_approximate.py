@@ -146,7 +146,7 @@ def test_files_of_others_are_no_index(library: Path) -> None:
     for at in range(0, len(sound), 97):
         for bad in (sound[:at], sound[:at] + b"\xff" * 8 + sound[at + 8 :]):
             try:
-                index = VectorIndex.parse(bad, DIM, 400)
+                index = VectorIndex.parse(bad, DIM, 400, lambda keys: {})
                 index.search(rows[0], 5)
             except LibraryCorrupt:
                 continue

@@ -59,7 +59,7 @@ def test_a_library_keeps_what_its_codec_was_fitted_to(folder: Path, state: bytes
     assert not (folder.parent / "b").exists()
 
 
-@pytest.mark.parametrize(("before", "after"), [("bf16", "transform"), ("transform", "int8"), ("int8", "int4")])
+@pytest.mark.parametrize(("before", "after"), [("bf16", "transform"), ("int8", "int4"), ("int8", "bf16")])
 def test_recoding_is_one_commit_and_survives_reopening(folder: Path, state: bytes, before: str, after: str) -> None:
     filled(folder, before, state)
     reader = Library.open(folder)
@@ -83,6 +83,15 @@ def new_document():
     passages = passages_of("e", ["another word"])
     memories = {p.id: memory_of(p.id, torch.float32) for p in passages}
     return passages, memories, {p.id: vector_of(p.id) for p in passages}
+
+
+def test_what_a_fitted_codec_left_out_is_not_made_up(folder: Path, state: bytes) -> None:
+    filled(folder, "transform", state)
+    with Library.open(folder, write=True) as library:
+        for codec in ("bf16", "int8", "int4"):
+            with pytest.raises(LibraryError, match=f"--codec {codec}"), library.transaction() as tx:
+                tx.recode(codec)
+        assert library.head.codec == "transform" and same_as("transform", state, library) and library.verify() == []
 
 
 def test_what_fails_leaves_the_library_as_it_was(folder: Path, state: bytes) -> None:

@@ -94,14 +94,14 @@ def test_settings_of_ours_and_stop_strings(openai: Any, live: Live) -> None:
     ("fields", "param", "code"),
     [
         ({"n": 2}, "n", "unsupported_parameter"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"tools": [{"type": "web_search"}]}, None, "invalid_setting"),
+        ({"response_format": {"type": "grammar"}}, None, "invalid_setting"),
         ({"temperature": -1}, None, "invalid_setting"),
         ({"max_tokens": 5000}, None, "invalid_setting"),
         ({"extra_body": {"sac": {"kk": 1}}}, None, "invalid_setting"),
         ({"extra_body": {"sac": {"rerank": "owner/model"}}}, None, "invalid_setting"),
         ({"messages": []}, "messages", "no_messages"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0]", "unsupported_role"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0]", "unsupported_role"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "no_question"),
         ({"messages": [{"role": "user", "content": "  "}]}, None, "invalid_setting"),
         (

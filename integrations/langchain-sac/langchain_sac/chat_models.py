@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, NoReturn
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict
 
 from langchain_sac.messages import Scope, asks, to_sac
 from langchain_sac.opening import LibraryUser
-from langchain_sac.writing import Asked, Call, chunk_of, last_of, model_name, result_of
+from langchain_sac.writing import Asked, Call, chunks_of, last_of, model_name, result_of
 
 _TURN = 8
 """Tokens that a chat template puts around a message, at most, when messages are counted one by one."""
@@ -27,7 +34,8 @@ class ChatSac(LibraryUser, BaseChatModel):
     passages. Everything but rag, library, streaming and max_retries can also be given to one call.
 
     A tag that is forged, of another library, or out of scope stays text. Calls of all threads and tasks are answered
-    as one batch, and a conversation's next turn reads only what is new.
+    as one batch, and a conversation's next turn reads only what is new. Tools and structured output (`bind_tools`,
+    `with_structured_output`) are held to their schemas while an answer is decoded, which needs the extra `tools`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -59,8 +67,8 @@ class ChatSac(LibraryUser, BaseChatModel):
     allowed_ids: list[str] | None = None
     """Only these passages may be read; None leaves it to `where`."""
     history: Literal["auto", "all"] = "auto"
-    """Of a conversation whose last message brings passages: "auto" reads the turns that it refers back to, none where
-    it stands by itself; "all" reads all."""
+    """Of a conversation in which passages come with the last message or the system's: "auto" reads the turns that the
+    last one refers back to, none where it stands by itself; "all" reads all."""
     small_talk: bool = True
     """Answer greetings and thanks ("Hello", "Thanks!") without the passages that came with them."""
 
@@ -114,7 +122,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         reply = asked.rag.reply(asked.prompt, **asked.settings)
         for _ in reply:
             pass
-        return result_of(asked.rag, reply)
+        return result_of(asked.rag, reply, asked.calling.splitter())
 
     def _stream(
         self,
@@ -124,17 +132,19 @@ class ChatSac(LibraryUser, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         asked = self._asked(messages, stop, kwargs)
-        reply = asked.rag.reply(asked.prompt, **asked.settings)
-        try:
+        reply, split = asked.rag.reply(asked.prompt, **asked.settings), asked.calling.splitter()
+
+        def chunks() -> Iterator[ChatGenerationChunk]:
             for piece in reply:
-                chunk = chunk_of(piece)
+                yield from chunks_of(split, piece)
+            yield from chunks_of(split, None)
+            yield last_of(asked.rag, reply, split)
+
+        try:
+            for chunk in chunks():
                 if run_manager:
-                    run_manager.on_llm_new_token(piece, chunk=chunk)
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
-            last = last_of(asked.rag, reply)
-            if run_manager:
-                run_manager.on_llm_new_token(last.text, chunk=last)
-            yield last
         finally:
             reply.cancel()
 
@@ -150,7 +160,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         async with aclosing(await asked.rag.areply(asked.prompt, **asked.settings)) as reply:
             async for _ in reply:
                 pass
-            return result_of(asked.rag, reply)
+            return result_of(asked.rag, reply, asked.calling.splitter())
 
     async def _astream(
         self,
@@ -160,31 +170,92 @@ class ChatSac(LibraryUser, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         asked = await asyncio.to_thread(self._asked, messages, stop, kwargs)
+        split = asked.calling.splitter()
         async with aclosing(await asked.rag.areply(asked.prompt, **asked.settings)) as reply:
-            async for piece in reply:
-                chunk = chunk_of(piece)
-                if run_manager:
-                    await run_manager.on_llm_new_token(piece, chunk=chunk)
-                yield chunk
-            last = last_of(asked.rag, reply)
-            if run_manager:
-                await run_manager.on_llm_new_token(last.text, chunk=last)
-            yield last
 
-    def bind_tools(self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any) -> NoReturn:
-        """Raises NotImplementedError, which says what to do instead; so does `with_structured_output`."""
-        raise NotImplementedError(
-            "ChatSac calls no tools and keeps to no schema: let another model or code of yours call them, and give "
-            "ChatSac the results (results of tools keep their tags: see SacDocumentPrompt)"
-        )
+            async def chunks() -> AsyncIterator[ChatGenerationChunk]:
+                async for piece in reply:
+                    for chunk in chunks_of(split, piece):
+                        yield chunk
+                for chunk in chunks_of(split, None):
+                    yield chunk
+                yield last_of(asked.rag, reply, split)
+
+            async for chunk in chunks():
+                if run_manager:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    # -- tools and structured output -----------------------------------------------------------------------
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return {"tool_calling": True, "tool_choice": True, "structured_output": True}
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools, one of which it calls at a time, with arguments that fit the tool's schema.
+
+        tool_choice: None or "auto": a model whose chat template knows tools chooses; any other, as the default one,
+        calls a tool for each message of the user's and answers once it has the result. "any" (True, "required"): a
+        tool is called; a name: that one; "none": none is. strict, parallel_tool_calls: taken, and without effect.
+        kwargs: other settings of a call, `response_format` among them.
+        """
+        return super().bind(tools=[convert_to_openai_tool(tool) for tool in tools], tool_choice=tool_choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The model's answers as objects of a pydantic class, or as dicts of a TypedDict or a JSON schema.
+
+        method: "json_schema" holds the answer to the schema; "function_calling" holds it to a call of a tool that the
+        prompt describes; "json_mode" to any JSON object, which may not fit. include_raw: {"raw", "parsed",
+        "parsing_error"}. strict: taken, and without effect: a schema is always kept to.
+        """
+        if kwargs:
+            raise TypeError(f"with_structured_output takes no {', '.join(map(repr, kwargs))}")
+        if method == "function_calling":
+            return super().with_structured_output(schema, include_raw=include_raw)
+        if method not in ("json_schema", "json_mode"):
+            raise ValueError(f"method is {method!r}; use json_schema, function_calling or json_mode")
+        plain = convert_to_json_schema(schema)
+        form: dict[str, Any] = {"type": "json_object"}
+        if method == "json_schema":
+            form = {"type": "json_schema", "json_schema": {"name": plain.get("title", "answer"), "schema": plain}}
+        told = {"kwargs": {"method": method}, "schema": plain}
+        llm = self.bind(response_format=form, ls_structured_output_format=told)
+        parser: BaseOutputParser[Any] = JsonOutputParser()
+        if isinstance(schema, type) and is_basemodel_subclass(schema):
+            parser = PydanticOutputParser(pydantic_object=schema)
+        if not include_raw:
+            return llm | parser
+        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
     def _asked(self, messages: list[BaseMessage], stop: Sequence[str] | None, settings: dict[str, Any]) -> Asked:
         call = self._call(stop, settings)
         scope = self._scope(call)
-        said, settings = to_sac(messages, scope), {"history": call.history, "small_talk": call.small_talk}
+        rag, said = scope.rag, to_sac(messages, scope)
+        calling = rag.calling(said, call.tools, call.choice, call.schema)
+        sampling = replace(call.sampling, constraint=calling.constraint)
+        read: dict[str, Any] = {"history": call.history, "small_talk": call.small_talk}
         if messages and not asks(messages[-1]):  # the result of a tool is part of the question's turn
-            settings = {"history": "all", "small_talk": False}
-        return Asked(scope.rag, scope.rag.conversation(said, call.sampling, **settings), call)
+            read = {"history": "all", "small_talk": False}
+        prompt = rag.conversation(said, sampling, tools=calling.told, **read)
+        return Asked(rag, prompt, call, sampling, calling)
 
     def _scope(self, call: Call) -> Scope:
         # Not at the newest generation at once: what the tags of a prompt stand for may be gone there.
@@ -192,21 +263,26 @@ class ChatSac(LibraryUser, BaseChatModel):
 
     def _call(self, stop: Sequence[str] | None, settings: dict[str, Any]) -> Call:
         """Settings of one call. Filters add to the model's own: a call cannot read what the model may not."""
+        from sac_rag.answer.constrained import schema_of
         from sac_rag.answer.reader import Sampling
+        from sac_rag.answer.tools import choice_of, tools_of
 
         given = dict(settings)
         given.pop("stream", None)
+        tools, choice = tools_of(given.pop("tools", None) or ()), choice_of(given.pop("tool_choice", None))
+        schema = schema_of(given.pop("response_format", None))
         wheres = (self.where, given.pop("where", None))
         allowed = (self.allowed_ids, given.pop("allowed_ids", None))
         stop = given.pop("stop", None) if stop is None else stop
         names = ("max_tokens", "temperature", "top_p", "seed", "timeout", "recall", "reader", "history", "small_talk")
         own = {n: given.pop(n, None) for n in names}
         if given:
-            known = ", ".join((*own, "stop", "where", "allowed_ids"))
+            known = ", ".join((*own, "stop", "where", "allowed_ids", "tools", "tool_choice", "response_format"))
             raise TypeError(f"ChatSac was called with {', '.join(map(repr, given))}; a call takes {known}")
         chosen = (getattr(self, n) if v is None else v for n, v in own.items())
         tokens, temperature, top_p, seed, timeout, *how = chosen
         sampling = Sampling(tokens, temperature or 0.0, top_p, seed, min_new_tokens=1)
         stop = self.stop if stop is None else stop
         stop = [stop] if isinstance(stop, str) else stop
-        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed, *how)
+        held: tuple[Any, ...] = (tools, choice, schema)
+        return Call(sampling, tuple(stop or ()), timeout, wheres, allowed, *how, *held)

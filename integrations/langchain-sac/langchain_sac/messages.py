@@ -15,6 +15,7 @@ from sac_rag.library.filters import all_of
 if TYPE_CHECKING:
     from sac_rag import SacRag
     from sac_rag.answer.chat import Content, Message
+    from sac_rag.answer.tools import ToolCall
 
 ROLES = {
     "human": "user",
@@ -23,8 +24,8 @@ ROLES = {
     "assistant": "assistant",
     "system": "system",
     "developer": "system",
-    "tool": "user",
-    "function": "user",
+    "tool": "tool",
+    "function": "tool",
 }
 """Type of a message, or role of a ChatMessage -> role in the chat template."""
 
@@ -91,10 +92,12 @@ def to_sac(messages: Sequence[BaseMessage], scope: Scope) -> list[Message]:
     """The same conversation for `SacRag.conversation`; ConfigError names what cannot be read."""
     from sac_rag.answer.chat import Message
 
-    said = [Message(_role(m), _content(m, scope)) for m in messages]
-    if scope.moved:  # what was cited before that may be gone
-        said = [Message(_role(m), _content(m, scope)) for m in messages]
-    return said
+    def read() -> list[Message]:
+        return [Message(_role(m), _content(m, scope), _calls(m), *_answers(m, names)) for m in messages]
+
+    names = {c["id"]: c["name"] for m in messages if isinstance(m, AIMessage) for c in m.tool_calls}
+    said = read()
+    return read() if scope.moved else said  # what was cited before that may be gone
 
 
 def asks(message: BaseMessage) -> bool:
@@ -111,16 +114,29 @@ def _role(message: BaseMessage) -> str:
 
 def _content(message: BaseMessage, scope: Scope) -> Content:
     parts: list[Any] = []
-    if isinstance(message, ToolMessage | FunctionMessage):
-        failed = getattr(message, "status", "success") == "error"
-        parts.append(f"{'Error' if failed else 'Result'} of {message.name or 'a tool'}:\n")
+    if getattr(message, "status", "success") == "error":
+        parts.append(f"Error of {message.name or 'a tool'}:\n")
     blocks = [message.content] if isinstance(message.content, str) else message.content
     for block in blocks:
         parts += _block(block, scope)
-    if isinstance(message, AIMessage) and message.tool_calls:
-        calls = "\n".join(f"{c['name']}({json.dumps(c['args'], default=str)})" for c in message.tool_calls)
-        parts += ["\n", calls] if parts else [calls]
     return tuple(parts)
+
+
+def _calls(message: BaseMessage) -> tuple[ToolCall, ...]:
+    from sac_rag.answer.tools import ToolCall
+
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    return tuple(
+        ToolCall(c["name"], json.dumps(c["args"], ensure_ascii=False, default=str), c["id"] or "") for c in calls
+    )
+
+
+def _answers(message: BaseMessage, names: Mapping[str | None, str]) -> tuple[str, str]:
+    """(tool, id of the call) that a tool's message answers."""
+    call = str(getattr(message, "tool_call_id", None) or "")
+    if isinstance(message, ToolMessage | FunctionMessage):
+        return message.name or names.get(call, ""), call
+    return "", ""
 
 
 def _block(block: Any, scope: Scope) -> Content:

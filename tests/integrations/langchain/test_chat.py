@@ -262,10 +262,6 @@ def test_sampling_is_seeded_and_calls_override(chat: ChatSac) -> None:
 
 
 async def test_what_a_model_cannot_do_it_does_not_claim(chat: ChatSac) -> None:
-    with pytest.raises(NotImplementedError, match="calls no tools"):
-        chat.bind_tools([])
-    with pytest.raises(NotImplementedError, match="keeps to no schema"):
-        chat.with_structured_output({"title": "x", "type": "object"})
     with pytest.raises(TimeoutError):
         await chat.ainvoke(QUESTION, timeout=0)
     with pytest.raises(ConfigError, match="positions"):

@@ -1,4 +1,4 @@
-"""The example programs run, on tiny models (test_migration.py runs the two that port a tutorial)."""
+"""The example programs run, on tiny models (test_migration.py and test_agent_tutorials.py run those that port one)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .helpers import QUESTION
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "examples/langchain"
-PROGRAMS = sorted(p for p in FOLDER.glob("*.py") if not p.stem.startswith("migration"))
+PROGRAMS = sorted(p for p in FOLDER.glob("*.py") if not p.stem.endswith(("_before", "_after")))
 
 
 @pytest.fixture

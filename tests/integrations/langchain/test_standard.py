@@ -33,10 +33,6 @@ class TestChatModelUnit(ChatModelUnitTests):
         return {"library": "not-there.lib"}
 
     @property
-    def has_tool_calling(self) -> bool:
-        return False  # bind_tools is there to say what to do instead
-
-    @property
     def standard_chat_model_params(self) -> dict[str, Any]:
         # No key is needed, and unknown fields are errors.
         return {k: v for k, v in super().standard_chat_model_params.items() if k != "api_key"}
@@ -64,10 +60,25 @@ class TestEmbeddingsUnit(EmbeddingsUnitTests):
         return {"library": "not-there.lib"}
 
 
+NOISE = pytest.mark.xfail(raises=AssertionError, reason="a random model cannot know what to say")
+
+
 class TestChatModel(ChatModelSuite):
     @pytest.fixture(autouse=True)
     def _opened(self, rag: SacRag) -> None:
         self.opened = rag
+
+    @NOISE
+    def test_tool_calling(self, model: BaseChatModel) -> None:
+        super().test_tool_calling(model)
+
+    @NOISE
+    async def test_tool_calling_async(self, model: BaseChatModel) -> None:
+        await super().test_tool_calling_async(model)
+
+    @NOISE
+    def test_unicode_tool_call_integration(self, model: BaseChatModel) -> None:  # type: ignore[override]
+        super().test_unicode_tool_call_integration(model)
 
 
 class TestRetriever(RetrieverSuite):

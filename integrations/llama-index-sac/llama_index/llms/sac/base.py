@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import json
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llama_index.core.base.llms.types import (
@@ -18,11 +20,14 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
     TextBlock,
+    ToolCallBlock,
 )
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.llms.utils import parse_partial_json
 from llama_index.llms.sac.packing import SacPromptHelper
 from llama_index.llms.sac.tokens import SacTokenizer
 from llama_index.schema.sac.opening import Source
@@ -31,10 +36,13 @@ from sac_rag.errors import ConfigError
 from sac_rag.library.filters import fitting
 
 if TYPE_CHECKING:
+    from llama_index.core.tools.types import BaseTool
+
     from sac_rag import SacRag
     from sac_rag.answer.chat import Message
     from sac_rag.answer.prompt import Prompt
     from sac_rag.answer.reply import AsyncReply, Reply
+    from sac_rag.answer.tools import Splitter, ToolCall
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -43,19 +51,29 @@ _ROLES = {
     MessageRole.ASSISTANT: "assistant",
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "tool",
 }
 _CALL = ("max_tokens", "temperature", "top_p", "seed", "stop", "timeout", "reader", "history", "small_talk")
 """Settings that a single call may change."""
+_HELD = ("response_format",)
+"""What any single call may be given besides."""
+_TOOLS = ("tools", "tool_choice")
+"""And a chat."""
 
 
-class SacLLM(CustomLLM):
+class SacLLM(FunctionCallingLLM):
     """Answers from an open `sac_rag.SacRag`, or from `library="FOLDER"`, which is opened when it is first used.
 
     Passages that were handed out by a SacRetriever, SacVectorStore or SacNodePostprocessor over the same library are
     read as memory where their text stands in a message (unless recall=False), and so are tags; what `where` leaves out,
     edited text and forged tags stay text. A conversation's next turn goes on from what was read. Calls from any number
     of threads and tasks are answered as one batch; async methods never block the loop. A call may change max_tokens,
-    temperature, top_p, seed, stop, timeout, reader, history and small_talk.
+    temperature, top_p, seed, stop, timeout, reader, history and small_talk, and name a `response_format`.
+
+    Calls of tools and structured predictions are held to their schemas while they are decoded, which needs the extra
+    `tools` of sac-rag. One tool is called at a time. A model whose chat template knows no tools, as the default one,
+    calls one for each message of the user's and answers once it has the result.
     """
 
     library: str | None = Field(default=None, description="Folder of the library.")
@@ -73,7 +91,8 @@ class SacLLM(CustomLLM):
     )
     history: Literal["auto", "all"] = Field(
         default="auto",
-        description="Of a conversation whose last message brings passages: the turns that it refers back to, or all.",
+        description="Which earlier turns are read where passages come with the last or a system message: those that "
+        "it refers back to, or all.",
     )
     small_talk: bool = Field(
         default=True, description="Whether greetings and thanks are answered without the passages that came with them."
@@ -112,6 +131,7 @@ class SacLLM(CustomLLM):
             context_window=rag.context_length - rag.prefix_tokens,
             num_output=self.max_tokens,
             is_chat_model=True,
+            is_function_calling_model=True,
             model_name=rag.model_name,
         )
 
@@ -138,44 +158,86 @@ class SacLLM(CustomLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return _chat(*_whole(self._pieces(messages, kwargs)))
+        asked = self._begin(messages, kwargs, (*_HELD, *_TOOLS))
+        return _answered(asked.split, *_whole(self._pieces(asked)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         def gen() -> ChatResponseGen:
-            text = ""
-            for piece, usage in self._pieces(messages, kwargs):
-                text += piece
-                yield _chat(text, usage, piece)
+            asked, text = self._begin(messages, kwargs, (*_HELD, *_TOOLS)), ""
+            for piece, usage in self._pieces(asked):
+                said, more = _said(asked.split, piece, usage)
+                text += said
+                if more:
+                    yield _chat(text, usage, said, asked.split.call)
 
         return gen()
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return _chat(*_whole([p async for p in self._apieces(messages, kwargs)]))
+        asked = await asyncio.to_thread(self._begin, messages, kwargs, (*_HELD, *_TOOLS))
+        return _answered(asked.split, *_whole([p async for p in self._apieces(asked)]))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         async def gen() -> ChatResponseAsyncGen:
-            text = ""
-            async with aclosing(self._apieces(messages, kwargs)) as pieces:
+            asked, text = await asyncio.to_thread(self._begin, messages, kwargs, (*_HELD, *_TOOLS)), ""
+            async with aclosing(self._apieces(asked)) as pieces:
                 async for piece, usage in pieces:
-                    text += piece
-                    yield _chat(text, usage, piece)
+                    said, more = _said(asked.split, piece, usage)
+                    text += said
+                    if more:
+                        yield _chat(text, usage, said, asked.split.call)
 
         return gen()
+
+    # -- tools -------------------------------------------------------------------------------------------
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: str | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            asked = ChatMessage(role=MessageRole.USER, content=user_msg) if isinstance(user_msg, str) else user_msg
+            messages.append(asked)
+        return {
+            "messages": messages,
+            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
+            "tool_choice": tool_choice or ("any" if tool_required else "auto"),
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls of an answer, of which there is one at most; of one that is still written, what is there."""
+        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+        if not calls and error_on_no_tool_call:
+            raise ValueError(f"the model called no tool; it said: {response.message.content!r}")
+        return [
+            ToolSelection(tool_id=c.tool_call_id or "", tool_name=c.tool_name, tool_kwargs=_values(c.tool_kwargs))
+            for c in calls
+        ]
 
     # -- completion: the prompt is a user message ----------------------------------------------------------
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return _completion(*_whole(self._pieces(self._asked(prompt, formatted), kwargs)))
+        return _completion(*_whole(self._pieces(self._begin(self._asked(prompt, formatted), kwargs))))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         def gen() -> CompletionResponseGen:
             text = ""
-            for piece, usage in self._pieces(self._asked(prompt, formatted), kwargs):
+            for piece, usage in self._pieces(self._begin(self._asked(prompt, formatted), kwargs)):
                 text += piece
                 yield _completion(text, usage, piece)
 
@@ -183,13 +245,14 @@ class SacLLM(CustomLLM):
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return _completion(*_whole([p async for p in self._apieces(self._asked(prompt, formatted), kwargs)]))
+        asked = await asyncio.to_thread(self._begin, self._asked(prompt, formatted), kwargs)
+        return _completion(*_whole([p async for p in self._apieces(asked)]))
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         async def gen() -> CompletionResponseAsyncGen:
-            text = ""
-            async with aclosing(self._apieces(self._asked(prompt, formatted), kwargs)) as pieces:
+            asked, text = await asyncio.to_thread(self._begin, self._asked(prompt, formatted), kwargs), ""
+            async with aclosing(self._apieces(asked)) as pieces:
                 async for piece, usage in pieces:
                     text += piece
                     yield _completion(text, usage, piece)
@@ -203,38 +266,57 @@ class SacLLM(CustomLLM):
             prompt = self.completion_to_prompt(prompt)
         return [ChatMessage(role=MessageRole.USER, content=prompt)]
 
-    def _begin(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> tuple[SacRag, Prompt, dict[str, Any]]:
-        """Who answers which prompt, and how: arguments of `SacRag.reply`."""
+    def _begin(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any], known: Sequence[str] = _HELD) -> _Begun:
+        """Who answers which prompt, and how. known: what the call may be given beside its settings."""
+        from sac_rag.answer.constrained import schema_of
         from sac_rag.answer.reader import Sampling
+        from sac_rag.answer.tools import choice_of, tools_of
 
-        if unknown := sorted(set(kwargs) - set(_CALL)):
-            raise ConfigError(f"SacLLM takes no {unknown[0]!r}; a call may set {', '.join(_CALL)}")
+        if unknown := sorted(set(kwargs) - {*_CALL, *known}):
+            raise ConfigError(f"SacLLM takes no {unknown[0]!r}; a call may set {', '.join((*_CALL, *known))}")
         chosen = {name: kwargs[name] if kwargs.get(name) is not None else getattr(self, name) for name in _CALL}
         rag = self.newest()
+        said = self._messages(rag, messages)
+        tools, choice = tools_of(kwargs.get("tools") or ()), choice_of(kwargs.get("tool_choice"))
+        calling = rag.calling(said, tools, choice, schema_of(kwargs.get("response_format")))
         sampling = Sampling(
             max_new_tokens=chosen["max_tokens"],
             temperature=chosen["temperature"],
             top_p=chosen["top_p"],
             seed=chosen["seed"],
             min_new_tokens=1,
+            constraint=calling.constraint,
         )
         read = {name: chosen[name] for name in ("history", "small_talk")}
-        prompt = rag.conversation([self._message(rag, m) for m in messages], sampling, **read)
-        return rag, prompt, {"sampling": sampling, **{name: chosen[name] for name in ("stop", "timeout", "reader")}}
+        prompt = rag.conversation(said, sampling, tools=calling.told, **read)
+        settings = {"sampling": sampling, **{name: chosen[name] for name in ("stop", "timeout", "reader")}}
+        return _Begun(rag, prompt, settings, calling.splitter())
 
-    def _message(self, rag: SacRag, message: ChatMessage) -> Message:
+    def _messages(self, rag: SacRag, messages: Sequence[ChatMessage]) -> list[Message]:
+        calls = [b for m in messages for b in m.blocks if isinstance(b, ToolCallBlock)]
+        names = {c.tool_call_id: c.tool_name for c in calls if c.tool_call_id}
+        return [self._message(rag, m, names) for m in messages]
+
+    def _message(self, rag: SacRag, message: ChatMessage, names: Mapping[str, str] | None = None) -> Message:
         from sac_rag.answer.chat import Message
+        from sac_rag.answer.tools import ToolCall
 
+        calls = []
         for block in message.blocks:
-            if not isinstance(block, TextBlock):
+            if isinstance(block, ToolCallBlock):
+                given = block.tool_kwargs
+                arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
+                calls.append(ToolCall(block.tool_name, arguments, block.tool_call_id or ""))
+            elif not isinstance(block, TextBlock):
                 raise ConfigError(f"SacLLM reads text; a message holds a {type(block).__name__}: leave it out")
         role = _ROLES.get(message.role, message.role.value)
         read = rag.recall if self.recall else rag.cite
-        return Message(role, read(message.content or "", where=self.where))
+        call = str(message.additional_kwargs.get("tool_call_id") or "")
+        name = str(message.additional_kwargs.get("name") or (names or {}).get(call, ""))
+        return Message(role, read(message.content or "", where=self.where), tuple(calls), name, call)
 
-    def _pieces(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Iterator[_Piece]:
-        rag, prompt, settings = self._begin(messages, kwargs)
-        reply = rag.reply(prompt, **settings)
+    def _pieces(self, asked: _Begun) -> Iterator[_Piece]:
+        reply = asked.rag.reply(asked.prompt, **asked.settings)
         try:
             for piece in reply:
                 yield piece, None
@@ -242,12 +324,21 @@ class SacLLM(CustomLLM):
             reply.cancel()
         yield "", _usage(reply)
 
-    async def _apieces(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> AsyncGenerator[_Piece, None]:
-        rag, prompt, settings = await asyncio.to_thread(self._begin, messages, kwargs)
-        async with aclosing(await rag.areply(prompt, **settings)) as reply:
+    async def _apieces(self, asked: _Begun) -> AsyncGenerator[_Piece, None]:
+        async with aclosing(await asked.rag.areply(asked.prompt, **asked.settings)) as reply:
             async for piece in reply:
                 yield piece, None
         yield "", _usage(reply)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A prompt that is ready to be answered. settings: arguments of `SacRag.reply`."""
+
+    rag: SacRag
+    prompt: Prompt
+    settings: dict[str, Any]
+    split: Splitter
 
 
 _Piece = tuple[str, dict[str, Any] | None]
@@ -274,9 +365,38 @@ def _whole(pieces: Any) -> _Piece:
     return "".join(text for text, _ in found), found[-1][1]
 
 
-def _chat(text: str, usage: dict[str, Any] | None, delta: str | None = None) -> ChatResponse:
+def _said(split: Splitter, piece: str, usage: dict[str, Any] | None) -> tuple[str, bool]:
+    """What a piece adds to the text, and whether it adds anything at all; at the end, with `usage`, the rest."""
+    parts = [*split.push(piece), *(() if usage is None else split.flush())]
+    return "".join(p for p in parts if isinstance(p, str)), bool(parts) or usage is not None
+
+
+def _answered(split: Splitter, text: str, usage: dict[str, Any] | None) -> ChatResponse:
+    said, _ = _said(split, text, usage)
+    return _chat(said, usage, call=split.call)
+
+
+def _chat(
+    text: str, usage: dict[str, Any] | None, delta: str | None = None, call: ToolCall | None = None
+) -> ChatResponse:
     message = ChatMessage(role=MessageRole.ASSISTANT, content=text)
+    if call is not None:
+        # Streams of structured objects look for the second.
+        message.blocks.append(ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments))
+        function = {"name": call.name, "arguments": call.arguments}
+        message.additional_kwargs["tool_calls"] = [{"id": call.id, "type": "function", "function": function}]
     return ChatResponse(message=message, delta=delta, raw=_raw(usage), additional_kwargs=usage or {})
+
+
+def _values(given: dict[str, Any] | str) -> dict[str, Any]:
+    """Arguments of a call; of JSON that is still written, what can be read of it."""
+    if not isinstance(given, str):
+        return given
+    try:
+        found = parse_partial_json(given)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _completion(text: str, usage: dict[str, Any] | None, delta: str | None = None) -> CompletionResponse:
