@@ -19,10 +19,11 @@ _NOT_BACK = re.compile(r"\bit (?=true|possible|necessary|known|important|said)\b
 _OPENINGS = re.compile(r"(and|but|also|or|so|what about|how about|why|who else|what else|which one)\b", re.IGNORECASE)
 _TALK = re.compile(
     r"\b(?:did|have|had|do) (?:i|you|we) (?:just )?(?:say|said|ask|asked|tell|told|mention|mentioned|talk|talked)\b"
-    r"|\b(?:i|you|we) (?:just )?(?:said|asked|told|mentioned|talked)\b|\b(?:our|this) conversation\b|\bso far\b",
+    r"|\b(?:i|you|we) (?:just )?(?:said|asked|told|mentioned|talked)\b|\b(?:our|this) conversation\b|\bso far\b"
+    r"|\b(?:my|mine)\b|\b(?:am|was) i\b",  # what they may have said of themselves: "what is my name?"
     re.IGNORECASE,
 )
-"""What speaks of the conversation itself."""
+"""What speaks of the conversation itself, or of who asks."""
 _LABEL = re.compile(r"^\s*\w{1,20}(?: \w{1,20})?:(?:\s|$)")
 _WORD = re.compile(r"[^\W\d_]+")
 SHORT = 4

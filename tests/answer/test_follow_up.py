@@ -45,7 +45,8 @@ def test_how_far_a_question_goes_back():
     assert [thread(earlier, q) for q in ("Who built the canal?", "And its moon?", "What did I ask first?")] == [0, 2, 3]
     assert [thread(earlier[:n], "Why?") for n in range(4)] == [0, 1, 1, 2]
     assert thread(["Why?", "And its moon?"], "Where is that?") == 2, "nothing stood by itself"
-    assert searched("What did I ask first?", earlier) == "What did I ask first?"
+    for question in ("What did I ask first?", "What is my name?", "Am I right?"):
+        assert thread(earlier, question) == 3 and searched(question, earlier) == question
 
 
 def test_a_message_is_looked_at_line_by_line():
