@@ -6,7 +6,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench torture site install clean
+.PHONY: help demo test lint bench torture pages site install clean
 
 help:  ## show this list
 	@awk -F ':.*## *' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ bench: $(STAMP)  ## compressed memory against plain text on this computer: times
 
 torture: $(STAMP)  ## kills, power cuts, full disks, mutations and more, counted (hours; goes on where it was stopped)
 	$(BIN)/python -m tests.reliability $(TORTURE)
+
+pages: $(STAMP)  ## run the code of all pages and compare the demo with its sample (minutes; tests run the first pages)
+	SAC_TEST_PAGES=1 $(BIN)/pytest -q tests/docs/test_pages.py
 
 site: $(STAMP)  ## write the generated reference and build the site of the pages into site/
 	PYTHONPATH=. $(BIN)/python scripts/reference.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import socket
@@ -25,6 +26,9 @@ Receipts are handed in within 30 days.
 CANAL = "The Erie Canal opened in 1825. It spans 363 miles between Albany and Buffalo."
 RUN_ELSEWHERE = {"new-method.md", "engines.md", "tools.md"}
 """They have tests of their own: they change the package, or take weights of a model."""
+ALWAYS_RUN = {"README.md", "tutorial.md", "ask.md", "langchain.md", "llama-index.md", "serve.md"}
+ALL_PAGES = bool(os.environ.get("SAC_TEST_PAGES"))
+"""Whether the others run, too: all of them take several minutes (`make pages`)."""
 
 
 def name(page: Path) -> str:
@@ -121,6 +125,8 @@ def run(command: list[str], folder: Path, **own: str) -> str:
 @pytest.mark.slow
 @by_name([page for page in GUIDES if page.name not in RUN_ELSEWHERE])
 def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
+    if page.name not in ALWAYS_RUN and not ALL_PAGES:
+        pytest.skip("`make pages` runs the code of all pages, `make test` that of the first ones")
     done = [b for b in to_run(page) if not b.file]
     if not done:
         pytest.skip(f"{page.name} has no code of its own: what it tells of is run by the pages that it names")
@@ -136,6 +142,7 @@ def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.skipif(not ALL_PAGES, reason="`make pages` compares the demo with its sample in the README")
 def test_the_sample_of_the_demo_is_what_it_prints(tmp_path: Path) -> None:
     """Questions and rows are alike; figures are those of a machine, and of answers all but one."""
     (shown,) = (b.text for b in blocks(ROOT / "README.md") if b.language == "text" and b.text.startswith("Q "))
