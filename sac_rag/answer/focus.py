@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeAlias
@@ -75,7 +76,7 @@ def focused(
         elif not any("?" in line for line in lines) or any(map(refers_back, lines)):
             lines = [*next(filter(None, reversed(said[:number])), []), *lines]
         content, (kept, of) = best(message.content, text_at, closeness, most, lines)
-        out.append(Message(message.role, content))
+        out.append(dataclasses.replace(message, content=content))
         read, there = read + kept, there + of
     return out, (read, there)
 

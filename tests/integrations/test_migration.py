@@ -176,7 +176,9 @@ def both_run(
         passages = rag.library.get(ids)
         assert len(passages) == len(ids) > 0
         anchors, prefix = sum(a for a, _ in rag.extents(ids)), rag.engine.method.prefix
-        assert prompt.slots - prefix.anchors == anchors < sum(p.tokens for p in passages)
+        slots = prompt.slots - prefix.anchors
+        assert 0 < slots <= anchors < sum(p.tokens for p in passages)
+        assert (slots < anchors) == bool(prompt.notices), "what is left of a text that is longer than a passage is told"
         assert prompt.source_tokens == sum(p.tokens for p in passages)
         # Every token that was read is one of the text around the passages.
         frame = rag.engine.method.backbone.tokenizer
