@@ -26,7 +26,7 @@ Receipts are handed in within 30 days.
 CANAL = "The Erie Canal opened in 1825. It spans 363 miles between Albany and Buffalo."
 RUN_ELSEWHERE = {"new-method.md", "engines.md", "tools.md"}
 """They have tests of their own: they change the package, or take weights of a model."""
-ALWAYS_RUN = {"README.md", "tutorial.md", "ask.md", "langchain.md", "llama-index.md", "serve.md"}
+ALWAYS_RUN = {"README.md", "tutorial.md", "serve.md"}
 ALL_PAGES = bool(os.environ.get("SAC_TEST_PAGES"))
 """Whether the others run, too: all of them take several minutes (`make pages`)."""
 
