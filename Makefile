@@ -6,7 +6,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench torture pages site install clean
+.PHONY: help demo test test-all lint bench torture pages site install clean
 
 help:  ## show this list
 	@awk -F ':.*## *' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,9 @@ test: $(STAMP)  ## ruff, mypy and all tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q --durations=10
+
+test-all: $(STAMP)  ## all tests, those that take minutes each among them
+	SAC_TEST_ALL=1 $(BIN)/pytest -q --durations=10
 
 lint: $(STAMP)  ## ruff and mypy only
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+
+ALL = bool(os.environ.get("SAC_TEST_ALL"))
+"""Whether tests run that take minutes, too (`make test-all`)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not ALL and item.get_closest_marker("minutes"):
+            item.add_marker(pytest.mark.skip(reason="it takes minutes: `make test-all` runs it"))
+
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 

@@ -61,6 +61,7 @@ def many(tmp_path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_three_hundred_files(many, tiny_config, tmp_path, monkeypatch):
     def start(library: str) -> subprocess.Popen[str]:
         c = tiny_config

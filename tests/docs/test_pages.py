@@ -27,8 +27,8 @@ CANAL = "The Erie Canal opened in 1825. It spans 363 miles between Albany and Bu
 RUN_ELSEWHERE = {"new-method.md", "engines.md", "tools.md"}
 """They have tests of their own: they change the package, or take weights of a model."""
 ALWAYS_RUN = {"README.md", "tutorial.md", "serve.md"}
-ALL_PAGES = bool(os.environ.get("SAC_TEST_PAGES"))
-"""Whether the others run, too: all of them take several minutes (`make pages`)."""
+ALL_PAGES = bool(os.environ.get("SAC_TEST_PAGES") or os.environ.get("SAC_TEST_ALL"))
+"""Whether the others run, too: all of them take several minutes (`make pages`, `make test-all`)."""
 
 
 def name(page: Path) -> str:

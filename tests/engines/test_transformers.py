@@ -206,6 +206,7 @@ def test_what_judges_an_answer_is_refused(rag: SacRag) -> None:
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_the_default_model_answers_as_ours(tmp_path: Path) -> None:
     """Heads of its adapter keep unlike numbers of slots, and lower ranks are held back."""
     files = [str(documents() / q.document) for q in questions()[:6]]

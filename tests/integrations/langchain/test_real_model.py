@@ -19,7 +19,7 @@ from tests.integrations.real import default_models
 from .helpers import QUESTION, found, tags, usage
 from .suites import ChatModelSuite, EmbeddingsSuite, RetrieverSuite
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.minutes]
 
 
 @pytest.fixture(scope="module")
