@@ -37,7 +37,7 @@ bench: $(STAMP)  ## compressed memory against plain text on this computer: times
 torture: $(STAMP)  ## kills, power cuts, full disks, mutations and more, counted (hours; goes on where it was stopped)
 	$(BIN)/python -m tests.reliability $(TORTURE)
 
-pages: $(STAMP)  ## run the code of all pages and compare the demo with its sample (minutes; tests run the first pages)
+pages: $(STAMP)  ## run the code of all pages and compare the demo with its sample (minutes; tests run the README)
 	SAC_TEST_PAGES=1 $(BIN)/pytest -q tests/docs/test_pages.py
 
 site: $(STAMP)  ## write the generated reference and build the site of the pages into site/

@@ -26,7 +26,7 @@ Receipts are handed in within 30 days.
 CANAL = "The Erie Canal opened in 1825. It spans 363 miles between Albany and Buffalo."
 RUN_ELSEWHERE = {"new-method.md", "engines.md", "tools.md"}
 """They have tests of their own: they change the package, or take weights of a model."""
-ALWAYS_RUN = {"README.md", "tutorial.md", "serve.md"}
+ALWAYS_RUN = {"README.md"}
 ALL_PAGES = bool(os.environ.get("SAC_TEST_PAGES") or os.environ.get("SAC_TEST_ALL"))
 """Whether the others run, too: all of them take several minutes (`make pages`, `make test-all`)."""
 
@@ -126,7 +126,7 @@ def run(command: list[str], folder: Path, **own: str) -> str:
 @by_name([page for page in GUIDES if page.name not in RUN_ELSEWHERE])
 def test_the_code_of_a_page_runs(page: Path, folder: Path) -> None:
     if page.name not in ALWAYS_RUN and not ALL_PAGES:
-        pytest.skip("`make pages` runs the code of all pages, `make test` that of the first ones")
+        pytest.skip("`make pages` runs the code of all pages, `make test` that of the README")
     done = [b for b in to_run(page) if not b.file]
     if not done:
         pytest.skip(f"{page.name} has no code of its own: what it tells of is run by the pages that it names")

@@ -181,6 +181,7 @@ def test_both_versions_run(
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.minutes
 @EACH
 def test_the_default_model_runs_them(
     program: str,
