@@ -13,6 +13,8 @@ from sac_rag.compress.anchor_kv import Memory
 
 TILE = 8
 """CPU kernels sum the last queries of an attention otherwise when their count is no multiple of it."""
+STRIDE = 64
+"""Queries and keys of an attention that is trained through come in multiples of it."""
 
 
 class Front(NamedTuple):
@@ -65,7 +67,7 @@ def attend_packed(
     n, mask, bias = q.shape[0], None, None
     if front is not None:
         k, v = torch.cat((front.keys, k)), torch.cat((front.values, v))
-    m, heads, groups, dim = k.shape[0], q.shape[1], k.shape[1], q.shape[2]
+    m, heads, groups = k.shape[0], q.shape[1], k.shape[1]
     if own is not None:
         mask = F.pad(own.to(q.device), (m - n, 0), value=True)
     elif n > 1 and causal:
@@ -76,19 +78,14 @@ def attend_packed(
         seen = F.pad(~front.hidden.T, (0, n), value=True)[:, None]
         mask = seen.expand(-1, n, -1) if mask is None else seen & mask
     prior = None if front is None or front.bias is None else F.pad(front.bias, (0, n))[:, None]
-    if q.requires_grad and q.device.type == "cpu":
-        # The fused CPU kernel's backward is four times slower than two small matmuls at these lengths.
-        q = q.view(n, groups, heads // groups, dim).permute(1, 2, 0, 3).reshape(groups, -1, dim)
-        scores = torch.bmm(q, k.permute(1, 2, 0)) * dim**-0.5
+    if q.device.type == "cpu" and (q.requires_grad or k.requires_grad):
+        added = None if bias is None else bias[None]
         if mask is not None:
-            mask = ~(mask if mask.ndim == 2 else mask[:, None])
-            scores = scores.view(groups, -1, n, m).masked_fill(mask, float("-inf")).view(groups, -1, m)
-        if bias is not None:
-            scores = (scores.view(groups, -1, n, m) + bias).view(groups, -1, m)
+            hidden = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+            added = hidden if hidden.ndim == 3 else hidden[None]
         if prior is not None:
-            scores = scores + prior
-        out = torch.bmm(scores.softmax(-1), v.transpose(0, 1))
-        return out.view(groups, heads // groups, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
+            added = prior.to(q.dtype).expand(-1, n, -1) if added is None else added + prior
+        return _attend_by_products(q, k, v, added)
     if bias is not None:
         bias = bias.repeat(heads // groups, 1)
     if mask is not None:
@@ -100,6 +97,33 @@ def attend_packed(
         rows = heads // groups * n
         mask = prior.expand(-1, rows + -rows % TILE, -1) if mask is None else mask + prior
     return attend(q, k.transpose(0, 1), v.transpose(0, 1), mask=mask)
+
+
+def _attend_by_products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, added: torch.Tensor | None
+) -> torch.Tensor:
+    """The same by two products of matrices, where gradients are wanted of a CPU: the backward of its fused kernel is
+    four times slower at these lengths. added: (1 or kv_heads, n, m), to the scores.
+
+    Queries and keys are filled up to a multiple of `STRIDE`: a product of another shape is another kernel, and
+    compiling them took a third of a training step.
+    """
+    (n, heads, dim), (m, groups, _) = q.shape, k.shape
+    repeat, more, later = heads // groups, -n % STRIDE, -m % STRIDE
+    q = F.pad(q * dim**-0.5, (0, 0, 0, 0, 0, more))
+    q = q.view(n + more, groups, repeat, dim).permute(1, 2, 0, 3).reshape(groups, -1, dim)
+    k, v = (F.pad(t, (0, 0, 0, 0, 0, later)).transpose(0, 1) for t in (k, v))
+    if added is None and later:
+        added = q.new_zeros(1, 1, m)
+    if added is None:
+        scores = torch.bmm(q, k.transpose(1, 2))
+    else:
+        added = F.pad(added, (0, later), value=-torch.inf)
+        if added.shape[1] > 1:
+            added = F.pad(added, (0, 0, 0, more)).repeat(1, repeat, 1)
+        scores = torch.baddbmm(added.expand(groups, q.shape[1], m + later), q, k.transpose(1, 2))
+    out = torch.bmm(scores.softmax(-1), v)
+    return out.view(groups, repeat, n + more, dim)[:, :, :n].permute(2, 0, 1, 3).reshape(n, -1)
 
 
 def spread(mask: torch.Tensor, repeat: int, dtype: torch.dtype) -> torch.Tensor:

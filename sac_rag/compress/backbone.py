@@ -29,6 +29,9 @@ from sac_rag.records import unicode_of
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+TOGETHER = 256
+"""Tokens of the readings behind one memory that share an attention where gradients are wanted of a CPU."""
+
 MAX_ALPHA = 1_000_000
 Weight = torch.Tensor | Packed
 
@@ -384,13 +387,19 @@ class Backbone:
         scored = torch.cat([r.scored + a for r, a in zip(readings, starts, strict=False)]).to(device)
         fronts, others = ([fronts_of(m) if m else None for m in ms] for ms in (memories, without))
 
+        groups = _together(readings) if torch.is_grad_enabled() and device.type == "cpu" else [[r] for r in readings]
+        sizes = [sum(r.token_ids.shape[0] for r in group) for group in groups]
+        own = [_apart(group).to(device) if len(group) > 1 else None for group in groups]
+
         def mix(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             out = []
-            for r, *qkv in zip(readings, q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
-                seen = attend_packed(*qkv, causal=True, front=front_at(fronts, r.memory, index))
-                if shares is not None and r.memory is not None:
-                    share = shares[r.memory, index].repeat_interleave(seen.shape[1] // k.shape[1]).to(seen.dtype)
-                    other = attend_packed(*qkv, causal=True, front=front_at(others, r.memory, index))
+            packed = zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+            for group, mask, qkv in zip(groups, own, packed, strict=True):
+                memory = group[0].memory
+                seen = attend_packed(*qkv, causal=True, own=mask, front=front_at(fronts, memory, index))
+                if shares is not None and memory is not None:
+                    share = shares[memory, index].repeat_interleave(seen.shape[1] // qkv[1].shape[1]).to(seen.dtype)
+                    other = attend_packed(*qkv, causal=True, own=mask, front=front_at(others, memory, index))
                     seen = share * seen + (1 - share) * other
                 out.append(seen)
             return torch.cat(out)
@@ -478,6 +487,25 @@ def _finish(
     x = _norm(layer.post_attention_layernorm, h)
     gate, up = _times(x, block.gate_up, bias.gate_up).chunk(2, dim=-1)
     return h + _times(F.silu(gate) * up, block.down, bias.down)
+
+
+def _together(readings: Sequence[Reading]) -> list[list[Reading]]:
+    """Runs of readings behind one memory, of `TOGETHER` tokens at the most, that one attention serves."""
+    groups: list[list[Reading]] = []
+    size = 0
+    for r in readings:
+        size += r.token_ids.shape[0]
+        if groups and groups[-1][0].memory == r.memory and size <= TOGETHER:
+            groups[-1].append(r)
+        else:
+            groups.append([r])
+            size = r.token_ids.shape[0]
+    return groups
+
+
+def _apart(readings: Sequence[Reading]) -> torch.Tensor:
+    """(tokens, tokens), True where a token of one of the readings sees one of its own."""
+    return torch.block_diag(*(torch.ones(n, n).tril() for n in (r.token_ids.shape[0] for r in readings))).bool()
 
 
 def _kept(picks: Sequence[Slots], starts: Sequence[int], groups: int) -> list[tuple[torch.Tensor, list[int]]]:

@@ -188,14 +188,19 @@ def test_bidirectional_anchors_see_what_follows_and_causal_ones_do_not(make_sac)
 def test_training_attention_equals_the_fused_kernel(make_sac, budget):
     """The differentiable CPU path of attention against the one that serving uses, writing and reading."""
     method = make_sac(trained=True, budget=budget)
-    chunk, text = ids(70).tolist(), Reading(ids(9, seed=1), torch.arange(9), 0)
+    chunk = ids(70).tolist()
+    lengths, behind = (9, 5, 4, 300, 70, 1), (0, 0, None, 0, 0, 0)  # some share an attention, one is too long for that
+    texts = [
+        Reading(ids(n, seed=i), torch.arange(n), memory)
+        for i, (n, memory) in enumerate(zip(lengths, behind, strict=True))
+    ]
     with torch.no_grad():
         ((fused,),) = method.write([[chunk]], [5.0])
-        want = method.backbone.read([method.memory([fused])], [text])
+        want = method.backbone.read([method.memory([fused])], texts)
     ((manual,),) = method.write([[chunk]], [5.0])
     assert manual.keys.requires_grad and not fused.keys.requires_grad
-    torch.testing.assert_close(manual.keys.detach(), fused.keys, atol=2e-6, rtol=1e-5)
-    got = method.backbone.read([method.memory([manual])], [text])
+    torch.testing.assert_close(manual.keys.detach(), fused.keys, atol=1e-5, rtol=1e-5)
+    got = method.backbone.read([method.memory([manual])], texts)
     torch.testing.assert_close(got.detach(), want, atol=2e-5, rtol=1e-4)
 
 
