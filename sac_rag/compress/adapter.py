@@ -146,13 +146,13 @@ def _lora_spec(values: Mapping[str, Any]) -> LoraSpec | None:
         raise AdapterError(f"LoRA settings {dict(values)} are not rank, alpha, targets: {error}") from error
 
 
-def build(model: Any, tokenizer: Any, card: Card, *, trains: bool = False) -> Method:
-    """A fresh method as a card describes it, untrained. trains: as of `Backbone`."""
+def build(model: Any, tokenizer: Any, card: Card, *, trains: bool = False, starts: bool = True) -> Method:
+    """A fresh method as a card describes it, untrained. trains, starts: as of `Backbone`."""
     make = METHODS.load(card.method)
     _check_options(card, make)
     # Judged before anything is made.
     layout, placing = PromptLayout.from_mapping(card.layout), placing_of(card)
-    backbone = Backbone(model, tokenizer, card.lora_spec(), trains=trains)
+    backbone = Backbone(model, tokenizer, card.lora_spec(), trains=trains, starts=starts)
     try:
         method: Method = make(backbone, layout, **card.options)
     except TypeError as error:
@@ -212,7 +212,7 @@ def load(
         )
     card = dataclasses.replace(card, options={**card.options, **(options or {})})
     _check_room(folder / "adapter.safetensors", card, model)
-    method = build(model, tokenizer, card, trains=trains)
+    method = build(model, tokenizer, card, trains=trains, starts=False)
     most = 4 * sum(p.numel() for p in method.parameters().values()) + HEADER_BYTES
     assign(method, read_tensors(folder / "adapter.safetensors", most), str(folder))
     with (folder / "adapter.safetensors").open("rb") as file:

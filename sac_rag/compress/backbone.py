@@ -134,8 +134,11 @@ class Backbone:
     otherwise.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, lora: LoraSpec | None = None, *, trains: bool = False) -> None:
-        """trains: LoRA is peft's, as training is built on it; else ours, the same without the time that peft takes."""
+    def __init__(
+        self, model: Any, tokenizer: Any, lora: LoraSpec | None = None, *, trains: bool = False, starts: bool = True
+    ) -> None:
+        """trains: LoRA is peft's, as training is built on it; else ours, the same without the time that peft takes.
+        starts: else ours, and what methods learn, hold no values until an adapter's are loaded."""
         family = family_of(model.config.to_dict(), "the base model")
         known = {"q_proj", "k_proj", "v_proj", "o_proj", *family.norms}
         if strange := {n for n, _ in model.model.layers[0].self_attn.named_children()} ^ known:
@@ -149,8 +152,8 @@ class Backbone:
         self._head: Weight = model.lm_head.weight
         self.tokenizer = tokenizer
         self.config = model.config
-        self.lora = lora
-        self.encoder = _with_lora(self.decoder, lora, trains) if lora else self.decoder
+        self.lora, self.starts = lora, starts
+        self.encoder = _with_lora(self.decoder, lora, trains, starts) if lora else self.decoder
         self.inv_freq = self.decoder.model.rotary_emb.inv_freq.float()
         self.rope_scaling = float(self.decoder.model.rotary_emb.attention_scaling)
 
@@ -612,7 +615,7 @@ def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.add(module.base_layer(x), low, alpha=module.scaling["default"])
 
 
-def _with_lora(model: Any, spec: LoraSpec, trains: bool) -> Any:
+def _with_lora(model: Any, spec: LoraSpec, trains: bool, starts: bool) -> Any:
     """A structural copy of `model` that shares every weight tensor and carries a fresh LoRA (B = 0)."""
     shared: dict[int, Any] = {id(t): t for t in _tensors(model)}
     twin = copy.deepcopy(model, shared)
@@ -621,8 +624,11 @@ def _with_lora(model: Any, spec: LoraSpec, trains: bool) -> Any:
     names = [n for n in layers_of(twin, spec.targets) if spec.whole or n.endswith(computed) or not n.startswith(last)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a run repeats, whatever chance was used before it
-        twin = (adapt_by_peft if trains else adapt)(twin, names, spec.rank, spec.alpha)
-        if spec.start == "rank":  # A is stored (inputs, rank) there, and started as if inputs were outputs
+        if trains:
+            twin = adapt_by_peft(twin, names, spec.rank, spec.alpha)
+        else:
+            twin = adapt(twin, names, spec.rank, spec.alpha, starts=starts)
+        if spec.start == "rank" and (trains or starts):  # A is stored (inputs, rank) there, and started as if inputs were outputs
             for name, parameter in twin.named_parameters():
                 if "lora_A" in name:
                     nn.init.uniform_(parameter, -(spec.rank**-0.5), spec.rank**-0.5)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 NAME = "default"
 """What the one adaptation of a layer is called in the names of its parameters."""
@@ -18,14 +19,19 @@ class LoraLinear(nn.Module):
     A, (rank, inputs), and B, (outputs, rank), are fp32 on the device of W; A starts at values that W's dtype holds.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, *, starts: bool = True) -> None:
+        """starts: else A and B hold no values until some are loaded."""
         super().__init__()
         self.base_layer = base
         self.in_features, self.out_features = base.in_features, base.out_features
         self.scaling = {NAME: alpha / rank}
-        down, up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
-        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
-        nn.init.zeros_(up.weight)
+        shapes = (base.in_features, rank), (rank, base.out_features)
+        if starts:
+            down, up = (nn.Linear(*shape, bias=False) for shape in shapes)
+            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+            nn.init.zeros_(up.weight)
+        else:
+            down, up = (skip_init(nn.Linear, *shape, bias=False) for shape in shapes)
         like: torch.Tensor = base.weight
         self.lora_A, self.lora_B = (
             nn.ModuleDict({NAME: layer.to(device=like.device, dtype=like.dtype).float()}) for layer in (down, up)
@@ -44,12 +50,12 @@ def layers_of(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     return [name for name in linear if name.rpartition(".")[2] in targets]
 
 
-def adapt(model: nn.Module, names: Sequence[str], rank: int, alpha: float) -> nn.Module:
-    """The model itself, its layers of these names with a `LoraLinear` around each."""
+def adapt(model: nn.Module, names: Sequence[str], rank: int, alpha: float, *, starts: bool = True) -> nn.Module:
+    """The model itself, its layers of these names with a `LoraLinear` around each. starts: as there."""
     for name in names:
         parent, _, last = name.rpartition(".")
         owner = model.get_submodule(parent)
-        setattr(owner, last, LoraLinear(getattr(owner, last), rank, alpha))
+        setattr(owner, last, LoraLinear(getattr(owner, last), rank, alpha, starts=starts))
     return model
 
 

@@ -137,12 +137,15 @@ class _Prefix(nn.Module):
     def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
         super().__init__()
         ids = torch.tensor(backbone.template(layout.prefix))
-        with torch.no_grad():
-            (kv,) = backbone.encode([ids], [backbone.even(torch.arange(len(ids)))], causal=True, use_lora=False)
         layers, heads, dim = backbone.kv_shape
-        self.keys, self.values = (
-            nn.Parameter(t.float().view(layers, heads, len(ids), dim)) for t in (kv.keys, kv.values)
-        )
+        shape = (layers, heads, len(ids), dim)
+        if backbone.starts:
+            with torch.no_grad():
+                (kv,) = backbone.encode([ids], [backbone.even(torch.arange(len(ids)))], causal=True, use_lora=False)
+            start = kv.keys.float().view(shape), kv.values.float().view(shape)
+        else:
+            start = torch.empty(shape, device=backbone.device), torch.empty(shape, device=backbone.device)
+        self.keys, self.values = map(nn.Parameter, start)
 
     def kv(self) -> AnchorKV:
         n = self.keys.shape[2]
