@@ -65,12 +65,11 @@ def warm_up(rag: SacRag | Warm, question: str, ask: AskConfig, where: Mapping[st
         rag.ask(question, short, where=where, text=text)
 
 
-def both_ways(
-    rag: SacRag | Warm, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None
-) -> tuple[Answer, Answer]:
+def both_ways(rag: SacRag | Warm, question: str, ask: AskConfig, **given: Any) -> tuple[Answer, Answer]:
     """The same question as `ask` says (compressed memory, unless it says otherwise) and from plain text. Both times
-    include retrieval, the first also loading; both searches find the same passages."""
-    return rag.ask(question, ask, where=where), rag.ask(question, ask, where=where, text=True)
+    include retrieval, the first also loading; both searches find the same passages. given: where and schema, as of
+    `SacRag.ask`."""
+    return rag.ask(question, ask, **given), rag.ask(question, ask, text=True, **given)
 
 
 def speedup(compressed: Answer, text: Answer) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from sac_cli import answers, console, fields
 from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, answering, where_of
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError, SacError
+from sac_rag.foreign import parse_object, read_bytes
 from sac_rag.records import unicode_of
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ Where = Annotated[
     sac ask "Who signs?" --both                     compressed memory and plain text, side by side
     sac ask "Who signs?" -k 5 --fidelity mixed      the best passage as text, four as memory
     sac ask "Who signs?" --fidelity auto --abstain  text where memory is doubtful, and no answer where that is
+    sac ask "Who signs, and when?" --schema signature.schema.json --max-new-tokens 128
     sac ask - --json < questions.txt > answers.jsonl
     """,
 )
@@ -53,6 +56,12 @@ def ask(
     where: Where = None,
     text: Annotated[bool, typer.Option("--text", help="Short for --fidelity text.")] = False,
     both: Annotated[bool, typer.Option("--both", help="Answer both ways and compare times.")] = False,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with a JSON schema that answers are held to (extra tools).", metavar="FILE", show_default=False
+        ),
+    ] = None,
     as_json: Json = False,
     warm: Annotated[
         bool, typer.Option("--warm/--no-warm", help="Let a process that `sac warm` started answer, if there is one.")
@@ -74,12 +83,22 @@ def ask(
         raise ConfigError("--text and --both exclude each other; --both answers from text as well")
     if question is None and sys.stdin.isatty():
         raise ConfigError('no question; write sac ask "…", or - to read them from standard input')
+    held = None if schema is None else _schema(schema)
     many = question is None or question == "-"
     questions = _lines() if many else [unicode_of(question or "")]
     with answering(library, device=device, dtype=dtype, warm=warm) as rag:
-        failed = _answer(rag, questions, settings, conditions, text=text, both=both, as_json=as_json, many=many)
+        failed = _answer(
+            rag, questions, settings, conditions, text=text, both=both, as_json=as_json, many=many, schema=held
+        )
     if failed:
         raise typer.Exit(1)
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    try:
+        return parse_object(read_bytes(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--schema {path} is no JSON schema: {error}") from error
 
 
 def _lines() -> Iterable[str]:
@@ -96,6 +115,7 @@ def _answer(
     both: bool,
     as_json: bool,
     many: bool,
+    schema: Mapping[str, Any] | None,
 ) -> int:
     """Answer all; returns how many could not be. In a batch one bad question does not cost the others."""
     failed = 0
@@ -106,7 +126,7 @@ def _answer(
                     answers.warm_up(rag, question, settings, where)
             if number and not as_json:
                 console.write("\n")
-            _one(rag, question, settings, where, text=text, both=both, as_json=as_json)
+            _one(rag, question, settings, where, text=text, both=both, as_json=as_json, schema=schema)
         except SacError as error:
             if not many:
                 raise
@@ -126,15 +146,17 @@ def _one(
     text: bool,
     both: bool,
     as_json: bool,
+    schema: Mapping[str, Any] | None,
 ) -> None:
+    given: dict[str, Any] = {"where": where, "schema": schema}
     if both:
-        compressed, plain = answers.both_ways(rag, question, settings, where)
+        compressed, plain = answers.both_ways(rag, question, settings, **given)
         if as_json:
             console.emit({"question": question, **answers.both_dict(compressed, plain)})
         else:
             answers.show_both(compressed, plain)
             answers.show_sources(compressed)
     elif as_json:
-        console.emit({"question": question, **rag.ask(question, settings, where=where, text=text).account()})
+        console.emit({"question": question, **rag.ask(question, settings, text=text, **given).account()})
     else:
-        answers.show_sources(answers.speak(rag.stream(question, settings, where=where, text=text)))
+        answers.show_sources(answers.speak(rag.stream(question, settings, text=text, **given)))

@@ -99,9 +99,7 @@ def attend_packed(
     return attend(q, k.transpose(0, 1), v.transpose(0, 1), mask=mask)
 
 
-def _attend_by_products(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, added: torch.Tensor | None
-) -> torch.Tensor:
+def _attend_by_products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
     """The same by two products of matrices, where gradients are wanted of a CPU: the backward of its fused kernel is
     four times slower at these lengths. added: (1 or kv_heads, n, m), to the scores.
 

@@ -628,7 +628,9 @@ def _with_lora(model: Any, spec: LoraSpec, trains: bool, starts: bool) -> Any:
             twin = adapt_by_peft(twin, names, spec.rank, spec.alpha)
         else:
             twin = adapt(twin, names, spec.rank, spec.alpha, starts=starts)
-        if spec.start == "rank" and (trains or starts):  # A is stored (inputs, rank) there, and started as if inputs were outputs
+        if spec.start == "rank" and (
+            trains or starts
+        ):  # A is stored (inputs, rank) there, and started as if inputs were outputs
             for name, parameter in twin.named_parameters():
                 if "lora_A" in name:
                     nn.init.uniform_(parameter, -(spec.rank**-0.5), spec.rank**-0.5)

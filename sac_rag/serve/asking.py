@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -212,3 +213,10 @@ def asked(
         raise ConfigError(f"where is {where!r}; give a filter such as {{'team': 'desk'}}")
     ask = settings_of(limits, values, rest.pop("max_tokens", None))
     return Asked(served, question, ask, served.where(key, where), text=bool(text), **rest)
+
+
+async def compiled(asked: Asked) -> Asked:
+    """A question whose schema, if it has one, is compiled: what is wrong with it is refused before an answer begins."""
+    if asked.schema is not None:
+        await asyncio.to_thread(asked.served.rag.held_to, asked.schema, asked.ask)
+    return asked

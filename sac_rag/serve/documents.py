@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from sac_rag.config import AskConfig, from_mapping
@@ -47,7 +47,8 @@ class SearchRequest(Strict):
 
 
 class AskRequest(Strict):
-    """settings: fields of AskConfig, such as k, fidelity, max_new_tokens. text: read as text, for comparison."""
+    """settings: fields of AskConfig, such as k, fidelity, max_new_tokens. text: read as text, for comparison. schema: a
+    JSON schema that the answer is held to."""
 
     question: str
     messages: list[ChatMessage] = []
@@ -55,6 +56,7 @@ class AskRequest(Strict):
     where: dict[str, Any] | None = None
     text: bool = False
     stop: list[str] = []
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
     settings: dict[str, Any] = {}
 
 
@@ -122,7 +124,8 @@ async def search(library: str, body: SearchRequest, request: Request) -> Respons
 async def ask(library: str, body: AskRequest, request: Request) -> Response:
     """An answer with its sources, the span that says it, confidence, what was cut, usage and timings.
 
-    stream: server-sent events, `piece`s and then the `answer`. messages: earlier turns.
+    stream: server-sent events, `piece`s and then the `answer`. messages: earlier turns. schema: a JSON schema that the
+    answer is held to.
     """
     door = Door.of(request)
     served = door.reading(library)
@@ -138,8 +141,9 @@ async def ask(library: str, body: AskRequest, request: Request) -> Response:
         instructions=instructions,
         forgotten=forgotten,
         stop=asking.stops_of(body.stop),
+        schema=body.schema_,
     )
-    answering = door.pool.answer(served.name, asked.begin)
+    answering = door.pool.answer(served.name, (await asking.compiled(asked)).begin)
     if body.stream:
         return StreamingResponse(_answer_events(asked, answering), media_type="text/event-stream")
     return JSONResponse(asked.account(await answering.whole(request)))

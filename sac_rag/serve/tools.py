@@ -130,9 +130,7 @@ class Wanted:
             stop=self.stop,
             schema=schema,
         )
-        if schema is not None:
-            await asyncio.to_thread(served.rag.held_to, schema, asked.ask)
-        return asked
+        return await asking.compiled(asked)
 
     def _with_tools(
         self, door: Door, served: ServedLibrary, schema: Mapping[str, Any] | None, given: Mapping[str, Any]

@@ -69,8 +69,9 @@ class Warm:
         *,
         where: Mapping[str, Any] | None = None,
         text: bool = False,
+        schema: Mapping[str, Any] | None = None,
     ) -> Answer:
-        stream = self.stream(question, ask, where=where, text=text)
+        stream = self.stream(question, ask, where=where, text=text, schema=schema)
         for _ in stream:
             pass
         return stream.answer
@@ -82,6 +83,7 @@ class Warm:
         *,
         where: Mapping[str, Any] | None = None,
         text: bool = False,
+        schema: Mapping[str, Any] | None = None,
     ) -> Heard | Stream:
         """As of `SacRag`. What a warm process refuses, or does not live to begin, this process answers."""
         request = {
@@ -89,6 +91,7 @@ class Warm:
             "ask": dataclasses.asdict(ask or AskConfig()),
             "where": where,
             "text": text,
+            "schema": schema,
         }
         if self._cold is None:
             if (heard := _begun(self._path, request)) is not None:
@@ -96,7 +99,7 @@ class Warm:
                 return heard
             self._cold = self._open()
         self._told("answered by this process")
-        return self._cold.stream(question, ask, where=where, text=text)
+        return self._cold.stream(question, ask, where=where, text=text, schema=schema)
 
 
 class Heard(Iterator[str]):

@@ -17,7 +17,7 @@ from sac_rag.errors import ConfigError
 from sac_rag.models.cache import cache_root
 from sac_rag.models.notes import version_of
 
-PROTOCOL = 1
+PROTOCOL = 2
 LONGEST = 100
 """Bytes of a socket's path that every system takes."""
 

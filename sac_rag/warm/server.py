@@ -114,7 +114,8 @@ class Server:
     def _answer(self, request: Mapping[str, Any], tell: Callable[..., None]) -> None:
         try:
             ask = from_mapping(AskConfig, request["ask"])
-            stream = self._rag.stream(request["question"], ask, where=request["where"], text=request["text"])
+            given = {name: request[name] for name in ("where", "text", "schema")}
+            stream = self._rag.stream(request["question"], ask, **given)
             for piece in stream:
                 tell(piece=piece)
             tell(answer=dataclasses.asdict(stream.answer))

@@ -185,3 +185,27 @@ def test_documents_cannot_steer_a_terminal(
 def test_clean_keeps_text() -> None:
     assert console.clean("a\tb\nc é 漢 \x1b[31mred\x00\r") == "a\tb\nc é 漢 [31mred"
     assert console.one_line("a\n  b\x1b c", 4) == "a b…"
+
+
+def test_an_answer_is_held_to_a_schema_of_a_file(sac: Sac, library: str) -> None:
+    pytest.importorskip("llguidance", reason="the extra `tools` is not installed")
+    schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
+    Path("fact.json").write_text(json.dumps(schema))
+    args = ("ask", "Who approves trips?", "--schema", "fact.json", "--max-new-tokens", "40")
+    answer = sac(*args, "--json", SAC_DTYPE="float32").json
+    assert isinstance(json.loads(answer["answer"])["sure"], bool) and answer["sources"]
+    assert sac(*args, "-q", SAC_DTYPE="float32").out.strip() == answer["answer"]
+    both = sac(*args, "--both", "--json", SAC_DTYPE="float32").json
+    assert all(set(json.loads(both[way]["answer"])) == {"sure"} for way in ("compressed", "text"))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "No such file"), ("[1]", "not an object"), ("{", "no JSON schema"), ('{"type": "x"}', "Invalid type: x")],
+)
+def test_what_is_no_schema_is_refused(sac: Sac, library: str, content: str | None, why: str) -> None:
+    pytest.importorskip("llguidance", reason="the extra `tools` is not installed")
+    if content is not None:
+        Path("fact.json").write_text(content)
+    result = sac("ask", "Who approves trips?", "--schema", "fact.json", **SHORT)
+    assert result.code != 0 and why in result.err and result.out == ""

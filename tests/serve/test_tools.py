@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("llguidance", reason='tools are an extra: pip install "sac-rag[tools]"')
 
+import httpx
 from pydantic import BaseModel
 
 from tests.answer.test_chat import TEMPLATE
@@ -62,6 +63,18 @@ def test_an_answer_of_the_library_fits_a_schema(openai: Any, live: Live) -> None
     assert parsed.choices[0].message.parsed == Fact.model_validate_json(want.text)
     loose = create(openai, response_format={"type": "json_object"}, max_tokens=30)
     assert isinstance(json.loads(loose.choices[0].message.content), dict)
+
+
+def test_the_librarys_own_route_takes_a_schema(live: Live) -> None:
+    settings = {"max_new_tokens": 160, "temperature": 0.8, "seed": 5}
+    body = {"question": QUESTION, "schema": Fact.model_json_schema(), "settings": settings}
+    want = live.rag.ask(QUESTION, schema=Fact.model_json_schema(), **settings)
+    answer = httpx.post(f"{live.url}/v1/libraries/three/ask", json=body)
+    assert answer.status_code == 200 and answer.json()["answer"] == want.text
+    assert Fact.model_validate_json(want.text)
+    for wrong, why in (({"type": "x"}, "Invalid type: x"), ("fact", "schema")):
+        refused = httpx.post(f"{live.url}/v1/libraries/three/ask", json={**body, "schema": wrong})
+        assert refused.status_code in (400, 422) and why in refused.text
 
 
 def test_without_passages_it_refuses(openai: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,12 @@ def test_a_warm_answer_is_the_cold_one(serving: Server, rag: SacRag, library: st
     warm = found(library)
     for text in (False, True):
         same(warm.ask("Who planted the elm?", ASK, text=text), rag.ask("Who planted the elm?", ASK, text=text))
+    if importlib.util.find_spec("llguidance"):  # the extra `tools`
+        held = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
+        long = replace(ASK, max_new_tokens=40)
+        fitting = warm.ask("Who planted the elm?", long, schema=held)
+        assert set(json.loads(fitting.text)) == {"sure"}
+        same(fitting, rag.ask("Who planted the elm?", long, schema=held))
     stream = warm.stream("Who planted the ash?", ASK)
     wanted = rag.ask("Who planted the ash?", ASK)
     assert "".join(stream) == wanted.text
