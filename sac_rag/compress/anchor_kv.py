@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -88,6 +89,8 @@ class AnchorKV:
     counts: torch.Tensor
     source_len: int
     bias: torch.Tensor | None = None
+    decoder: ClassVar[Decoder | None] = None
+    """What makes keys and values of a `StoredKV` that has none yet."""
 
     @classmethod
     def even(cls, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, source_len: int) -> AnchorKV:
@@ -98,6 +101,10 @@ class AnchorKV:
     @property
     def slots(self) -> Slots:
         return Slots(self.positions, self.counts)
+
+    @property
+    def head_dim(self) -> int:
+        return self.keys.shape[1]
 
     @property
     def anchors(self) -> int:
@@ -138,6 +145,58 @@ class AnchorKV:
             if not bool(torch.isfinite(t.sum())) and not bool(torch.isfinite(t).all()):
                 raise MemoryInvalid(f"{name} hold NaN or Inf: the model or its dtype overflowed on this passage")
         return self
+
+
+Take = Callable[[int, slice, torch.Tensor], None]
+"""Takes decoded rows: 0 for keys or 1 for values, which rows they are, and these, (rows, head_dim) float32, for now."""
+
+
+class Decoder(Protocol):
+    """Makes keys and values of what it stored."""
+
+    def decode_runs(self, memories: Sequence[StoredKV], take: Take) -> None:
+        """Decode the rows of several memories, run by run in the order of `run_by_run`, block after block."""
+        ...
+
+
+class StoredKV(AnchorKV):
+    """A memory as it is stored, which is a fraction of its keys and values: these, float32, are made when they are
+    looked at, or, of several memories that are placed together, straight to where they stand."""
+
+    stored: Any
+    """What `decoder` decodes."""
+
+    @classmethod
+    def of(
+        cls, decoder: Decoder, stored: Any, slots: Slots, head_dim: int, source_len: int, bias: torch.Tensor | None
+    ) -> StoredKV:
+        """The memory of these slots that `decoder` has as `stored`."""
+        made = cls.__new__(cls)
+        about = {"positions": slots.positions, "counts": slots.counts, "source_len": source_len, "bias": bias}
+        made.__dict__.update(about, decoder=decoder, stored=stored, _head_dim=head_dim)
+        return made
+
+    @property
+    def head_dim(self) -> int:
+        return int(vars(self).get("_head_dim", 0)) or super().head_dim
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name not in ("keys", "values") or self.decoder is None:
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        both = torch.empty(2, len(self.positions), self.head_dim, dtype=torch.float32)
+
+        def take(which: int, rows: slice, block: torch.Tensor) -> None:
+            both[which, rows] = block
+
+        self.decoder.decode_runs([self], take)
+        self.__dict__.update(keys=both[0], values=both[1], decoder=None, stored=None)
+        return both[("keys", "values").index(name)]
+
+
+def decoder_of(memories: Sequence[AnchorKV]) -> Decoder | None:
+    """What decodes all of these memories; None where one has its keys and values."""
+    decoder = memories[0].decoder
+    return decoder if all(m.decoder is decoder for m in memories) else None
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.utils import skip_init
 
 NAME = "default"
 """What the one adaptation of a layer is called in the names of its parameters."""
+
+
+class _Empty(nn.Linear):
+    """A linear layer whose weight holds no values until some are loaded."""
+
+    def reset_parameters(self) -> None:
+        """Nothing is drawn: that takes as long as all else of an adapter."""
 
 
 class LoraLinear(nn.Module):
@@ -26,12 +32,10 @@ class LoraLinear(nn.Module):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.scaling = {NAME: alpha / rank}
         shapes = (base.in_features, rank), (rank, base.out_features)
+        down, up = ((nn.Linear if starts else _Empty)(*shape, bias=False) for shape in shapes)
         if starts:
-            down, up = (nn.Linear(*shape, bias=False) for shape in shapes)
             nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
             nn.init.zeros_(up.weight)
-        else:
-            down, up = (skip_init(nn.Linear, *shape, bias=False) for shape in shapes)
         like: torch.Tensor = base.weight
         self.lora_A, self.lora_B = (
             nn.ModuleDict({NAME: layer.to(device=like.device, dtype=like.dtype).float()}) for layer in (down, up)

@@ -11,12 +11,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from sac_rag.compress.anchor_kv import AnchorKV, Memory, run_by_run
-from sac_rag.compress.rope import rotate
+from sac_rag.compress.anchor_kv import AnchorKV, Memory, StoredKV, decoder_of, run_by_run
+from sac_rag.compress.rope import Rotation
 from sac_rag.config import AskConfig
 from sac_rag.errors import AdapterError, ConfigError, MemoryInvalid
 from sac_rag.registry import Registry
@@ -158,22 +158,44 @@ def compose(
     """
     if not memories:
         raise MemoryInvalid("nothing to compose: at least one memory is needed")
-    shapes = {(*m.counts.shape, m.keys.shape[1]) for m in memories}
+    shapes = {(*m.counts.shape, m.head_dim) for m in memories}
     if len(shapes) > 1:
         raise MemoryInvalid(f"memories of different models cannot be joined: (layers, kv_heads, head_dim) {shapes}")
     places, following = (placing or Placing()).places(memories)
-    dtype = dtype or memories[0].keys.dtype
-    keys = torch.cat([m.keys for m in memories])
-    keys = rotate(keys, torch.cat(places) + start, inv_freq, scaling, dtype)
-    values = torch.cat([m.values for m in memories]).to(dtype)
+    order = run_by_run([m.counts for m in memories]).to(places[0].device) if len(memories) > 1 else None
+    at = torch.cat(places) + start
+    turned = Rotation(at if order is None else at.index_select(0, order), inv_freq, scaling)
+    keys, values = _joined(memories, order, turned, dtype)
     bias = None
     if (biases and any(biases)) or any(m.bias is not None for m in memories):
         own = (m.positions.new_zeros(m.positions.shape) if m.bias is None else m.bias for m in memories)
         prior = biases or [0.0] * len(memories)
         bias = torch.cat([b.to(keys.device, torch.float32) + p for b, p in zip(own, prior, strict=True)])
-    if len(memories) > 1:
-        order = run_by_run([m.counts for m in memories]).to(keys.device)
-        keys, values = keys.index_select(0, order), values.index_select(0, order)
-        bias = None if bias is None else bias.index_select(0, order)
+        bias = bias if order is None else bias.index_select(0, order)
     counts = torch.stack([m.counts for m in memories]).sum(0)
     return Memory(keys, values, counts, start + following, sum(m.source_len for m in memories), start, bias)
+
+
+def _joined(
+    memories: Sequence[AnchorKV], order: torch.Tensor | None, turned: Rotation, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys, turned, and values of memories, run by run as `order` has it. dtype: None is that of the keys.
+
+    What is stored is decoded block by block straight to its place: whole copies on the way cost more than arithmetic.
+    """
+    decoder = decoder_of(memories)
+    if decoder is None:
+        both = (torch.cat([getattr(m, name) for m in memories]) for name in ("keys", "values"))
+        keys, values = (t if order is None else t.index_select(0, order) for t in both)
+        return turned(keys, dtype or keys.dtype), values.to(dtype or keys.dtype)
+    size = (sum(len(m.positions) for m in memories), memories[0].head_dim)
+    keys, values = (torch.empty(size, dtype=dtype or torch.float32) for _ in range(2))
+
+    def take(which: int, rows: slice, block: torch.Tensor) -> None:
+        if which:
+            values[rows] = block
+        else:
+            keys[rows] = turned(block, keys.dtype, rows)
+
+    decoder.decode_runs(cast(Sequence[StoredKV], memories), take)
+    return keys, values

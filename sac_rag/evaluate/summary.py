@@ -10,6 +10,8 @@ from sac_rag.evaluate.plots import Line, chart
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]
 
+EARLIER = "Of an earlier adapter"
+"""How the note of a record that is older than the shipped adapter begins its last sentence."""
 LEGEND = """*5x* and the like: source tokens of a passage to the slots that a head keeps of it. *Memory*: stored keys
 and values, read by the frozen model. *Text*: the same passages as text before the same model. *Full-FT*:
 the model finetuned to read text. *k*: passages read. F1 is in percent. Ratios of time compare ways that
@@ -21,7 +23,14 @@ def summary(records: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a line for each finding whose record is there, by the records' names, and a legend."""
     tables = {name: run["tables"] for name, run in records.items()}
     bench, scored, pool = (tables.get(name, {}) for name in ("2-bench", "6-questions", "12-passages"))
-    found = [*_speed(bench), *_bytes(bench), *_throughput(bench), *_scores(scored), *_passages(pool)]
+    earlier = {name for name, run in records.items() if EARLIER in run.get("note", "")}
+    found = [
+        *_speed(bench),
+        *_bytes(bench),
+        *_throughput(bench),
+        *_scores(scored, " by an earlier adapter" if "6-questions" in earlier else ""),
+        *_passages(pool),
+    ]
     return "\n".join(["## In short", "", *(f"* {line}" for line in found), "", LEGEND]) if found else ""
 
 
@@ -89,7 +98,7 @@ def _throughput(bench: Tables) -> Iterator[str]:
             yield f"Sixteen questions at once, {row['passages']} passages each: {row['times']:.1f} times those of text."
 
 
-def _scores(scored: Tables) -> Iterator[str]:
+def _scores(scored: Tables, whose: str) -> Iterator[str]:
     rows = [r for r in scored.get("runs", ()) if r["set"].startswith("macro") and r["reader"] == "memory"]
     for name in dict.fromkeys(r["set"] for r in rows):
         told = ", ".join(
@@ -97,7 +106,7 @@ def _scores(scored: Tables) -> Iterator[str]:
             for r in rows
             if r["set"] == name and r.get("retention")
         )
-        yield f"F1 of one context each, {name.removeprefix('macro ')}, and its share of Full-FT's: {told}."
+        yield f"F1 of one context each{whose}, {name.removeprefix('macro ')}, and its share of Full-FT's: {told}."
 
 
 def _passages(pool: Tables) -> Iterator[str]:

@@ -136,16 +136,18 @@ class Product:
     def __init__(self) -> None:
         self._sums = torch.empty(0, 0, dtype=torch.int32)
 
-    def __call__(self, left: Sequence[torch.Tensor], right: torch.Tensor, out: torch.Tensor) -> None:
-        """left: several of (rows, n). right: (len(left), n, columns). out: (all rows, columns) float32."""
+    def __call__(self, left: Sequence[torch.Tensor], right: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+        """left: several of (rows, n). right: (len(left), n, columns). out: (all rows, columns) float32, scale times the
+        products."""
         sizes = [len(part) for part in left]
         if right.dtype != torch.int8 or not multiplies_int8():
             for part, factor, product in zip(left, right.float(), out.split(sizes), strict=True):
                 torch.mm(part.float(), factor, out=product)
+            out.mul_(scale)
             return
         if len(self._sums) < len(out):
             self._sums = torch.empty(out.shape, dtype=torch.int32)
         sums = self._sums[: len(out)]
         for part, factor, product in zip(left, right, sums.split(sizes), strict=True):
             torch._int_mm(part, factor, out=product)
-        out.copy_(sums)
+        torch.mul(sums, scale, out=out)

@@ -44,10 +44,8 @@ class Codec(Protocol):
     read without its adapter. Of bf16 and int8, `keys` and `values` are (slots, head_dim), of all but the fitted ones
     `positions` is (slots,) and `counts` (layers, kv_heads), both int16 where the passage is short enough and int32
     elsewhere, `source_len` (1,) int32. Of all codecs `bias` is (slots,) float16, and there for memories with biases
-    alone. Both directions raise MemoryInvalid on NaN, Inf, or wrong shapes and dtypes.
-
-    `decode` is `parse`, which several threads may do at once, and `finish`, which does together what memories share:
-    the same bits for one memory and for many.
+    alone. Both directions raise MemoryInvalid on NaN, Inf, or wrong shapes and dtypes. Several threads may decode at
+    once; a codec whose memories share work in decoding gives `StoredKV`, with the same bits for one and for many.
     """
 
     name: str
@@ -57,10 +55,6 @@ class Codec(Protocol):
     def encode(self, memory: AnchorKV) -> dict[str, torch.Tensor]: ...
 
     def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV: ...
-
-    def parse(self, tensors: dict[str, torch.Tensor]) -> Any: ...
-
-    def finish(self, parsed: Sequence[Any]) -> list[AnchorKV]: ...
 
 
 def is_fitted(name: str) -> bool:
@@ -83,20 +77,7 @@ def get_codec(name: str, state: bytes | None = None) -> Codec:
     return fitted
 
 
-class OneByOne:
-    """A codec whose memories have nothing to share in decoding."""
-
-    def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
-        raise NotImplementedError
-
-    def parse(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
-        return self.decode(tensors)
-
-    def finish(self, parsed: Sequence[AnchorKV]) -> list[AnchorKV]:
-        return list(parsed)
-
-
-class Bf16(OneByOne):
+class Bf16:
     """Two bytes a number. Decodes to bfloat16: relative error at most 2^-9, none for bfloat16 input."""
 
     name = "bf16"
@@ -114,7 +95,7 @@ class Bf16(OneByOne):
         return memory_of(tensors, need(tensors, "keys"), need(tensors, "values"))
 
 
-class Int8(OneByOne):
+class Int8:
     """One byte a number, symmetric, with one scale for each (run, channel); runs without slots have none.
 
     Decodes to float32; |error| <= scale / 2, where scale is the stored one, at least max|x| / 127 over the run.

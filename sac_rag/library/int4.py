@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.errors import MemoryInvalid
-from sac_rag.library.codecs import OneByOne, memory_of, need, places_of, slots_of
+from sac_rag.library.codecs import memory_of, need, places_of, slots_of
 
 GROUP = 32
 """Neighbouring channels of a slot that share a scale and a least value."""
@@ -15,7 +15,7 @@ _LARGEST = 6e4
 """A float16 holds it."""
 
 
-class Int4(OneByOne):
+class Int4:
     """Sixteen levels between the least and the largest number of each group of 32 channels of a slot.
 
     Decodes to float32; |error| <= scale / 2 up to the float16 in which scale and least value are stored: at most

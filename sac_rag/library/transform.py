@@ -15,12 +15,12 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from sac_rag.compress.anchor_kv import AnchorKV, Slots, check_bias, run_by_run
+from sac_rag.compress.anchor_kv import AnchorKV, Slots, StoredKV, Take, check_bias, run_by_run
 from sac_rag.config import MAX_PASSAGE_TOKENS
 from sac_rag.errors import MemoryInvalid
 from sac_rag.library.basis import UNIT, Basis, Product
@@ -42,8 +42,7 @@ _HEAD = struct.Struct("<BBHII")
 """Version, groups of axes, 0, source tokens, slots. Then a magnitude a group, and the lengths of the frames."""
 
 
-@dataclass(frozen=True)
-class Steps:
+class Steps(NamedTuple):
     """A memory as integers along the axes of its heads.
 
     integers: (2, slots, axes) int8, of keys and of values, axes in whole groups. beyond: for either, what is to be
@@ -52,14 +51,6 @@ class Steps:
 
     integers: np.ndarray
     beyond: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
-    slots: Slots
-    source_len: int
-    bias: torch.Tensor | None = None
-
-    @property
-    def anchors(self) -> int:
-        """As in AnchorKV."""
-        return self.slots.mean
 
 
 class Transform:
@@ -113,10 +104,7 @@ class Transform:
         data = bytearray(b"".join((head, bytes(limits), lengths, *coded)))
         return {"coded": torch.frombuffer(data, dtype=torch.uint8), **biases_of(memory)}
 
-    def decode(self, tensors: dict[str, torch.Tensor]) -> AnchorKV:
-        return self.finish([self.parse(tensors)])[0]
-
-    def parse(self, tensors: dict[str, torch.Tensor]) -> Steps:
+    def decode(self, tensors: dict[str, torch.Tensor]) -> StoredKV:
         """Raises MemoryInvalid for bytes that are no memory in this basis; nothing is made larger than they say."""
         coded = tensors.get("coded")
         if coded is None or set(tensors) - {"coded", "bias"} or coded.ndim != 1 or coded.dtype != torch.uint8:
@@ -147,24 +135,31 @@ class Transform:
         bias = bias_of(tensors)
         if bias is not None:
             check_bias(bias, slots)
-        return Steps(integers.reshape(2, slots, -1), tuple(beyond), kept, source_len, bias)
+        steps = Steps(integers.reshape(2, slots, -1), tuple(beyond))
+        return StoredKV.of(self, steps, kept, self.basis.shape[2], source_len, bias)
 
-    def finish(self, parsed: Sequence[Steps]) -> list[AnchorKV]:
-        """Memories of what was parsed; the runs of one head are multiplied together."""
-        if not parsed:
-            return []
-        order = run_by_run([p.slots.counts for p in parsed]) if len(parsed) > 1 else None
-        totals = torch.stack([p.slots.counts.flatten() for p in parsed]).sum(0).tolist()
-        found, room = [], None if order is None else torch.empty(len(order), self.basis.shape[2])
+    def decode_runs(self, memories: Sequence[StoredKV], take: Take) -> None:
+        """As of `Decoder`: the runs of one head are multiplied together, a block of runs at a time."""
+        order = run_by_run([m.counts for m in memories]) if len(memories) > 1 else None
+        totals = torch.stack([m.counts.flatten() for m in memories]).sum(0).tolist()
+        blocks = list(_blocks(totals))
+        room = torch.empty(max(end - start for start, end, _, _ in blocks), self.basis.shape[2], dtype=torch.float32)
+        multiply = Product()
         for which in (0, 1):
-            numbers = self._numbers(which, [p.integers[which] for p in parsed], totals, order, room)
-            for memory, own in zip(parsed, numbers, strict=True):
-                self._add_beyond(which, memory, own)
-            found.append(numbers)
-        return [
-            AnchorKV(keys, values, p.slots.positions, p.slots.counts, p.source_len, p.bias)
-            for p, keys, values in zip(parsed, *found, strict=True)
-        ]
+            parts = [m.stored.integers[which] for m in memories]
+            joined, scale = torch.from_numpy(np.concatenate(parts)), float(self.basis.scales[which])
+            beyond = self._beyond(which, memories, order)
+            for start, end, runs, sizes in blocks:
+                out = room[: end - start]
+                rows = joined[start:end] if order is None else joined.index_select(0, order[start:end])
+                multiply(rows.split(sizes), self._rows[which, runs], scale, out)
+                # One after the other: fused they round otherwise, where the machine fuses.
+                means = self._means[which, runs].repeat_interleave(torch.tensor(sizes), dim=0, output_size=len(out))
+                out.add_(means)
+                for places, more in beyond:
+                    here = (places >= start) & (places < end)
+                    out[places[here] - start] += more[here]
+                take(which, slice(start, end), out)
 
     def _integers(self, which: int, numbers: torch.Tensor, counts: list[int]) -> np.ndarray:
         """Numbers (slots, head_dim) as steps along the axes of their heads, (whole groups of axes, slots)."""
@@ -183,43 +178,25 @@ class Transform:
             raise MemoryInvalid(f"{('keys', 'values')[which]} are more than 2^31 steps from their mean")
         return (out.sign() * (out.abs() + (1 - DEAD)).floor()).numpy().astype(np.int32)
 
-    def _numbers(
-        self,
-        which: int,
-        integers: Sequence[np.ndarray],
-        totals: Sequence[int],
-        order: torch.Tensor | None,
-        room: torch.Tensor | None,
-    ) -> list[torch.Tensor]:
-        """The way back: integers (slots, axes) of several memories to (slots, head_dim) float32. totals: slots of each
-        run in all of them. order: that of slots, memory by memory, in which runs hold those of all memories. room: for
-        all of these, unless there is but one memory."""
-        joined = torch.from_numpy(integers[0] if order is None else np.concatenate(integers))
-        joined = joined if order is None else joined.index_select(0, order)
-        out = torch.empty(len(joined), self.basis.shape[2]) if room is None else room
-        multiply, scale = Product(), float(self.basis.scales[which])
-        for start, end, runs, sizes in _blocks(totals):
-            block = out[start:end]
-            multiply(joined[start:end].split(sizes), self._rows[which, runs], block)
-            # One after the other: fused they round otherwise, where the machine fuses.
-            means = self._means[which, runs].repeat_interleave(torch.tensor(sizes), dim=0, output_size=len(block))
-            block.mul_(scale).add_(means)
-        if order is None:
-            return [out]
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
-        return [out.index_select(0, own) for own in back.split([len(i) for i in integers])]
-
-    def _add_beyond(self, which: int, memory: Steps, numbers: torch.Tensor) -> None:
-        """Add to `numbers` what 8 bits did not hold."""
-        slots, axes, more = map(torch.from_numpy, memory.beyond[which])
-        if not len(slots):
-            return
+    def _beyond(
+        self, which: int, memories: Sequence[StoredKV], order: torch.Tensor | None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What 8 bits did not hold, axis by axis: rows in which runs hold those of all memories, each once, and what is
+        to be added to them, (n, head_dim)."""
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        starts = itertools.accumulate((len(m.positions) for m in memories), initial=0)
+        if not any(len(m.stored.beyond[which][0]) for m in memories):
+            return found
         rows = self._rows[which].float() * self.basis.scales[which]
-        runs = memory.slots.runs()
-        for axis in axes.unique().tolist():
-            at = axes == axis
-            numbers[slots[at]] += more[at].float()[:, None] * rows[runs[slots[at]], axis]
+        stands = None if order is None else torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+        for memory, start in zip(memories, starts, strict=False):
+            slots, axes, more = map(torch.from_numpy, memory.stored.beyond[which])
+            runs, places = memory.slots.runs(), slots + start
+            places = places if stands is None else stands[places]
+            for axis in axes.unique().tolist():
+                at = axes == axis
+                found.append((places[at], more[at].float()[:, None] * rows[runs[slots[at]], axis]))
+        return found
 
     def _opened(self, data: bytes) -> tuple[int, int, int, list[int], Iterator[bytes]]:
         """(version, source tokens, slots, magnitude of each group, frames)."""

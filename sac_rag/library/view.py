@@ -200,7 +200,7 @@ class View:
                 f"{message} ({cause}): `sac repair` makes it again from the text, or remove this document and index it "
                 "again"
             ) from cause
-        return codec.finish(parsed)
+        return parsed
 
     def _parsed(self, codec: Codec, memory: StoredMemory | None) -> Any:
         """What a codec makes of stored bytes, or why it does not."""
@@ -212,7 +212,7 @@ class View:
             if memory.slot.segment in self.missing:
                 raise LibraryCorrupt(self.missing[memory.slot.segment])
             data = self.segments[memory.slot.segment].read(memory.slot)
-            found = codec.parse(unpack(data, parse_json(memory.layout)))
+            found = codec.decode(unpack(data, parse_json(memory.layout)))
             if (found.anchors, found.source_len) != (memory.anchors, memory.source_len):
                 raise LibraryCorrupt(
                     f"{found.anchors} anchors of {found.source_len} tokens instead of {memory.anchors}"

@@ -13,7 +13,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sac_rag.compress.anchor_kv import AnchorKV, Slots
+from sac_rag.compress.anchor_kv import AnchorKV, Slots, decoder_of
+from sac_rag.compress.placing import compose
 from sac_rag.errors import LibraryCorrupt, MemoryInvalid
 from sac_rag.library import basis as bases
 from sac_rag.library.basis import UNIT, Basis, whole_axes
@@ -146,15 +147,24 @@ def test_a_memory_has_the_same_bits_alone_and_in_company(
     keys = memories[3].keys.clone()
     keys[7] += 4e4 * float(basis.steps[0])
     memories[3] = dataclasses.replace(memories[3], keys=keys)
-    parsed = [codec.parse(codec.encode(m)) for m in memories]
-    alone = [codec.finish([p])[0] for p in parsed]
+    stored = [codec.encode(m) for m in memories]
+    alone = [codec.decode(s) for s in stored]
+    known = [a.stored for a in alone]
+    assert all(a.keys.dtype == torch.float32 and a.decoder is None for a in alone)
     monkeypatch.setattr(bases, "multiplies_int8", lambda: exact)
-    for those in (parsed, parsed[::-1], parsed[2:4]):
-        for steps, found in zip(those, codec.finish(those), strict=True):
-            (same,) = (a for a, p in zip(alone, parsed, strict=True) if p is steps)
-            assert torch.equal(found.keys, same.keys) and torch.equal(found.values, same.values)
-    for steps, found in zip(parsed, alone, strict=True):
-        runs = steps.slots.runs()
+    inv_freq, biases = 0.3 ** torch.arange(DIM // 2), [-0.5 * n for n in range(6)]
+    for at in (range(6), range(5, -1, -1), (2, 3), (3,)):
+        for dtype in (torch.float32, torch.bfloat16):
+            fresh, plain = [codec.decode(stored[i]) for i in at], [alone[i].to() for i in at]
+            assert decoder_of(fresh) is codec and decoder_of(plain) is None
+            given = {"biases": biases[: len(at)], "dtype": dtype, "start": 7}
+            got, want = compose(fresh, inv_freq, **given), compose(plain, inv_freq, **given)
+            assert torch.equal(got.keys, want.keys) and torch.equal(got.values, want.values)
+            assert torch.equal(got.counts, want.counts) and got.next_position == want.next_position
+            assert len(at) == 1 or torch.equal(got.bias, want.bias)
+            assert all("keys" not in vars(m) for m in fresh), "it was decoded on the way"
+    for steps, found in zip(known, alone, strict=True):
+        runs = found.slots.runs()
         for which, numbers in enumerate((found.keys, found.values)):
             whole = torch.from_numpy(steps.integers[which].astype(np.float64))
             slots, axes, more = steps.beyond[which]
@@ -245,16 +255,16 @@ def test_few_bytes_are_no_more_than_a_passage(basis: Basis) -> None:
     codec, runs = Transform(basis), LAYERS * HEADS
     counts = np.full(runs, 1)
     fine = forged(codec, runs, 9, counts)
-    fine_steps = codec.parse({"coded": fine})
-    assert fine_steps.slots.positions.tolist() == list(range(1, 7))
+    found = codec.decode({"coded": fine})
+    assert found.positions.tolist() == list(range(1, 7))
     for slots, tokens in ((runs * 10_000_000, 10_000_000), (6, MOST_TOKENS + 1), (6, 2**32 - 1)):
         bomb = forged(codec, 6, tokens, counts).clone()
         bomb[8:12] = torch.frombuffer(bytearray(struct.pack("<I", slots)), dtype=torch.uint8)
         with pytest.raises(MemoryInvalid, match="does not fill its bytes"):
-            codec.parse({"coded": bomb})
+            codec.decode({"coded": bomb})
     for values in (bytes(8 * 400), np.arange(400, dtype="<i4").tobytes() * 2 + bytes(8)):
         with pytest.raises(MemoryInvalid, match=r"exceptions|more than its"):
-            codec.parse({"coded": forged(codec, runs, 9, counts, values)})
+            codec.decode({"coded": forged(codec, runs, 9, counts, values)})
     with pytest.raises(MemoryInvalid, match="of no passage"):
         codec.encode(dataclasses.replace(memory(1), source_len=MOST_TOKENS + 1))
 
@@ -289,6 +299,17 @@ def test_a_basis_is_looked_at(basis: Basis, change: dict[str, torch.Tensor]) -> 
         Basis.from_bytes(b"no tensors")
 
 
-def test_no_passages_are_no_memories(basis: Basis) -> None:
-    """A question without hits loads nothing, and that is no error."""
-    assert Transform(basis).finish([]) == []
+def test_a_stored_memory_is_one_whatever_was_looked_at(basis: Basis) -> None:
+    codec, before = Transform(basis), memory(4)
+    stored, other = codec.encode(before), codec.encode(memory(5))
+    found = codec.decode(stored)
+    assert found.head_dim == DIM and found.anchors == before.anchors and found.decoder is codec
+    changed = dataclasses.replace(found, keys=found.keys * 2)
+    assert torch.equal(changed.keys, found.keys * 2) and torch.equal(changed.values, found.values)
+    assert changed.head_dim == DIM and codec.decode(stored).to(dtype=torch.bfloat16).keys.equal(found.keys.bfloat16())
+    with pytest.raises(AttributeError, match="has no weights"):
+        found.weights  # noqa: B018
+    inv_freq = 0.3 ** torch.arange(DIM // 2)
+    mixed = compose([changed, codec.decode(other)], inv_freq)  # one decoded, one not
+    plain = compose([changed.to(), codec.decode(other).to()], inv_freq)
+    assert torch.equal(mixed.keys, plain.keys) and torch.equal(mixed.values, plain.values)
