@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import unicodedata
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sac_cli import console
-from sac_rag.errors import ConfigError, LibraryError
+from sac_rag.errors import ConfigError, LibraryError, did_you_mean
 from sac_rag.foreign import parse_json
 from sac_rag.library.filters import all_of, fitting
 
@@ -124,8 +123,7 @@ def matching(wanted: str, stored: Sequence[str], library: str, *, missing_ok: bo
     if len(alike) > 1 and not exact:
         raise ConfigError(f"{wanted!r} may be {' or '.join(map(ascii, alike))}: give one of these as a JSON string")
     if not hits and not missing_ok:
-        near = difflib.get_close_matches(wanted, stored, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else " `sac ls` prints what is there."
+        hint = did_you_mean(wanted, stored) or " `sac ls` prints what is there."
         raise LibraryError(f"no document {wanted!r} in {library}.{hint}")
     return hits
 
