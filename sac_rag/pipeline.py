@@ -496,7 +496,7 @@ class SacRag(Serving):
         thresholds = self._thresholds() if judged else None
         library = self.newest()
         if own.fidelity != "text":
-            self._check_gate()
+            self.check()
 
         def find() -> list[Hit]:
             if hits is not None:
