@@ -172,7 +172,8 @@ class AskConfig:
     abstain: bool = False
     """Say that the passages do not say, instead of a doubtful answer (needs `sac calibrate`)."""
     closed_book: bool = False
-    """Let the model answer alone where no passage was found or fits; otherwise the passages are said not to say."""
+    """Let the model answer alone where no passage was found or fits; otherwise the answer is that the passages do not
+    say."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     history: str = "auto"

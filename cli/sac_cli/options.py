@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[
     float, typer.Option("--wait", min=0.0, help="Seconds to wait while another process writes.", metavar="SECONDS")
 ]
+Model = Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")]
+Method = Annotated[str, typer.Option(help="Compression method.")]
+Adapter = Annotated[str, typer.Option(help='Its adapter: a folder, or "default".')]
+Ratios = Annotated[list[str], typer.Option(help="Source tokens per anchor; repeat or separate with commas.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Questions of each file, drawn at random; all if left out.")]
+Batch = Annotated[int, typer.Option(min=1, help="Questions decoded together.")]
+KeptRuns = Annotated[
+    str | None, typer.Option(help="Keep each finished run there; those found are not run again.", metavar="DIR")
+]
+Libraries = Annotated[
+    list[str] | None, typer.Argument(help="Folders of libraries, or NAME=FOLDER.", metavar="LIBRARY…")
+]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, …", rich_help_panel="Computing")]
 Dtype = Annotated[
     str, typer.Option(help="Number type of the model: auto, float32, bfloat16, float16.", rich_help_panel="Computing")
@@ -54,6 +66,12 @@ def check_present(library: str) -> None:
         from sac_rag.library.library import Library
 
         Library.open(library)
+
+
+def check_places(places: Iterable[str]) -> None:
+    """`check_present` for each of several libraries, FOLDER or NAME=FOLDER."""
+    for place in places:
+        check_present(place.partition("=")[2] if "=" in place else place)
 
 
 @contextmanager
