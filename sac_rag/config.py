@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sac_rag.errors import ConfigError
+from sac_rag.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -172,7 +172,8 @@ class AskConfig:
     abstain: bool = False
     """Say that the passages do not say, instead of a doubtful answer (needs `sac calibrate`)."""
     closed_book: bool = False
-    """Let the model answer alone where no passage was found or fits; otherwise the passages are said not to say."""
+    """Let the model answer alone where no passage was found or fits; otherwise the answer is that the passages do not
+    say."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     history: str = "auto"
@@ -247,10 +248,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            import difflib
-
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, known)
             raise ConfigError(f"unknown setting {key!r} for {cls.__name__}.{hint} Known: {', '.join(sorted(known))}.")
     kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key, value in values.items():

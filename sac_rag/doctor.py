@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from sac_rag.errors import SacError
 from sac_rag.models.cache import cache_root
+from sac_rag.models.notes import version_of
 from sac_rag.pipeline import SacRag
 
 PACKAGES = ("sac-rag", "torch", "transformers", "tokenizers", "safetensors", "faiss-cpu", "bm25s", "numpy")
@@ -48,21 +48,14 @@ def _versions() -> Iterator[Finding]:
         f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} {platform.machine()}"
     )
     yield Finding("python", "ok", python)
-    found = {name: _version(name) for name in (*PACKAGES, *EXTRAS)}
-    missing = [name for name in PACKAGES if found[name] is None]
+    found = {name: version_of(name) for name in (*PACKAGES, *EXTRAS)}
+    missing = [name for name in PACKAGES if not found[name]]
     said = ", ".join(f"{name} {found[name]}" for name in PACKAGES if found[name])
     yield Finding(
         "packages", "bad" if missing else "ok", said + (f"; missing: {', '.join(missing)}" if missing else "")
     )
     have = ", ".join(f"{name} {found[name]}" for name in EXTRAS if found[name])
     yield Finding("extras", "ok", have or "none installed")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 
 class SacError(Exception):
@@ -18,6 +19,14 @@ def known(name: str, message: str) -> SacError | None:
         return None
     error: SacError = kind.__new__(kind, message)  # whatever its constructor takes
     return error
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """ " Did you mean 'x'?" for the known name that a misspelt one is closest to, "" where none is close."""
+    import difflib  # only for who misspelt something
+
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def check_process(pid: int, what: str) -> None:

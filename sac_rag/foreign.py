@@ -50,6 +50,11 @@ def check_regular(path: Path, most: int) -> int:
     return info.st_size
 
 
+def leaves(path: str) -> bool:
+    """Whether a path that is meant relative to a folder may lead out of it; links are not followed."""
+    return Path(path).is_absolute() or ".." in Path(path).parts
+
+
 def without_control(ids: list[int], control: frozenset[int], unknown: int | None) -> list[int]:
     """Ids of a text of others without control tokens, which some vocabularies hold as words; `unknown` in their place.
 

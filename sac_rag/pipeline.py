@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -496,7 +497,7 @@ class SacRag(Serving):
         thresholds = self._thresholds() if judged else None
         library = self.newest()
         if own.fidelity != "text":
-            self._check_gate()
+            self.check()
 
         def find() -> list[Hit]:
             if hits is not None:
@@ -609,6 +610,23 @@ class SacRag(Serving):
             return text_prompt(method, hits, question, reserve=reserve)
         memories = library.load([h.passage.id for h in hits[texts:]])
         return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
+
+
+_READERS: WeakValueDictionary[str, SacRag] = WeakValueDictionary()
+_OPENING = threading.Lock()
+
+
+def shared_reader(library: str | os.PathLike[str]) -> SacRag:
+    """A library open for reading, at its newest generation: one for all who ask for it in this process, open as long as
+    somebody holds it. Raises as `SacRag.open` does."""
+    key = os.path.abspath(library)
+    with _OPENING:
+        rag = _READERS.get(key)
+        if rag is None:
+            rag = _READERS[key] = SacRag.open(key)
+        else:
+            rag.library.refresh()
+    return rag
 
 
 def recode(

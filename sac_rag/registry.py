@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sac_rag.errors import ConfigError
+from sac_rag.errors import ConfigError, did_you_mean
 
 
 class Registry(Mapping[str, str]):
@@ -18,8 +17,7 @@ class Registry(Mapping[str, str]):
 
     def __getitem__(self, name: str) -> str:
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, self._entries)
             raise ConfigError(f"unknown {self.kind} {name!r}.{hint} Known: {', '.join(sorted(self._entries))}.")
         return self._entries[name]
 

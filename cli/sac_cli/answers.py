@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sac_rag.warm.client import Heard, Warm
 
 PREVIEW = 60
+"""Characters of a passage that a table shows."""
 
 
 def speak(stream: Stream | Heard) -> Answer:
@@ -46,16 +47,12 @@ def show_sources(answer: Answer) -> None:
                 console.name(h.passage.document),
                 f"{h.passage.start}-{h.passage.end}",
                 f"{h.score:.3f}",
-                _beginning(h.passage.text),
+                console.one_line(h.passage.text, PREVIEW),
             )
             for n, h in enumerate(answer.sources, 1)
         ],
         numbers=("n", "score"),
     )
-
-
-def _beginning(text: str) -> str:
-    return console.one_line(text, PREVIEW)
 
 
 def warm_up(rag: SacRag | Warm, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None) -> None:

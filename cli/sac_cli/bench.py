@@ -10,7 +10,7 @@ import typer
 
 from sac_cli import console
 from sac_cli.bars import run_bars
-from sac_cli.options import Device, Dtype, Json, numbers, split_commas
+from sac_cli.options import Adapter, Device, Dtype, Json, Method, Model, numbers, split_commas
 from sac_cli.shell import command
 from sac_rag.config import AUTO, DEFAULT_EMBEDDER, DEFAULT_MODEL, IndexConfig, check_k
 from sac_rag.errors import ConfigError
@@ -56,10 +56,10 @@ def bench(
         typer.Option(help="Codecs that --mine compares; bf16 and the adapter's own if left out.", metavar="CODEC"),
     ] = None,
     passage_tokens: Annotated[int, typer.Option(help="Longest passage, in tokens.")] = 256,
-    model: Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")] = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     embedder: Annotated[str, typer.Option(help="Embedder, named likewise.")] = DEFAULT_EMBEDDER,
-    method: Annotated[str, typer.Option(help="Compression method.")] = "sac",
-    adapter: Annotated[str, typer.Option(help='Its adapter: a folder, or "default".')] = "default",
+    method: Method = "sac",
+    adapter: Adapter = "default",
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",

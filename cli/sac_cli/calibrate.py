@@ -11,7 +11,7 @@ import typer
 
 from sac_cli import console
 from sac_cli.bars import run_bars
-from sac_cli.options import Device, Dtype, Json, numbers
+from sac_cli.options import Adapter, Batch, Device, Dtype, Json, KeptRuns, Limit, Method, Model, Ratios, numbers
 from sac_cli.shell import command
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import ConfigError
@@ -40,20 +40,19 @@ def calibrate(
     write: Annotated[bool, typer.Option("--write", help="Put the thresholds into the adapter's card.")] = False,
     precision: Annotated[
         float | None,
-        typer.Option(help="Precision that abstaining must have; else the best F1 of telling answerable questions."),
+        typer.Option(
+            help="Precision that abstaining must reach; without it the threshold is chosen that tells answerable "
+            "questions with the best F1."
+        ),
     ] = None,
-    model: Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")] = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="Compression method.")] = "sac",
-    adapter: Annotated[str, typer.Option(help='Its adapter: a folder, or "default".')] = "default",
-    ratio: Annotated[list[str], typer.Option(help="Source tokens per anchor; repeat or separate with commas.")] = ["5"],  # noqa: B006  read, never changed
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Questions of each file, drawn at random; all if left out.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of that draw, and of which passage is the wrong one.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 32,
-    results: Annotated[
-        str | None, typer.Option(help="Keep each finished run there; those found are not run again.", metavar="DIR")
-    ] = None,
+    model: Model = DEFAULT_MODEL,
+    method: Method = "sac",
+    adapter: Adapter = "default",
+    ratio: Ratios = ["5"],  # noqa: B006  read, never changed
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of questions, and of the wrong passage for each.")] = 0,
+    batch: Batch = 32,
+    results: KeptRuns = None,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",

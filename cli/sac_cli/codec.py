@@ -10,7 +10,7 @@ import typer
 
 from sac_cli import console
 from sac_cli.bars import run_bars
-from sac_cli.options import Device, Dtype, Json, numbers
+from sac_cli.options import Adapter, Device, Dtype, Json, Method, Model, Ratios, numbers
 from sac_cli.shell import command
 from sac_rag.config import DEFAULT_MODEL
 
@@ -23,21 +23,17 @@ from sac_rag.config import DEFAULT_MODEL
     """,
 )
 def codec(
-    files: Annotated[
-        list[str], typer.Argument(help="Text or questions, as sac train reads them.", metavar="FILE")
-    ],
+    files: Annotated[list[str], typer.Argument(help="Text or questions, as sac train reads them.", metavar="FILE")],
     write: Annotated[bool, typer.Option("--write", help="Store the basis in the adapter's folder.")] = False,
-    model: Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")] = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="Compression method.")] = "sac",
-    adapter: Annotated[str, typer.Option(help='Its adapter: a folder, or "default".')] = "default",
-    ratio: Annotated[
-        list[str], typer.Option(help="Source tokens per anchor; repeat or separate with commas.")
-    ] = ["2,5,15,51"],  # noqa: B006  read, never changed
+    model: Model = DEFAULT_MODEL,
+    method: Method = "sac",
+    adapter: Adapter = "default",
+    ratio: Ratios = ["2,5,15,51"],  # noqa: B006  read, never changed
     passages: Annotated[int, typer.Option(min=1, help="Passages to compress, for all ratios together.")] = 800,
     step: Annotated[
         float, typer.Option(min=0.01, help="Quantisation step, in standard deviations of keys and values.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Which passages.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of passages.")] = 0,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",

@@ -11,7 +11,7 @@ import typer
 
 from sac_cli import console
 from sac_cli.bars import run_bars
-from sac_cli.options import Device, Dtype, Json, numbers, split_commas
+from sac_cli.options import Batch, Device, Dtype, Json, KeptRuns, Limit, Model, Ratios, numbers, split_commas
 from sac_cli.shell import command
 from sac_rag.config import DEFAULT_EMBEDDER, DEFAULT_MODEL, AskConfig, IndexConfig
 from sac_rag.errors import ConfigError
@@ -51,7 +51,7 @@ def eval_(
         list[str],
         typer.Option(help="closed (gold), text, memory, mixed (retrieved), full-ft or words (gold); repeat or commas."),
     ] = ["memory"],  # noqa: B006  read, never changed
-    model: Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")] = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     method: Annotated[
         list[str],
         typer.Option(help="Compression method of the memory reader; several (gold): repeat or separate with commas."),
@@ -69,16 +69,14 @@ def eval_(
         ),
     ] = ["default"],  # noqa: B006  read, never changed
     full_ft_adapter: Annotated[str, typer.Option(help="Adapter of the full-ft reader.")] = "default",
-    ratio: Annotated[list[str], typer.Option(help="Source tokens per anchor; repeat or separate with commas.")] = ["5"],  # noqa: B006  read, never changed
+    ratio: Ratios = ["5"],  # noqa: B006  read, never changed
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="Prompts to send (gold): qa, chat, system, langchain, llama-index, sentence; else its own."),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Questions of each file, drawn at random; all if left out.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 32,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of questions.")] = 0,
+    batch: Batch = 32,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -88,9 +86,7 @@ def eval_(
             rich_help_panel="Computing",
         ),
     ] = None,
-    results: Annotated[
-        str | None, typer.Option(help="Keep each finished run there; those found are not run again.", metavar="DIR")
-    ] = None,
+    results: KeptRuns = None,
     track: Annotated[
         str, typer.Option(help="gold: the context of each question; retrieved: a library of all.")
     ] = "gold",
@@ -107,12 +103,14 @@ def eval_(
     ] = DEFAULT_EMBEDDER,
     order: Annotated[
         str | None,
-        typer.Option(help="best-last or best-first; if left out, as the card says.", rich_help_panel=RETRIEVED),
+        typer.Option(
+            help="Order of passages: best-last or best-first; else that of the adapter.", rich_help_panel=RETRIEVED
+        ),
     ] = None,
     prior: Annotated[
         float | None,
         typer.Option(
-            help="Taken from the attention scores of a passage, times its rank; as the card says if left out.",
+            help="What is subtracted from the attention scores of a passage, times its rank; else that of the adapter.",
             rich_help_panel=RETRIEVED,
         ),
     ] = None,

@@ -7,11 +7,10 @@ from typing import Annotated
 import typer
 
 from sac_cli import console
+from sac_cli.answers import PREVIEW
 from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, local, matching
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError
-
-PREVIEW = 60
 
 
 @command(

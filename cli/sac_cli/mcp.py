@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from sac_cli import console
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, check_present
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Libraries, check_places
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError
 
@@ -20,9 +16,7 @@ from sac_rag.errors import ConfigError
     """,
 )
 def mcp(
-    libraries: Annotated[
-        list[str] | None, typer.Argument(help="Folders of libraries, or NAME=FOLDER.", metavar="LIBRARY…")
-    ] = None,
+    libraries: Libraries = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -32,8 +26,7 @@ def mcp(
     `sac serve`.
     """
     places = libraries or [DEFAULT_LIBRARY]
-    for place in places:
-        check_present(place.partition("=")[2] if "=" in place else place)
+    check_places(places)
     try:
         from sac_rag.serve.mcp import make
     except ImportError as error:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sac_cli import console
-from sac_rag.errors import ConfigError, LibraryError
+from sac_rag.errors import ConfigError, LibraryError, did_you_mean
 from sac_rag.foreign import parse_json
 from sac_rag.library.filters import all_of, fitting
 
@@ -32,6 +31,18 @@ LibraryFolder = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[
     float, typer.Option("--wait", min=0.0, help="Seconds to wait while another process writes.", metavar="SECONDS")
+]
+Model = Annotated[str, typer.Option(help="Base model: a name, a hub id, a folder or a .gguf file.")]
+Method = Annotated[str, typer.Option(help="Compression method.")]
+Adapter = Annotated[str, typer.Option(help='Its adapter: a folder, or "default".')]
+Ratios = Annotated[list[str], typer.Option(help="Source tokens per anchor; repeat or separate with commas.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Questions of each file, drawn at random; all if left out.")]
+Batch = Annotated[int, typer.Option(min=1, help="Questions decoded together.")]
+KeptRuns = Annotated[
+    str | None, typer.Option(help="Keep each finished run there; those found are not run again.", metavar="DIR")
+]
+Libraries = Annotated[
+    list[str] | None, typer.Argument(help="Folders of libraries, or NAME=FOLDER.", metavar="LIBRARY…")
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, …", rich_help_panel="Computing")]
 Dtype = Annotated[
@@ -55,6 +66,12 @@ def check_present(library: str) -> None:
         from sac_rag.library.library import Library
 
         Library.open(library)
+
+
+def check_places(places: Iterable[str]) -> None:
+    """`check_present` for each of several libraries, FOLDER or NAME=FOLDER."""
+    for place in places:
+        check_present(place.partition("=")[2] if "=" in place else place)
 
 
 @contextmanager
@@ -124,8 +141,7 @@ def matching(wanted: str, stored: Sequence[str], library: str, *, missing_ok: bo
     if len(alike) > 1 and not exact:
         raise ConfigError(f"{wanted!r} may be {' or '.join(map(ascii, alike))}: give one of these as a JSON string")
     if not hits and not missing_ok:
-        near = difflib.get_close_matches(wanted, stored, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else " `sac ls` prints what is there."
+        hint = did_you_mean(wanted, stored) or " `sac ls` prints what is there."
         raise LibraryError(f"no document {wanted!r} in {library}.{hint}")
     return hits
 

@@ -8,7 +8,7 @@ import typer
 
 from sac_cli import console, interrupts
 from sac_cli.bars import run_bars
-from sac_cli.options import Device, Dtype, Json, split_commas
+from sac_cli.options import Batch, Device, Dtype, Json, split_commas
 from sac_cli.shell import command
 
 
@@ -58,7 +58,7 @@ def reproduce(
             "LoRA of rank 128 on queries and values.",
         ),
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Questions decoded together.")] = 32,
+    batch: Batch = 32,
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sac_cli import console, fields
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, check_present
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Libraries, check_places
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError
 
@@ -25,9 +25,7 @@ SETTINGS = fields.settings_of("sac_rag.serve.settings:ServeConfig", panel="Servi
     """,
 )
 def serve(
-    libraries: Annotated[
-        list[str] | None, typer.Argument(help="Folders of libraries, or NAME=FOLDER.", metavar="LIBRARY…")
-    ] = None,
+    libraries: Libraries = None,
     folder: Annotated[
         list[str] | None,
         typer.Option(help="Folder that `sync` brings a library up to.", metavar="[NAME=]DIR", show_default=False),
@@ -62,8 +60,7 @@ def run(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f'serving needs {error.name}: pip install "sac-rag[serve]"') from None
-    for place in places:
-        check_present(place.partition("=")[2] if "=" in place else place)
+    check_places(places)
     with console.working("loading the model"):
         from sac_rag.serve.keys import Keys
         from sac_rag.serve.run import open_libraries

@@ -7,7 +7,6 @@ what lies in the same folder. It fetches nothing, skips no question, weakens no 
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 from sac_cli import fields
 from sac_cli.shell import commands_below, settable
-from sac_rag.errors import ConfigError
+from sac_rag.errors import ConfigError, did_you_mean
 from sac_rag.foreign import read_text
 from sac_rag.models.pinned import find_pinned
 
@@ -201,5 +200,4 @@ def _plain(value: Any, parameter: Any) -> Any:
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+    return did_you_mean(key, known) or f" Known: {', '.join(sorted(known))}."

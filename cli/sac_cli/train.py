@@ -81,7 +81,9 @@ def train(
     ],
     base: Annotated[
         str | None,
-        typer.Option(help="Base model: a name, a hub id, a folder a .gguf file; else that of --from, or the default."),
+        typer.Option(
+            help="Base model: a name, a hub id, a folder or a .gguf file; else that of --from, or the default."
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="Compression method; else the one of --from, or sac.")] = None,
     start_from: Annotated[
@@ -102,11 +104,11 @@ def train(
         ),
     ] = None,
     steps_scale: Annotated[
-        float | None, typer.Option(help="So many times its steps, such as 0.02.", rich_help_panel=RECIPE)
+        float | None, typer.Option(help="Factor on the steps of every stage, such as 0.02.", rich_help_panel=RECIPE)
     ] = None,
     micro_tokens: Annotated[
         int | None,
-        typer.Option(min=64, help="Tokens of its micro-batches; large ones suit a large GPU.", rich_help_panel=RECIPE),
+        typer.Option(min=64, help="Tokens of a micro-batch; large ones suit a large GPU.", rich_help_panel=RECIPE),
     ] = None,
     option: Annotated[
         list[str] | None,

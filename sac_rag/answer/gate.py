@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 
 from sac_rag.answer.engine import Encoder, Engine
-from sac_rag.compress.adapter import write_atomic
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.backbone import Reading
 from sac_rag.compress.placing import compose
@@ -19,7 +17,7 @@ from sac_rag.compress.rope import rotate
 from sac_rag.config import fingerprint
 from sac_rag.errors import GateError, MemoryDamaged, PassageGone
 from sac_rag.library.library import Library
-from sac_rag.models.cache import cache_root
+from sac_rag.models.cache import cache_root, write_note
 from sac_rag.models.notes import version_of
 
 PROBE = (
@@ -60,7 +58,7 @@ def check(engine: Engine, library: Library) -> None:
         _judge("rotation", errors["rotation"], ROTATION, "RoPE of this model is not composed as expected")
         bound = DRIFT.get(engine.dtype, DRIFT_OTHERWISE)
         _judge("drift", errors["drift"], bound, "memory does not read like the text it stands for")
-        _write(settings, errors)
+        write_note(settings, json.dumps(errors))
     if _noted(note) == generation:
         return
     with engine.busy(), torch.inference_mode():
@@ -69,7 +67,7 @@ def check(engine: Engine, library: Library) -> None:
         _judge("stored", stored, STORED, "stored memories are not what this model writes")
         # Its name is what tags are signed by, and the cache may be others' to read.
         name = fingerprint({"library": library.head.library})[:32]
-        _write(note, {"stored": stored, "library": name, "generation": generation})
+        write_note(note, json.dumps({"stored": stored, "library": name, "generation": generation}))
 
 
 def mismatches(encoder: Encoder, library: Library, ids: Sequence[str]) -> Iterator[str]:
@@ -106,12 +104,6 @@ def _noted(note: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return found.get("generation") if isinstance(found, dict) else None
-
-
-def _write(note: Path, values: Mapping[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs another check next time
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(note, json.dumps(values).encode())
 
 
 def _rotation(engine: Engine) -> float:

@@ -208,7 +208,7 @@ class Serving:
         take or that do not fit the context.
         """
         check_history(history)
-        self._check_gate()
+        self.check()
         library, given, notices = self.library.pinned(), list(messages), list[str]()
         calls = bool(tools) or any(m.calls or m.role == "tool" for m in messages)
         before = self.engine.method.layout.before
@@ -270,9 +270,6 @@ class Serving:
 
     def check(self) -> None:
         """Judge memories of this library on this machine, as before a first answer. Raises GateError: see `gate`."""
-        self._check_gate()
-
-    def _check_gate(self) -> None:
         if not self._gated:
             gate.check(self.engine, self.library)
             self._gated = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +146,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     percent = frozenset() if is_training(rows) else PERCENT
     names = [c for c in rows[0] if any(r.get(c) is not None for r in rows)]
     columns = [c for c in names if c.removesuffix("_low").removesuffix("_high") not in percent or c in percent]
-    lines = ["| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(c, r, c in percent) for c in columns) + " |" for r in rows]
-    return "\n".join(lines) + "\n"
+    heads = [c.replace("_", " ") for c in columns]
+    return grid(heads, ([_cell(c, r, c in percent) for c in columns] for r in rows)) + "\n"
+
+
+def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells that are `escaped`."""
+    lines = (heads, ["---"] * len(heads), *rows)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def escaped(value: object) -> str:
+    """A value as a cell of a Markdown table."""
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _cell(column: str, row: Mapping[str, Any], percent: bool) -> str:
@@ -160,7 +170,7 @@ def _cell(column: str, row: Mapping[str, Any], percent: bool) -> str:
         return f"{100 * value:.1f}" + (
             f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None and high is not None else ""
         )
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+    return f"{value:.4g}" if isinstance(value, float) else escaped(value)
 
 
 def _origin(origin: Mapping[str, Any]) -> str:

@@ -126,15 +126,16 @@ def resampled(values: Any, name: str) -> np.ndarray:
     return np.stack([table[random.integers(len(table), size=len(table))].mean(0) for _ in range(RESAMPLES)])
 
 
-def _interval(means: np.ndarray) -> tuple[list[float], list[float]]:
-    """Percentile interval of each column of resampled means: the lower ends, the upper ends."""
+def interval(means: np.ndarray) -> tuple[Any, Any]:
+    """Ends of the percentile interval of resampled means: floats of means (resamples,), lists of (resamples,
+    columns)."""
     low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0).tolist()
     return low, high
 
 
 def _ends(means: np.ndarray) -> dict[str, Any]:
     """The fields that hold the interval of resampled (f1, em) means."""
-    low, high = _interval(means)
+    low, high = interval(means)
     return {"f1_low": low[0], "f1_high": high[0], "em_low": low[1], "em_high": high[1]}
 
 
@@ -194,7 +195,7 @@ def difference(scored: Sequence[Scored[Any]], first: Sequence[Scored[Any]]) -> d
     """
     pairs = list(zip(scored, first, strict=True))
     means = np.mean([s.resampled - f.resampled for s, f in pairs], axis=0)
-    low, high = _interval(means)
+    low, high = interval(means)
     found = fmean(s.run.f1 - f.run.f1 for s, f in pairs)
     return {"difference": found, "difference_low": low[0], "difference_high": high[0]}
 

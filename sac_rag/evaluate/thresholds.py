@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sac_rag.answer.confidence import says_nothing
-from sac_rag.evaluate.runs import COVERAGE, Prediction, resampled
+from sac_rag.evaluate.runs import Prediction, interval, resampled
 
 BINS = 5
 """Rows of a curve."""
@@ -241,5 +241,5 @@ def _ends(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, high = (np.full(draws.shape[1], np.nan) for _ in range(2))
     for i, column in enumerate(draws.T):
         if (known := column[~np.isnan(column)]).size:
-            low[i], high[i] = np.quantile(known, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+            low[i], high[i] = interval(known)
     return low, high

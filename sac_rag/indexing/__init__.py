@@ -9,11 +9,10 @@ from sac_rag.indexing.indexer import Indexer
 from sac_rag.indexing.known_vectors import KnownVectors
 from sac_rag.indexing.makers import Workers
 from sac_rag.indexing.on_ray import RayWorkers
-from sac_rag.indexing.plan import GROUP_BYTES, check_meta
+from sac_rag.indexing.plan import check_meta, cut
 from sac_rag.indexing.report import IndexReport, Listen, Notice, Skip
 
 __all__ = [
-    "GROUP_BYTES",
     "IndexReport",
     "Indexer",
     "KnownVectors",
@@ -23,4 +22,5 @@ __all__ = [
     "Skip",
     "Workers",
     "check_meta",
+    "cut",
 ]

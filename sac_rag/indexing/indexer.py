@@ -15,7 +15,7 @@ from sac_rag.errors import ConfigError, DocumentError, LibraryMismatch
 from sac_rag.indexing.make import Compressor, Embeds, Maker, MakeResult
 from sac_rag.indexing.makers import Here, Makers, Workers
 from sac_rag.indexing.on_ray import RayWorkers
-from sac_rag.indexing.plan import GIVEN, Order, Plan, Planner, check_meta, groups
+from sac_rag.indexing.plan import GIVEN, Order, Plan, Planner, check_meta, file_groups
 from sac_rag.indexing.report import IndexReport, Listen, Notice, Skip
 from sac_rag.library.library import Library, Transaction
 from sac_rag.library.made import discard
@@ -124,7 +124,7 @@ class Indexer:
         self, files: Sequence[Path], skip: Callable[[str, str], None], makers: Makers, reading: ReadConfig | None
     ) -> None:
         with ParserProcess(reading) as parser:
-            for group in groups(files):
+            for group in file_groups(files):
                 documents, blank = [], list[str]()
                 for path in group:
                     self._tell("reading")

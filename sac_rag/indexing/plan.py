@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from sac_rag.indexing.make import Compressor, Work
 from sac_rag.library.library import Library
 from sac_rag.records import Document, Passage
 from sac_rag.text.passages import offsets_of, split
+
+T = TypeVar("T")
+TextT = TypeVar("TextT", Passage, Document)
 
 GROUP_BYTES = 48_000
 """Source bytes that are read, compressed and committed together; a longer text is cut into parts of as many
@@ -170,36 +173,36 @@ class Planner:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def cut(passages: Sequence[Passage]) -> Iterator[list[Passage]]:
-    """Parts of at most GROUP_BYTES characters, in order."""
-    part: list[Passage] = []
+def groups(items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in their order, in groups of at most GROUP_BYTES in all; a larger one is a group by itself."""
+    group: list[T] = []
     size = 0
-    for p in passages:
-        if part and size + len(p.text) > GROUP_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(p)
-        size += len(p.text)
-    if part:
-        yield part
-
-
-def groups(files: Sequence[Path]) -> Iterator[list[Path]]:
-    """Files that are read together, in order."""
-    group: list[Path] = []
-    size = 0
-    for path in files:
-        try:
-            n = path.stat().st_size
-        except OSError:
-            n = 0
-        if group and size + n > GROUP_BYTES:
+    for item in items:
+        own = size_of(item)
+        if group and size + own > GROUP_BYTES:
             yield group
             group, size = [], 0
-        group.append(path)
-        size += n
+        group.append(item)
+        size += own
     if group:
         yield group
+
+
+def cut(texts: Iterable[TextT]) -> Iterator[list[TextT]]:
+    """Passages or documents in groups, by their characters."""
+    return groups(texts, lambda item: len(item.text))
+
+
+def file_groups(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Files that are read together, by their bytes."""
+
+    def size_of(path: Path) -> int:
+        try:
+            return path.stat().st_size
+        except OSError:
+            return 0
+
+    return groups(files, size_of)
 
 
 def check_meta(uri: str, meta: Mapping[str, Any]) -> None:

@@ -7,14 +7,15 @@ Layout under `cache_root()`: `models/<name>-<sha12>/` (one model each, self-desc
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def write_manifest(
     return manifest
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
     """Hold the lock of one cached model; another process that wants the same model waits."""
     from filelock import FileLock
@@ -113,7 +114,7 @@ def locked(name: str) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
+@contextlib.contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
     """Turn a full or read-only disk into a ModelError that names the folder and the way out."""
     try:
@@ -231,16 +232,23 @@ def _note(path: Path) -> Path:
 
 def remember(path: Path, found: Hashes) -> None:
     """Note the hashes of a file as it is."""
-    # Only saves time: a cache that cannot be written is no reason to fail.
-    try:
-        stat, note = path.stat(), _note(path)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        temp = note.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        stat = path.stat()
         known = {"sha256": found.sha256, "blocks": base64.b64encode(found.blocks).decode()}
-        temp.write_text(json.dumps({"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, **known}))
-        os.replace(temp, note)
-    except OSError:
-        pass
+        about = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        write_note(_note(path), json.dumps({**about, **known}))
+
+
+def write_note(note: Path, text: str) -> None:
+    """Keep what another process would have to find out again; a reader sees all of it or nothing.
+
+    Only saves time: a cache that cannot be written is no reason to fail.
+    """
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, note)
 
 
 def check_hash(what: str, found: str, wanted: str, remedy: str) -> None:

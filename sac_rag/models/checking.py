@@ -73,15 +73,8 @@ def problems(folder: Path) -> list[str]:
         if hashes.sha256 != digest:
             found.append(f"{folder / name} has sha256 {hashes.sha256}, expected {digest}: {anew(folder, manifest)}")
     pinned = find_pinned(manifest.name, manifest.kind)
-    if (
-        pinned
-        and folder.name.endswith(pinned.identity.sha256[:12])
-        and sources.marks_of(pinned)
-        != (
-            manifest.fingerprint,
-            manifest.tokenizer_fingerprint,
-        )
-    ):
+    marks = (manifest.fingerprint, manifest.tokenizer_fingerprint)
+    if pinned and folder.name.endswith(pinned.identity.sha256[:12]) and sources.marks_of(pinned) != marks:
         found.append(f"{folder / cache.MANIFEST} does not name what is pinned: {anew(folder, manifest)}")
     return found
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sac_rag.config import DEFAULT_EMBEDDER, fingerprint
 from sac_rag.errors import ConfigError, ModelError, SacError, check_process
-from sac_rag.foreign import read_json, without_control
+from sac_rag.foreign import leaves, read_json, without_control
 from sac_rag.models.fingerprints import fingerprint_of, tokenizer_fingerprint_of
 from sac_rag.models.sources import resolve_embedder
 from sac_rag.records import unicode_of
@@ -286,7 +286,7 @@ def _read_plan(folder: Path) -> _Plan:
     modules: Any = _json(folder / "modules.json") or [{"type": "Transformer", "path": ""}]
     kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
     transformer = Path(modules[0].get("path", ""))
-    if any(_leaves(str(module.get("path", ""))) for module in modules):
+    if any(leaves(str(module.get("path", ""))) for module in modules):
         raise ModelError(f"{folder / 'modules.json'} names a module outside of the folder")
     config = _json(folder / transformer / "config.json")
     pooling: dict[str, Any] = {}
@@ -319,10 +319,6 @@ def _read_plan(folder: Path) -> _Plan:
         lower=bool(extra.get("do_lower_case")),
         prompts={str(name): str(text) for name, text in prompts.items()},
     )
-
-
-def _leaves(path: str) -> bool:
-    return Path(path).is_absolute() or ".." in Path(path).parts
 
 
 def _pooling_mode(settings: dict[str, Any]) -> str:

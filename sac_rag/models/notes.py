@@ -7,8 +7,6 @@ versions that were asked; anything else is asked anew.
 from __future__ import annotations
 
 import json
-import os
-import threading
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +15,7 @@ from typing import Any
 
 from sac_rag import foreign
 from sac_rag.config import fingerprint
-from sac_rag.models.cache import cache_root, cached_hash
+from sac_rag.models.cache import cache_root, cached_hash, write_note
 
 FORMAT = 2
 """Changes with what a note holds."""
@@ -51,11 +49,5 @@ def noted(kind: str, folder: Path, ask: Callable[[], Mapping[str, Any]]) -> dict
         return foreign.parse_object(foreign.read_text(note))
     except (OSError, ValueError):
         text = json.dumps(ask())
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, note)
-    except OSError:
-        pass
+    write_note(note, text)
     return foreign.parse_object(text)  # as the next process will see it

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from sac_rag.config import DEFAULT_EMBEDDER, DEFAULT_MODEL
+from sac_rag.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,4 @@ def find_pinned(name: str, kind: str | None = None) -> Pinned | None:
 
 def nearest(name: str, kind: str) -> str:
     """ " Did you mean 'x'?" for a misspelt pinned name, else an empty string."""
-    names = [model.name for model in PINNED.values() if model.kind == kind]
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return did_you_mean(name.lower(), (model.name for model in PINNED.values() if model.kind == kind))

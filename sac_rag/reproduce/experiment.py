@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from sac_rag.errors import ConfigError
+from sac_rag.errors import ConfigError, did_you_mean
 from sac_rag.registry import Registry
 from sac_rag.reproduce.page import Section
 from sac_rag.reproduce.plan import Found, Plan
@@ -69,8 +68,7 @@ def chosen(names: Iterable[str] | None) -> list[str]:
     wanted = set()
     for given in names:
         if given not in known:
-            near = difflib.get_close_matches(given, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(given, known)
             raise ConfigError(f"unknown experiment {given!r}.{hint} Known: {', '.join(known)}.")
         wanted.add(known[given])
     return [name for name in covers if name in wanted]

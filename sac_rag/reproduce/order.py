@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sac_rag.evaluate.runs import COVERAGE, resampled
+from sac_rag.evaluate.runs import interval, resampled
 
 AGREES, DISAGREES, OPEN = "as in the paper", "the other way round", "open"
 
@@ -29,7 +29,7 @@ class Sample:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return _interval(self.means)
+        return interval(self.means)
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,6 @@ def compared(paper: Mapping[str, float], ours: Mapping[str, Sample], *, less_is_
     found = []
     for a, b in itertools.combinations(names, 2):
         if paper[a] != paper[b]:
-            low, high = _interval(sign * (ours[a].means - ours[b].means))
+            low, high = interval(sign * (ours[a].means - ours[b].means))
             found.append(Pair(a, b, paper[a] - paper[b], sign * (ours[a].value - ours[b].value), low, high))
     return found
-
-
-def _interval(means: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]).tolist()
-    return low, high

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sac_rag.evaluate.report import escaped, grid
 from sac_rag.reproduce.drawing import Picture
 from sac_rag.reproduce.order import AGREES, DISAGREES, OPEN, Pair
 
@@ -21,9 +22,13 @@ class Section:
     pictures: list[Picture] = field(default_factory=list)
 
     def markdown(self, folder: str) -> str:
-        parts = [f"## {self.title}", self.text, table(self.rows), order(self.pairs)]
-        parts += [f"![{p.shown}]({folder}/{p.name})" for p in self.pictures]
-        return "\n\n".join(part for part in parts if part) + "\n"
+        pictures = [f"![{p.shown}]({folder}/{p.name})" for p in self.pictures]
+        return paragraphs(f"## {self.title}", self.text, table(self.rows), order(self.pairs), *pictures) + "\n"
+
+
+def paragraphs(*parts: str) -> str:
+    """Parts of a page below each other; empty ones are left out."""
+    return "\n\n".join(part for part in parts if part)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -31,8 +36,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [_line(names), _line(["---"] * len(names))]
-    return "\n".join([*lines, *(_line([cell(row.get(name)) for name in names]) for row in rows)])
+    return grid(names, ([cell(row.get(name)) for name in names] for row in rows))
 
 
 def cell(value: Any) -> str:
@@ -41,11 +45,7 @@ def cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return escaped(value)
 
 
 def order(pairs: Sequence[Pair]) -> str:

@@ -44,6 +44,12 @@ class Plan:
             last = self._stage(system, objective, model, last)
         return last
 
+    def trained(self, name: str, for_: str = QUESTIONS) -> Train:
+        """The last stage of a system that is trained."""
+        last = self.adapter(name, for_=for_)
+        assert last is not None, f"{name} is trained"
+        return last
+
     def _stage(self, system: System, objective: str, model: str | Model, start: Train | None) -> Train:
         scale, reads = self.scale, METHODS.load(system.method).reads_with_lora
         kind, data = {
@@ -123,6 +129,11 @@ class Plan:
         return f"Not run: {'; '.join(why)}." if why else ""
 
 
+def needed(specs: Iterable[Spec]) -> list[Spec]:
+    """All runs, each once, those that others need before them."""
+    return list(dict.fromkeys(s for spec in specs for s in (*spec.before(), spec)))
+
+
 @dataclass
 class Found:
     """What runs have brought so far."""
@@ -147,6 +158,6 @@ class Found:
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
     def failures(self, specs: Iterable[Spec]) -> str:
-        """Why runs brought nothing, each reason once."""
-        said = list(dict.fromkeys(f"{s.label}: {self.failed[s]}" for s in specs if s in self.failed))
+        """Why runs, or those that they need, brought nothing, each reason once."""
+        said = list(dict.fromkeys(f"{s.label}: {self.failed[s]}" for s in needed(specs) if s in self.failed))
         return "\n".join(f"* failed: {line}" for line in said)

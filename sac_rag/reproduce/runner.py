@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from sac_rag.errors import ConfigError, SacError
 from sac_rag.reproduce.experiment import chosen, experiment_of
 from sac_rag.reproduce.page import Section
 from sac_rag.reproduce.place import FIGURES, Place
-from sac_rag.reproduce.plan import Found, Plan
+from sac_rag.reproduce.plan import Found, Plan, needed
 from sac_rag.reproduce.scales import scale_of
 from sac_rag.reproduce.specs import KINDS, Spec
 from sac_rag.reproduce.store import Store
@@ -112,11 +112,6 @@ def reproduce(
     pages, tables, notices = _pages(names, plan, Found(results, failed))
     told = {spec.label: why for spec, why in failed.items()}
     return Reproduced(pages, tables, len(results) - taken, taken, told, notices, whole)
-
-
-def needed(specs: Iterable[Spec]) -> list[Spec]:
-    """All runs, each once, those that others need before them."""
-    return list(dict.fromkeys(s for spec in specs for s in (*spec.before(), spec)))
 
 
 def _computed(spec: Spec, place: Place, store: Store, listen: Listen, stop: Callable[[], bool]) -> dict[str, Any]:

@@ -54,7 +54,17 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Tokens that pass through the model, written and read."""
-        return sum(map(len, self.chunks)) + sum(len(row.ids) - 1 for rows in self.readings for row in rows)
+        return sum(map(len, self.chunks)) + sum(len(row.ids) - 1 for row in self.rows)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all contexts, in order."""
+        return [row for rows in self.readings for row in rows]
+
+    def each(self, of: Callable[[Row], float | bool]) -> torch.Tensor:
+        """A value of each row, for each of its scored tokens: (scored tokens,), on the CPU."""
+        counts = torch.tensor([len(row.ids) - row.first for row in self.rows])
+        return torch.tensor([of(row) for row in self.rows]).repeat_interleave(counts)
 
     def add(
         self,
@@ -120,23 +130,16 @@ def token_losses(
 
 
 def _token_losses(batch: Batch, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = [row for rows in batch.readings for row in rows]
-    targets = torch.tensor([t for row in rows for t in row.ids[row.first :]], device=logits.device)
-    return F.cross_entropy(logits.float(), targets, reduction="none"), _each(batch, "recall").to(logits.device)
-
-
-def _each(batch: Batch, name: str) -> torch.Tensor:
-    """A field of the rows of a batch, for each of their scored tokens."""
-    rows = [row for rows in batch.readings for row in rows]
-    counts = torch.tensor([len(row.ids) - row.first for row in rows])
-    return torch.tensor([getattr(row, name) for row in rows]).repeat_interleave(counts)
+    targets = torch.tensor([t for row in batch.rows for t in row.ids[row.first :]], device=logits.device)
+    recall = batch.each(lambda row: row.recall).to(logits.device)
+    return F.cross_entropy(logits.float(), targets, reduction="none"), recall
 
 
 def answer_loss(batch: Batch, logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted mean cross-entropy (nats) of a batch's scored tokens, and for the log the plain means over answers
     ("loss") and quoted pieces ("recall"). logits: of all rows in order, (scored tokens, vocabulary)."""
     ce, recall = _token_losses(batch, logits)
-    w = _each(batch, "weight").to(logits.device)
+    w = batch.each(lambda row: row.weight).to(logits.device)
     loss = (ce * w).sum() / w.sum()
     log = {
         name: float(ce.detach()[part].mean()) for name, part in (("loss", ~recall), ("recall", recall)) if part.any()

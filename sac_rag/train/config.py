@@ -41,7 +41,7 @@ class TrainConfig:
     ratios: tuple[float, ...] = (2.0, 5.0, 15.0)
     """Ratios, one drawn per context."""
     ratio_weights: tuple[float, ...] = (0.15, 0.5, 0.35)
-    """Their probabilities, up to a factor."""
+    """Weights by which the ratios are drawn, one for each."""
     learning_rate: float = 8e-4
     """Peak rate of LoRA, anchor embedding and prefix."""
     warmup: int = 40

@@ -15,7 +15,7 @@ from typing import Any
 from sac_rag.compress.backbone import LoraSpec
 from sac_rag.compress.methods import METHODS
 from sac_rag.errors import ConfigError
-from sac_rag.foreign import read_text
+from sac_rag.foreign import leaves, read_text
 from sac_rag.train.config import TrainConfig
 from sac_rag.train.objectives import configured, fields_of
 from sac_rag.train.specs import kind_of, sources_of
@@ -157,7 +157,7 @@ class _File:
         files = self._find(self._data, data, "data", where) if isinstance(data, str) else data
         if not name or not files:
             raise ConfigError(f"{where} needs a name and data")
-        if outside := next((f for f in (*files, *more) if _leaves(kind_of(str(f))[1])), None):
+        if outside := next((f for f in (*files, *more) if leaves(kind_of(str(f))[1])), None):
             raise ConfigError(f"{where} names {outside!r}; files are named relative to the data folder, and lie in it")
         settings = {**(self._find(self._settings, like, "settings", where) if like else {}), **values}
         known = fields_of(settings.get("objective", "qa"))
@@ -167,10 +167,6 @@ class _File:
         if name not in table:
             raise ConfigError(f"{where} names the {kind} {name!r}, which is not there; use {', '.join(table)}")
         return table[name]
-
-
-def _leaves(pattern: str) -> bool:
-    return Path(pattern).is_absolute() or ".." in Path(pattern).parts
 
 
 def _known(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:

@@ -13,8 +13,8 @@ import pytest
 from sac_rag.errors import ConfigError
 from sac_rag.reproduce.experiment import EXPERIMENTS, chosen, experiment_of
 from sac_rag.reproduce.place import Place
-from sac_rag.reproduce.plan import Found, Plan
-from sac_rag.reproduce.runner import Reproduced, needed, reproduce
+from sac_rag.reproduce.plan import Found, Plan, needed
+from sac_rag.reproduce.runner import Reproduced, reproduce
 from sac_rag.reproduce.scales import TINY, scale_of
 from sac_rag.reproduce.store import Store
 

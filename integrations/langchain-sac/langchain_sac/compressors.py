@@ -37,7 +37,7 @@ class SacDocumentCompressor(LibraryUser, BaseDocumentCompressor):
         texts = [d.page_content for d in documents if d.page_content.strip() and not _remembered(d, scope)]
         ids = dict(zip(texts, rag.remember(texts, meta=self.meta), strict=True)) if texts else {}
         return [
-            d.model_copy(update={"metadata": {**d.metadata, **_memory(rag, ids, d.page_content)}})
+            d.model_copy(update={"metadata": {**d.metadata, **sac_metadata(rag, ids[d.page_content], d.page_content)}})
             if d.page_content in ids and not _remembered(d, scope)
             else d
             for d in documents
@@ -47,10 +47,6 @@ class SacDocumentCompressor(LibraryUser, BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         return await asyncio.to_thread(self.compress_documents, documents, query, callbacks)
-
-
-def _memory(rag: Any, ids: dict[str, str], text: str) -> dict[str, str]:
-    return sac_metadata(rag, ids[text], text)
 
 
 def _remembered(document: Document, scope: Scope) -> bool:

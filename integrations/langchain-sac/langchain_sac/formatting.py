@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 _DECIDING = {"rag", "library", "where", "allowed_ids"}
 """Fields of a ChatSac that decide which memories it reads."""
-SAC_KEYS = ("sac_id", "sac_tag", "sac_text_sha")
-"""Metadata that leads from a document to its memory: plain strings, which survive every store and checkpoint."""
 
 
 def sac_metadata(rag: SacRag, passage_id: str, text: str) -> dict[str, str]:
-    """Metadata of a document whose text is this passage, which a ChatSac knows again from now on."""
+    """Metadata that leads from a document to the memory of its text, which is this passage: plain strings, which
+    survive every store and checkpoint. A ChatSac knows the text again from now on."""
     tag = rag.tag(passage_id)
     rag.offer(text, tag)
     return {"sac_id": passage_id, "sac_tag": tag, "sac_text_sha": text_digest(text)}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakValueDictionary
 
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
@@ -14,9 +12,6 @@ from sac_rag.library.filters import fitting
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
-
-_LOCK = threading.Lock()
-_OPEN: WeakValueDictionary[str, SacRag] = WeakValueDictionary()
 
 
 class LibraryUser(BaseModel):
@@ -96,17 +91,10 @@ class LibraryUser(BaseModel):
 
 
 def shared(library: str | os.PathLike[str]) -> SacRag:
-    """A reader of a library that stays open as long as somebody holds it, at the newest generation."""
-    key = os.path.abspath(library)
-    with _LOCK:
-        rag = _OPEN.get(key)
-        if rag is None:
-            from sac_rag import SacRag
+    """See `sac_rag.pipeline.shared_reader`, which is imported at the first use: it brings torch."""
+    from sac_rag.pipeline import shared_reader
 
-            rag = _OPEN[key] = SacRag.open(key)
-        else:
-            rag.library.refresh()
-    return rag
+    return shared_reader(library)
 
 
 def rag_of(source: Any) -> SacRag:

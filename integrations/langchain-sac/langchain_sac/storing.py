@@ -88,22 +88,6 @@ def whole(document: StoredDocument, passages: Sequence[Passage]) -> Document:
     return stored(document, text + (blanks[-1] if blanks else ""), {})
 
 
-def groups(documents: Sequence[Stored]) -> Iterator[list[Stored]]:
-    """Documents that are compressed and committed together."""
-    from sac_rag.indexing import GROUP_BYTES
-
-    group: list[Stored] = []
-    size = 0
-    for d in documents:
-        if group and size + len(d.text) > GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(d)
-        size += len(d.text)
-    if group:
-        yield group
-
-
 def _blanks(text: str, passages: Sequence[Passage]) -> Iterator[str]:
     """White space in front of each passage, and behind the last."""
     at = 0

@@ -17,7 +17,7 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from langchain_sac.embeddings import SacEmbeddings
 from langchain_sac.formatting import sac_metadata
 from langchain_sac.searching import FETCH_K, query_vector
-from langchain_sac.storing import digest, groups, stored, to_stored, whole
+from langchain_sac.storing import digest, stored, to_stored, whole
 from sac_rag.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -135,9 +135,11 @@ class SacVectorStore(VectorStore):
         named = [i or d.id or digest(d) for i, d in zip(ids or [None] * len(documents), documents, strict=True)]
         latest = dict(zip(named, documents, strict=True))  # of two under one id the later stays
         ready = {i: v for i, v in zip(named, vectors, strict=True) if v is not None}
+        from sac_rag.indexing import cut
+
         rag = self.rag
         new = [to_stored(rag, i, d) for i, d in latest.items()]
-        for group in groups(new):
+        for group in cut(new):  # compressed and committed together
             own = {d.uri: ready[d.uri] for d in group if d.uri in ready}
             rag.put(group, vectors=own, embedder=rag.embedder.fingerprint)
         return named

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from sac_rag.config import MAX_PASSAGE_TOKENS
+from sac_rag.evaluate.runs import RESAMPLES, interval
 from sac_rag.reproduce import paper
 from sac_rag.reproduce.experiment import Experiment
-from sac_rag.reproduce.page import Section, with_interval
+from sac_rag.reproduce.page import Section, paragraphs, with_interval
 from sac_rag.reproduce.plan import Found, Plan
 from sac_rag.reproduce.scales import PAPER_SHAPE
 from sac_rag.reproduce.specs import Flops, Latency, Pairs, Spec, pairs
@@ -20,7 +21,6 @@ from sac_rag.reproduce.work.flops import ANCHORS, APPENDED, PLAIN, WAYS
 RATIOS = (5.0, 10.0, 15.0, 51.0)
 RANKS = (128, 0)
 """The paper's rank, on all linear layers, and a model without LoRA."""
-RESAMPLES = 1000
 
 
 class Operations(Experiment):
@@ -125,12 +125,11 @@ class Compression(Experiment):
         if run:
             value, interval = ratio_of(run["seconds"]["500x"], run["seconds"]["sac"])
             row["here, ms (median)"] = with_interval(value, interval)
-        return [Section("Seconds in turn", "\n\n".join(p for p in (about, found.failures([spec])) if p), [*rows, row])]
+        return [Section("Seconds in turn", paragraphs(about, found.failures([spec])), [*rows, row])]
 
 
 def ratio_of(above: Sequence[float], below: Sequence[float]) -> tuple[float, tuple[float, float]]:
     """The median of ratios taken round by round, and its 95 % bootstrap interval."""
     ratios = np.asarray(above) / np.asarray(below)
     draws = np.random.default_rng(0).integers(len(ratios), size=(RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(ratios[draws], axis=1), [0.025, 0.975]).tolist()
-    return float(np.median(ratios)), (low, high)
+    return float(np.median(ratios)), interval(np.median(ratios[draws], axis=1))

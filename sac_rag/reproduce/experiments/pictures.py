@@ -9,19 +9,12 @@ from typing import Any, ClassVar
 from sac_rag.reproduce import drawing, paper
 from sac_rag.reproduce.drawing import Picture
 from sac_rag.reproduce.experiment import Experiment
-from sac_rag.reproduce.experiments.questions import METRIC, every
-from sac_rag.reproduce.page import Section
+from sac_rag.reproduce.experiments.questions import METRIC
+from sac_rag.reproduce.page import Section, paragraphs
 from sac_rag.reproduce.plan import TEXTS, Found, Plan
 from sac_rag.reproduce.specs import Attention, Spec, Train, Vectors
 from sac_rag.reproduce.systems import system_of
 from sac_rag.reproduce.work.vectors import KEYS, VALUES
-
-APPENDS = ("500x", "epl", "icae")
-"""Systems that append memory tokens."""
-
-
-def told(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part)
 
 
 class Losses(Experiment):
@@ -59,7 +52,7 @@ class Losses(Experiment):
                 for n, c in curves.items()
             ]
             pictures = [Picture(f"loss-{kind}.svg", f"Loss in {kind}", draw)] if curves else []
-            note = told(text, plan.lacking(self.systems), found.failures(every(stages.values())))
+            note = paragraphs(text, plan.lacking(self.systems), found.failures(stages.values()))
             sections.append(Section(kind.capitalize(), note, rows, pictures=pictures))
         return sections
 
@@ -75,11 +68,11 @@ class Angles(Experiment):
         return [run for name in plan.ready(self.systems) if (run := plan.adapter(name, for_=TEXTS))]
 
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
-        text = told(
+        text = paragraphs(
             "The cosine of the angle between both gradients, over all that is trained, smoothed over the measurements. "
             "The paper finds it near 0 soon after the start: the losses teach different things.",
             plan.lacking(self.systems),
-            found.failures(every(self.runs(plan))),
+            found.failures(self.runs(plan)),
         )
         runs = {n: found(spec) for n in plan.ready(self.systems) if (spec := plan.adapter(n, for_=TEXTS))}
         curves = {n: c for n, run in runs.items() if run and (c := points(run, "cosine"))}
@@ -98,20 +91,18 @@ class Space(Experiment):
     ratio = 5.0
 
     def _run(self, plan: Plan, name: str) -> Vectors:
-        adapter = plan.adapter(name)
-        assert adapter is not None, f"{name} trains"
-        return Vectors(adapter, plan.scale.held_out, self.ratio, plan.scale.points)
+        return Vectors(plan.trained(name), plan.scale.held_out, self.ratio, plan.scale.points)
 
     def runs(self, plan: Plan) -> Sequence[Spec]:
         return [self._run(plan, name) for name in plan.ready(self.systems)]
 
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
-        text = told(
+        text = paragraphs(
             f"Of one head in the middle layer, keys before RoPE, at {self.ratio:g}x. Distance: of a slot to the "
             "nearest token of the text as the frozen model reads it, in units of how far tokens are from their "
             "nearest. The paper sees SAC's slots among the text's and those of 500xCompressor apart.",
             plan.lacking(self.systems),
-            found.failures(every(self.runs(plan))),
+            found.failures(self.runs(plan)),
         )
         rows, pictures = [], []
         for name in plan.ready(self.systems):
@@ -140,21 +131,19 @@ class Maps(Experiment):
     systems: ClassVar[tuple[str, ...]] = ("sac", "500x", "epl")
 
     def _run(self, plan: Plan, name: str, ratio: float) -> Attention:
-        adapter = plan.adapter(name)
-        assert adapter is not None, f"{name} trains"
-        return Attention(adapter, plan.scale.held_out, ratio, plan.scale.map_tokens)
+        return Attention(plan.trained(name), plan.scale.held_out, ratio, plan.scale.map_tokens)
 
     def runs(self, plan: Plan) -> Sequence[Spec]:
         return [self._run(plan, name, r) for name in plan.ready(self.systems) for r in plan.scale.ratios]
 
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
-        text = told(
+        text = paragraphs(
             "Shares of the attention of each slot on the tokens of the text while it is written, the mean over heads. "
             "Spread: their entropy, as a share of the most there can be. Own: how much falls on the equal part of the "
             "text that the slot stands for. The paper sees SAC's slots look at few tokens near them, and others ever "
             "more everywhere as ratios rise.",
             plan.lacking(self.systems),
-            found.failures(every(self.runs(plan))),
+            found.failures(self.runs(plan)),
         )
         return [Section("What was seen", text), *(self._at(plan, found, ratio) for ratio in plan.scale.ratios)]
 
@@ -199,12 +188,12 @@ class TradeOff(Experiment):
         ]
 
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
-        text = told(
+        text = paragraphs(
             "In-domain, the runs of the methods' tables. Seconds a question: compressing and answering together, of "
             "runs one after the other on this machine, whatever else it did meanwhile. Bytes: stored memory of a "
             "source token; readers of text store none.",
             plan.lacking(self.systems),
-            found.failures(every(self.runs(plan))),
+            found.failures(self.runs(plan)),
         )
         rows: list[dict[str, Any]] = []
         for name in plan.ready(self.systems):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from sac_rag.reproduce import paper
 from sac_rag.reproduce.experiment import Experiment
 from sac_rag.reproduce.order import Sample, compared
-from sac_rag.reproduce.page import Section, with_interval
+from sac_rag.reproduce.page import Section, paragraphs, with_interval
 from sac_rag.reproduce.plan import Found, Plan
 from sac_rag.reproduce.specs import Score, Spec
 from sac_rag.reproduce.systems import system_of
@@ -56,8 +56,7 @@ class Answers(Experiment):
         ]
 
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
-        failures = found.failures(every(self.runs(plan)))
-        text = "\n\n".join(p for p in (self.about, METRICS, plan.lacking(self.systems), failures) if p)
+        text = paragraphs(self.about, METRICS, plan.lacking(self.systems), found.failures(self.runs(plan)))
         grids = [self._grid(plan, found, ratio, group) for ratio in self.ratios(plan) for group in self.groups]
         return [Section("What was run", text), *grids]
 
@@ -83,11 +82,6 @@ class Answers(Experiment):
         if not said:
             text += " The paper's figures are not known here."
         return Section(f"{ratio:g}x, {group}", text, rows, compared({n: v[0] for n, v in said.items()}, samples))
-
-
-def every(runs: Iterable[Spec]) -> list[Spec]:
-    """Runs with those that they need, each once."""
-    return list(dict.fromkeys(s for run in runs for s in (*run.before(), run)))
 
 
 def scored(found: Found, runs: Sequence[Any]) -> dict[str, Any]:

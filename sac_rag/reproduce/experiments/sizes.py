@@ -7,9 +7,9 @@ from typing import Any
 
 from sac_rag.reproduce import paper
 from sac_rag.reproduce.experiment import Experiment
-from sac_rag.reproduce.experiments.questions import GROUPS, METRIC, METRICS, every, scored
+from sac_rag.reproduce.experiments.questions import GROUPS, METRIC, METRICS, scored
 from sac_rag.reproduce.order import Sample, compared
-from sac_rag.reproduce.page import Section
+from sac_rag.reproduce.page import Section, paragraphs
 from sac_rag.reproduce.plan import Found, Plan
 from sac_rag.reproduce.specs import Model, Score, Spec
 from sac_rag.reproduce.systems import system_of
@@ -39,12 +39,11 @@ class Sizes(Experiment):
         return plan.scores(name, group, RATIO, model=of if share == 1 else Model(of, share))
 
     def sections(self, plan: Plan, found: Found) -> Sequence[Section]:
-        failures = found.failures(every(self.runs(plan)))
         about = (
             f"At {RATIO:g}x. The paper's figures are those of its table 6, from a reader's notes on it, not checked; "
             "which sets they average is not said there, so only their order is compared."
         )
-        text = "\n\n".join(p for p in (about, METRICS, plan.lacking(self.systems), failures) if p)
+        text = paragraphs(about, METRICS, plan.lacking(self.systems), found.failures(self.runs(plan)))
         grids = [self._grid(plan, found, size, group) for size in plan.scale.sizes for group in GROUPS]
         return [Section("What was run", text), *grids]
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from sac_rag.reproduce import paper
 from sac_rag.reproduce.experiment import Experiment
-from sac_rag.reproduce.experiments.questions import Ablation, Answers, every
+from sac_rag.reproduce.experiments.questions import Ablation, Answers
 from sac_rag.reproduce.order import Sample, compared
-from sac_rag.reproduce.page import Section, with_interval
+from sac_rag.reproduce.page import Section, paragraphs, with_interval
 from sac_rag.reproduce.plan import SUMMARIES, TEXTS, Found, Plan
 from sac_rag.reproduce.specs import Perplexity, Score, Spec, Train
 from sac_rag.reproduce.systems import system_of
@@ -22,9 +22,7 @@ LM, AE = "lm", "ae"
 
 def perplexity(plan: Plan, name: str, objective: str) -> Perplexity:
     """Of a system after pretraining, on texts that nothing was trained on."""
-    adapter = plan.adapter(name, for_=TEXTS)
-    assert adapter is not None, f"{name} is pretrained"
-    s = plan.scale
+    s, adapter = plan.scale, plan.trained(name, for_=TEXTS)
     return Perplexity(adapter, objective, s.held_out, RATIO, s.held_out_texts, s.text_tokens, objective == AE)
 
 
@@ -90,16 +88,12 @@ class Pretraining(Experiment):
                     row |= trained_row(spec.adapter, trained)
             rows.append(row)
         known = {name: math.log(value) for name, value in paper.PERPLEXITY.items()}
-        text = "\n\n".join(
-            part
-            for part in (
-                f"Perplexity of a text's second half behind the memory of its first, at {RATIO:g}x (the paper's ratio "
-                "is not known here), intervals over texts. Pairs are compared in nats. Equal steps; autoencoding reads "
-                "each text once more.",
-                plan.lacking(self.systems),
-                found.failures(every(self.runs(plan))),
-            )
-            if part
+        text = paragraphs(
+            f"Perplexity of a text's second half behind the memory of its first, at {RATIO:g}x (the paper's ratio "
+            "is not known here), intervals over texts. Pairs are compared in nats. Equal steps; autoencoding reads "
+            "each text once more.",
+            plan.lacking(self.systems),
+            found.failures(self.runs(plan)),
         )
         return [Section("After pretraining", text, rows, compared(known, samples, less_is_better=True))]
 

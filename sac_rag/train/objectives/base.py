@@ -111,7 +111,7 @@ class ReadingSettings(Settings):
     """Causal start: added to the encoder's scores of later tokens at the first step (such as -8), then less and less;
     0 is bidirectional from the first step. With objective "budget" it stays."""
     future_steps: int = 150
-    """Steps after which nothing of it is left."""
+    """Steps after which the causal start is over."""
 
     def check(self, steps: int) -> None:
         if not -1e4 <= self.future_from <= 0:
@@ -163,12 +163,10 @@ def loss_of(
     Recorded are the plain means over answers ("loss") and quoted pieces ("recall"), and the divergence ("distil").
     future_bias: as in `Method.write`. The batch must have readings.
     """
-    rows = [row for rows in batch.readings for row in rows]
     logits = scored_logits(batch, method, future_bias=future_bias)
     loss, log = answer_loss(batch, logits)
-    if teacher and distil_weight and any(row.pair for row in rows):
-        counts = torch.tensor([len(row.ids) - row.first for row in rows])
-        said = torch.tensor([row.pair is not None for row in rows]).repeat_interleave(counts).to(logits.device)
+    if teacher and distil_weight and any(row.pair for row in batch.rows):
+        said = batch.each(lambda row: row.pair is not None).to(logits.device)
         apart = teacher.divergence(batch, logits[said])
         loss = loss + distil_weight * apart
         log["distil"] = float(apart.detach())

@@ -43,7 +43,7 @@ class QuestionSettings(ReadingSettings):
     distractor_share: float = 0.5
     """Share of contexts whose memory also holds others of the micro-batch, shuffled."""
     max_distractors: int = 4
-    """Most others in one memory; from one to this many are drawn."""
+    """Most distractors in one memory; from one to this many are drawn."""
     distractors_from: float = 0.5
     """Share of the stage after which distractors begin; 0 for an adapter that already reads one passage."""
     near_share: float = 0.0

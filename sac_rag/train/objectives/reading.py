@@ -29,10 +29,10 @@ class ReaderSettings(QuestionSettings):
     reader_rank: int = 32
     """Inner width r of the reader's LoRA; alpha is twice as much."""
     reader_from: str = ""
-    """Folder of a Full-FT adapter of this rank that a fresh reader begins with a share of, or default; empty: it begins
-    as the base model."""
+    """Folder of a Full-FT adapter of this rank, or default: a fresh reader begins with `reader_share` of it. Empty: it
+    begins as the base model."""
     reader_share: float = 0.5
-    """What share of it."""
+    """Share of the adapter of `reader_from` that a fresh reader begins with."""
 
     def check(self, steps: int) -> None:
         if self.future_from:

@@ -83,7 +83,7 @@ class Both(Reads):
         ask = asking(self.method.backbone, self.method.layout)
         for c, rows in zip(contexts, batch.readings, strict=True):
             rows += [row._replace(recall=True) for row in quotes(ask, c.ids[: len(c.ids) // 2], rng)]
-        return batch if any(row.recall for rows in batch.readings for row in rows) else None
+        return batch if any(row.recall for row in batch.rows) else None
 
     def loss(self, batch: Batch, step: int) -> Loss:
         lost, recall = token_losses(batch, self.method, future_bias=self.own.future(step))

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
-
-_LOCK = threading.Lock()
-_OPEN: WeakValueDictionary[Path, SacRag] = WeakValueDictionary()
 
 
 class Source:
@@ -53,13 +48,10 @@ class Source:
     def rag(self) -> SacRag:
         """Opened at first use, which loads the model."""
         if self._rag is None:
-            assert self._folder is not None
-            with _LOCK:
-                self._rag = _OPEN.get(self._folder)
-                if self._rag is None:
-                    from sac_rag import SacRag
+            from sac_rag.pipeline import shared_reader
 
-                    self._rag = _OPEN[self._folder] = SacRag.open(self._folder)
+            assert self._folder is not None
+            self._rag = shared_reader(self._folder)
         return self._rag
 
     def newest(self) -> SacRag:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llama_index.embeddings.sac import SacEmbedding
     from llama_index.llms.sac import SacLLM
 
-    from sac_rag import IndexConfig, SacRag
+    from sac_rag import Hit, IndexConfig, SacRag
 
 logger = logging.getLogger(__name__)
 
@@ -202,31 +202,16 @@ class SacVectorStore(BasePydanticVectorStore):
         if query.mode == VectorStoreQueryMode.MMR:
             return self._result(self._diverse(query, wanted, where))
         vector = None if mode == "lexical" else self._vector(query)
-        library, limit = self._source.newest().newest(), wanted
-        while True:
-            hits = library.search(vector, query.query_str, limit, mode=mode, where=where)
-            scores: dict[str, float] = {}
-            for hit in hits:
-                scores.setdefault(hit.passage.document, hit.score)
-            if len(scores) >= wanted or len(hits) < limit:
-                break
-            limit *= 4
-        return self._result(dict(list(scores.items())[:wanted]))
+        library = self._source.newest().newest()
+        return self._result(
+            _best_of(wanted, wanted, lambda n: library.search(vector, query.query_str, n, mode=mode, where=where))
+        )
 
     def _diverse(self, query: VectorStoreQuery, wanted: int, where: Mapping[str, Any] | None) -> dict[str, float]:
         """Uris and similarities of nodes close to the question and unlike each other."""
         weight = 0.5 if query.mmr_threshold is None else query.mmr_threshold
-        fetch = wanted
-        while True:
-            fetch *= 4
-            hits = self._source.newest().diverse(
-                self._vector(query).tolist(), fetch, fetch=fetch, weight=weight, where=where
-            )
-            scores: dict[str, float] = {}
-            for hit in hits:
-                scores.setdefault(hit.passage.document, hit.score)
-            if len(scores) >= wanted or len(hits) < fetch:
-                return dict(list(scores.items())[:wanted])
+        vector, rag = self._vector(query).tolist(), self._source.newest()
+        return _best_of(wanted, 4 * wanted, lambda n: rag.diverse(vector, n, fetch=n, weight=weight, where=where))
 
     def _result(self, scores: Mapping[str, float]) -> VectorStoreQueryResult:
         """Found documents as nodes, in their order."""
@@ -278,3 +263,17 @@ class SacVectorStore(BasePydanticVectorStore):
                 f"node {other.node_id} comes with a vector of another embedder than the library's "
                 f"({self.rag.config.embedder}): pass embed_model=SacEmbedding(rag), or set is_embedding_query=False"
             )
+
+
+def _best_of(wanted: int, first: int, search: Callable[[int], Sequence[Hit]]) -> dict[str, float]:
+    """Uris and scores of the best documents, each by its best passage. search: so many passages, `first` at the
+    beginning and more until they are of enough documents."""
+    limit = first
+    while True:
+        hits = search(limit)
+        scores: dict[str, float] = {}
+        for hit in hits:
+            scores.setdefault(hit.passage.document, hit.score)
+        if len(scores) >= wanted or len(hits) < limit:
+            return dict(list(scores.items())[:wanted])
+        limit *= 4
