@@ -7,9 +7,9 @@
         --generator runs/generator --count 60000 --output DIR/qa/asked.train.jsonl.gz
 
 Passages are contexts and texts of the files, cut at ends of sentences where they are long, or with --titled the titled
-paragraphs that contexts consist of. Of each some names, numbers, dates and noun phrases are asked for, about half of
-them out of one sentence, so that its roles must be told apart. A question is kept where Full-FT, asked it on the
-passage, agrees with the span (roundtrip consistency, Alberti et al. 2019); its answer comes first, the span second.
+paragraphs that contexts consist of, whole. Of each some names, numbers, dates and noun phrases are asked for, about
+half of them out of one sentence, so that its roles must be told apart. A question is kept where Full-FT, asked it on
+the passage, agrees with the span (roundtrip consistency, Alberti et al. 2019); its answer comes first, the span second.
 Questions that hold their answer, are short, closed (yes/no, "A or B"), asked before, or in a file of --not-in are left
 out, and so are passages that share a sentence with such a file.
 
@@ -65,8 +65,8 @@ WORDS = 8
 """Words of a sentence by which passages are told to be the same."""
 QUESTION_TOKENS = 48
 
-Cut = Callable[[str], list[str]]
-"""A text -> its passages."""
+Cut = Callable[[str, bool], list[str]]
+"""A text, and whether it is a titled paragraph -> its passages."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class File:
         texts, rng = self.texts(), random.Random(f"{seed}/{self.path.name}")
         rng.shuffle(texts)
         for text, source in texts:
-            parts = cut(text)
+            parts = cut(text, self.titled)
             for part in rng.sample(parts, min(MOST, len(parts))):
                 yield part, source
 
@@ -280,8 +280,9 @@ def make(given: argparse.Namespace) -> dict[str, Any]:
     held, offsets = HeldOut.of(given.not_in), offsets_of(generator.tokenizer)
     held.questions |= {normalise(qa["question"]) for row in parts.rows for qa in row["qas"]}
 
-    def cut(text: str) -> list[str]:
-        found = split(Document("", text), offsets, max_tokens=given.passage_tokens)
+    def cut(text: str, titled: bool) -> list[str]:
+        most = MAX_PASSAGE_TOKENS if titled else given.passage_tokens  # a piece without its title says of nobody
+        found = split(Document("", text), offsets, max_tokens=most)
         return [passage.text for passage in found if passage.tokens >= SHORTEST]
 
     size = max(1, GROUP * given.batch // given.each)

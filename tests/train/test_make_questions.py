@@ -65,11 +65,16 @@ def test_passages_of_all_kinds_come_once_and_none_that_is_held_out(tmp_path):
         {"question": "Who is it?", "answers": ["he"]}]})])  # fmt: skip
     assert held.questions == {"who is it"}
     files = [script.File(texts, 1.0), script.File(titled, 3.0, titled=True)]
-    found = list(script.drawn(files, held, lambda text: text.split("|"), 0))
+
+    def cut(text, titled):
+        assert titled == ("\n" in text)
+        return text.split("|")
+
+    found = list(script.drawn(files, held, cut, 0))
     assert sorted(text for text, _ in found) == ["Dam\nA dam.", "Mill\nA mill.", "One.", "Three.", "Two."]
     assert dict(found)["One."] == "books" and dict(found)["Dam\nA dam."] == "t"
-    assert found == list(script.drawn(files, held, lambda text: text.split("|"), 0))
-    orders = {tuple(script.drawn(files, held, lambda text: text.split("|"), seed)) for seed in range(9)}
+    assert found == list(script.drawn(files, held, cut, 0))
+    orders = {tuple(script.drawn(files, held, cut, seed)) for seed in range(9)}
     assert len(orders) > 3
     with pytest.raises(ConfigError, match="the weight of .*x.jsonl.gz is 0"):
         script.File(texts, 0.0).check()
