@@ -70,9 +70,9 @@ def train(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="Files of text or questions, with a share if wanted; choice:PATH offers two answers with half of its "
-            "questions, cloze:PATH asks questions made out of its texts, quote:PATH for the texts themselves. One "
-            "folder with --recipe.",
+            help="Files of text or questions, with a share if wanted; ask:PATH gives an answer and wants its question, "
+            "choice:PATH offers two answers with half of its questions, cloze:PATH asks questions made out of its "
+            "texts, quote:PATH for the texts themselves. One folder with --recipe.",
             metavar="PATH[=WEIGHT]",
         ),
     ],
@@ -135,6 +135,7 @@ def train(
     cloze: in front of a path makes questions out of any English text, new ones in each epoch: a sentence asks for a
     name, a number or a phrase that was taken out of it. choice: asks the file's own questions, about half of them with
     the answer and another span of its kind offered: "…, 1901 or 1887?". quote: asks for the text itself, in pieces.
+    ask: turns the file's questions round: 'Ask a question that is answered by "1901".'
 
     --recipe trains all stages of a known training in folders 1-… and 2-… of the output, which gets the last adapter;
     the data are then one folder with lm/, qa/ and summ/ in it.

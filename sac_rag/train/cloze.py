@@ -60,7 +60,7 @@ def cloze_questions(text: str, count: int, rng: random.Random) -> list[tuple[str
     An answer is a stretch of `text`, and stands nowhere else in its own question.
     """
     found: list[tuple[str, Span]] = []
-    for sentence in _sentences(text):
+    for sentence in sentences(text):
         found += [(sentence, span) for span in _spans(sentence)]
     weights = {"year": 2.0, "date": 2.0, "number": 2.0, "name": 2.0, "phrase": 1.0}
     order = sorted(found, key=lambda f: rng.random() ** (1 / weights[f[1].kind]), reverse=True)
@@ -82,11 +82,12 @@ def cloze_questions(text: str, count: int, rng: random.Random) -> list[tuple[str
 def spans_of(text: str, *, short: bool = False) -> list[tuple[str, str]]:
     """(words, kind) of all spans of a text that can be asked for; the kinds are those of `_WH`. short: the text is one
     sentence, of however few words."""
-    sentences = [text] if short else _sentences(text)
-    return [(s[span.start : span.end], span.kind) for s in sentences for span in _spans(s)]
+    found = [text] if short else sentences(text)
+    return [(s[span.start : span.end], span.kind) for s in found for span in _spans(s)]
 
 
-def _sentences(text: str) -> Iterator[str]:
+def sentences(text: str) -> Iterator[str]:
+    """Sentences of a text that can be asked about: of 6 to 60 words."""
     for match in _SENTENCE.finditer(text):
         sentence = match.group().strip()
         if len(sentence) <= _LONGEST and 6 <= len(sentence.split()) <= 60:

@@ -1,7 +1,7 @@
 """Training data: MRQA-style lines, SQuAD JSON, summaries and plain text become token ids in a resumable random order.
 
-Questions come with the file, as they are or with two answers offered (`choice:` in front of its path), or are made out
-of its texts (`cloze:`), or the texts themselves are to be said again (`quote:`).
+Questions come with the file, as they are, with two answers offered (`choice:` in front of its path) or turned round
+(`ask:`), or are made out of its texts (`cloze:`), or the texts themselves are to be said again (`quote:`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 from sac_rag.errors import TrainingError
 from sac_rag.train.choices import offered
 from sac_rag.train.cloze import cloze_questions
+from sac_rag.train.generation import turned
 from sac_rag.train.neighbours import Neighbours
-from sac_rag.train.specs import CHOICE, CLOZE, QUOTE
+from sac_rag.train.specs import ASK, CHOICE, CLOZE, QUOTE
 
 Encode = Callable[[str], list[int]]
 
@@ -177,8 +178,9 @@ class Source:
     """A data file in an endless, seeded, resumable order; tokenised when drawn.
 
     kind: CLOZE or QUOTE leave whatever questions the file has aside: new ones are made out of its texts in each epoch,
-    or windows of its texts are to be quoted; CHOICE asks them with other answers offered in each epoch. plain: the
-    texts alone are wanted, not the questions that stand with them.
+    or windows of its texts are to be quoted; CHOICE asks them with other answers offered in each epoch; ASK turns them
+    round and leaves out what has none to turn. plain: the texts alone are wanted, not the questions that stand with
+    them.
     """
 
     def __init__(
@@ -197,6 +199,13 @@ class Source:
         self._rows = [c for c in read_contexts(path) if c.text.strip()]
         if not self._rows:
             raise TrainingError(f"{path} holds no contexts")
+        if kind == ASK:
+            self._rows = [row for row in map(_turned, self._rows) if row.questions]
+            if not self._rows:
+                raise TrainingError(
+                    f"{self.name}: it has no question that can be turned round; {ASK} needs answers that stand in the "
+                    "text, to questions that are neither yes/no nor a choice"
+                )
         self.drawn = 0
         self._lengths: dict[int, int] = {}  # of contexts that were too long: not to be tokenised again and again
         self._order: list[int] = []
@@ -283,6 +292,13 @@ class Source:
             random.Random(f"{self.seed}/{self.name}/{epoch}").shuffle(self._order)
         self.drawn += 1
         return self._rows[self._order[index]]
+
+
+def _turned(context: Context) -> Context:
+    """With those of its questions that can be turned round: an instruction, and the question as its answer."""
+    pairs = ((q.qid, turned(context.text, q.question, q.answers)) for q in context.questions)
+    questions = (Question(qid, pair[0], (pair[1],)) for qid, pair in pairs if pair)
+    return dataclasses.replace(context, questions=tuple(questions))
 
 
 def _whole_sentences(text: str) -> str:

@@ -48,9 +48,10 @@ def run(
 ) -> Card:
     """Train an adapter on `data` (PATH or PATH=WEIGHT) into the folder `output`; a run that was stopped goes on.
 
-    `choice:PATH` offers two answers with about half of the file's questions, `cloze:PATH` asks questions made out of
-    its texts in place of those it has, `quote:PATH` for the texts themselves. teacher: folder of a Full-FT adapter of
-    the same base and layout, for `config.distil_weight`.
+    `ask:PATH` turns the file's questions round (an answer is given, its question is to be said), `choice:PATH` offers
+    two answers with about half of them, `cloze:PATH` asks questions made out of its texts in place of those it has,
+    `quote:PATH` for the texts themselves. teacher: folder of a Full-FT adapter of the same base and layout, for
+    `config.distil_weight`.
     placing: fields of Placing, in place of those of `start_from` or the method's own. layout: strings of the prompt in
     place of those of the model's chat template.
     What is None comes from the adapter `start_from`, whose tensors are then the first ones, or else is a default: the

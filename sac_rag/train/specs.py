@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from sac_rag.errors import ConfigError
 
+ASK = "ask:"
+"""In front of a data file's path: its questions are to be asked, given their answers (`sac_rag.train.generation`)."""
 CLOZE = "cloze:"
 """In front of a data file's path: ask questions made out of its texts (`sac_rag.train.cloze`), not those it has."""
 CHOICE = "choice:"
@@ -16,15 +18,15 @@ QUOTE = "quote:"
 
 
 def kind_of(spec: str) -> tuple[str, str]:
-    """`choice:`, `cloze:`, `quote:` or "" in front of a path, and the path."""
-    for kind in (CHOICE, CLOZE, QUOTE):
+    """`ask:`, `choice:`, `cloze:`, `quote:` or "" in front of a path, and the path."""
+    for kind in (ASK, CHOICE, CLOZE, QUOTE):
         if spec.startswith(kind):
             return kind, spec.removeprefix(kind)
     return "", spec
 
 
 def sources_of(specs: Sequence[str]) -> list[tuple[str, float]]:
-    """Parse `PATH` or `PATH=WEIGHT` arguments; a `cloze:` or `quote:` in front stays with the path.
+    """Parse `PATH` or `PATH=WEIGHT` arguments; what `kind_of` finds in front stays with the path.
 
     What follows the last "=" is a weight when it is a number, else it belongs to the path. Raises ConfigError where
     it is neither: the path in front of it exists, the whole does not.

@@ -12,10 +12,11 @@ def test_a_weight_is_a_number_and_all_else_is_the_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("lr=high.jsonl", "plain.jsonl", "a=b"):
         (tmp_path / name).touch()
-    assert sources_of(["plain.jsonl", "plain.jsonl=0.3", "cloze:plain.jsonl=2"]) == [
+    assert sources_of(["plain.jsonl", "plain.jsonl=0.3", "cloze:plain.jsonl=2", "ask:plain.jsonl"]) == [
         ("plain.jsonl", 1.0),
         ("plain.jsonl", 0.3),
         ("cloze:plain.jsonl", 2.0),
+        ("ask:plain.jsonl", 1.0),
     ]
     assert sources_of(["lr=high.jsonl", "lr=high.jsonl=0.5", "cloze:lr=high.jsonl", "a=b"]) == [
         ("lr=high.jsonl", 1.0),
