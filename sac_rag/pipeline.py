@@ -23,7 +23,9 @@ from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.serving import Serving
 from sac_rag.answer.small_talk import NOTICE as SMALL_TALK
 from sac_rag.answer.small_talk import is_small_talk
+from sac_rag.answer.steps import Steps
 from sac_rag.answer.stream import RETRIES, AnswerPlan, Stream
+from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
@@ -494,7 +496,7 @@ class SacRag(Serving):
         judged = own.abstain or own.fidelity == "auto"
         constraint = None if schema is None else self.held_to(schema, own)
         thresholds = self._thresholds() if judged else None
-        library = self.newest()
+        library, steps = self.newest(), Steps()
         if own.fidelity != "text":
             self._check_gate()
 
@@ -505,13 +507,13 @@ class SacRag(Serving):
             return self._retrieve(library, query, own, where)
 
         def assemble(found: Sequence[Hit], text: bool) -> Assembled:
-            return self._assemble(library, found, question, own, text, conversation)
+            return self._assemble(library, found, question, own, text, conversation, steps)
 
         def warn(read: Sequence[Hit]) -> list[str]:
             found = library.documents([hit.passage.document for hit in read])
             return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
 
-        plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, constraint=constraint)
+        plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, constraint=constraint, steps=steps)
         return Stream(self.engine, plan)
 
     def replay(
@@ -579,8 +581,9 @@ class SacRag(Serving):
         ask: AskConfig,
         text: bool,
         conversation: Conversation | None,
+        steps: Steps | None = None,
     ) -> Assembled:
-        assembled = self._assembled(library, hits, question, ask, text, conversation)
+        assembled = self._assembled(library, hits, question, ask, text, conversation, steps or Steps())
         notice = library.notice
         return dataclasses.replace(assembled, notices=(*assembled.notices, notice)) if notice else assembled
 
@@ -592,6 +595,7 @@ class SacRag(Serving):
         ask: AskConfig,
         text: bool,
         conversation: Conversation | None,
+        steps: Steps,
     ) -> Assembled:
         method, reserve = self.engine.method, ask.max_new_tokens
         placing = method.placing.overridden(ask)
@@ -601,14 +605,23 @@ class SacRag(Serving):
         elif ask.fidelity == "mixed":
             most = {"passages": ask.text_passages, "tokens": ask.text_tokens}
             texts = texts_of(method, hits, **most, score=ask.text_score)
-        if conversation is not None:
-            source = self._memory_source(library)
-            asked: dict[str, Any] = {"placing": placing, "reserve": reserve, "history": ask.history}
-            return conversation.assembled(method, hits, texts, question, source, **asked)
-        if text or ask.fidelity == "text":
-            return text_prompt(method, hits, question, reserve=reserve)
-        memories = library.load([h.passage.id for h in hits[texts:]])
-        return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
+        memories: list[AnchorKV] = []
+        if conversation is None and texts < len(hits):  # those of a conversation are loaded when they are read
+            with steps.step("load", passages=len(hits) - texts) as step:
+                memories = library.load([h.passage.id for h in hits[texts:]])
+                step.counts["slots"] = sum(m.anchors for m in memories)
+                step.counts["source_tokens"] = sum(m.source_len for m in memories)
+        with steps.step("place") as step:
+            if conversation is not None:
+                source = self._memory_source(library)
+                asked: dict[str, Any] = {"placing": placing, "reserve": reserve, "history": ask.history}
+                laid = conversation.assembled(method, hits, texts, question, source, **asked)
+            elif text or ask.fidelity == "text":
+                laid = text_prompt(method, hits, question, reserve=reserve)
+            else:
+                laid = mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
+            step.counts |= {"passages": len(laid.hits), "slots": laid.anchors, "source_tokens": laid.source_tokens}
+        return laid
 
 
 def recode(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,6 +15,7 @@ from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling
 from sac_rag.answer.reply import Reply
+from sac_rag.answer.steps import Steps
 from sac_rag.config import AskConfig
 from sac_rag.errors import MemoryDamaged, PassageGone
 from sac_rag.records import NO_ANSWER, Answer, Hit, Timings, Usage
@@ -44,6 +45,8 @@ class AnswerPlan:
     """Whether passages are looked for."""
     constraint: Constraint | None = None
     """What the answer is held to."""
+    steps: Steps = field(default_factory=Steps)
+    """Where its steps are noted."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Stream(Iterator[str]):
         # What makes the pieces does not know this object: a circle would keep it, and the work, until Python looks for
         # circles.
         self._under_way = _UnderWay(time.perf_counter())
+        self.steps = plan.steps
+        """What has been done for this answer so far."""
         self._pieces = _run(self._under_way, engine, plan)
 
     def __next__(self) -> str:
@@ -105,7 +110,7 @@ class Stream(Iterator[str]):
 
 def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str]:
     ask, thresholds = plan.ask, plan.thresholds
-    found = plan.find()
+    found = _found(plan)
     retrieved = time.perf_counter()
     doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
     held = ask.abstain or doubtful is not None
@@ -117,7 +122,7 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         except (PassageGone, MemoryDamaged):
             if not again:
                 raise
-            found = plan.find()
+            found = _found(plan)
     if under_way.cancelled:
         return
     usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
@@ -168,12 +173,23 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         plan.conversation.add(text)
 
 
+def _found(plan: AnswerPlan) -> Sequence[Hit]:
+    if not plan.searches:
+        return plan.find()
+    with plan.steps.step("search") as step:
+        found = plan.find()
+        step.counts["passages"] = len(found)
+    return found
+
+
 def _attempt(
     under_way: _UnderWay, engine: Engine, plan: AnswerPlan, found: Sequence[Hit], *, text: bool, held: bool
 ) -> Generator[str, None, _Attempt]:
     """Read and answer once; the pieces are yielded unless `held`."""
     began, ask = time.perf_counter(), plan.ask
+    turn = plan.steps.begin("wait")
     with engine.busy(), torch.inference_mode():
+        turn.ended = time.perf_counter()
         assembled = plan.assemble(found, text)
     loaded_s = time.perf_counter() - began
     if not (assembled.hits or assembled.earlier or ask.closed_book):
@@ -181,8 +197,8 @@ def _attempt(
             yield NO_ANSWER
         return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
     sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed, constraint=plan.constraint)
-    keep = plan.conversation is not None
-    reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=plan.stop, keep=keep)
+    service, keep = engine.service_of(ask.reader), plan.conversation is not None
+    reply = Reply.begin(service, assembled.prompt, sampling, stop=plan.stop, keep=keep, steps=plan.steps)
     under_way.reply = reply
     if under_way.cancelled:  # while the passages were loaded
         reply.cancel()

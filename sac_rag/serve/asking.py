@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,11 +74,15 @@ class Asked:
 
     def begin(self) -> Stream:
         """Begin to answer; blocks while the passages are looked for."""
-        rag, talk = self.served.rag, None
+        rag, talk, began = self.served.rag, None, time.perf_counter()
         if self.turns or self.instructions:
             talk = rag.replay(self.turns, self.ask, where=self.where, instructions=self.instructions)
+        replayed = time.perf_counter()
         given: dict[str, Any] = {"where": self.where, "text": self.text, "stop": self.stop, "schema": self.schema}
-        return rag.stream(self.question, self.ask, conversation=talk, **given)
+        stream = rag.stream(self.question, self.ask, conversation=talk, **given)
+        if talk is not None:
+            stream.steps.note("replay", began, replayed, turns=len(self.turns))
+        return stream
 
     def account(self, answer: Answer) -> dict[str, Any]:
         """An answer as JSON: the account of every shell, with what only a server knows."""

@@ -26,6 +26,7 @@ from sac_rag.serve.door import Door
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import Key
 from sac_rag.serve.libraries import ServedLibrary, model_name
+from sac_rag.serve.tracing import searching
 
 router = APIRouter(prefix="/v1/libraries", route_class=StrictRoute)
 
@@ -112,7 +113,8 @@ async def search(library: str, body: SearchRequest, request: Request) -> Respons
     query = body.query.strip()
     if not query:
         raise ConfigError("the query is empty; look for something")
-    hits = await asyncio.to_thread(served.rag.retrieve, query, ask, where=where)
+    with searching(door.trace, served, query, body.k) as hits:
+        hits += await asyncio.to_thread(served.rag.retrieve, query, ask, where=where)
     for hit in hits:  # as the result of a client's tool it is read as memory: see `serve.tools`
         served.rag.offer(hit.passage.text, served.rag.tag(hit.passage.id))
     return JSONResponse({"passages": [asking.source(h) for h in hits]})
@@ -139,7 +141,7 @@ async def ask(library: str, body: AskRequest, request: Request) -> Response:
         forgotten=forgotten,
         stop=asking.stops_of(body.stop),
     )
-    answering = door.pool.answer(served.name, asked.begin)
+    answering = door.answer(asked, library, stream=body.stream)
     if body.stream:
         return StreamingResponse(_answer_events(asked, answering), media_type="text/event-stream")
     return JSONResponse(asked.account(await answering.whole(request)))

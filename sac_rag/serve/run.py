@@ -14,6 +14,7 @@ from sac_rag.serve.app import create_app
 from sac_rag.serve.keys import Keys
 from sac_rag.serve.libraries import ServedLibraries, ServedLibrary, named
 from sac_rag.serve.settings import ServeConfig
+from sac_rag.serve.tracing import Tracing
 
 
 def open_libraries(
@@ -72,7 +73,7 @@ def serve(
     host, port = listening.getsockname()[:2]
     told(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     config = uvicorn.Config(
-        create_app(libraries, limits, keys),
+        create_app(libraries, limits, keys, Tracing.exporting(texts=limits.otel_texts) if limits.otel else None),
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=max(1, round(limits.grace)),
