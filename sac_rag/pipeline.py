@@ -20,6 +20,7 @@ from sac_rag.answer.chat import Message, chat_prompt
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
+from sac_rag.answer.heat import heat_of
 from sac_rag.answer.serving import Serving
 from sac_rag.answer.small_talk import NOTICE as SMALL_TALK
 from sac_rag.answer.small_talk import is_small_talk
@@ -43,7 +44,7 @@ from sac_rag.models.adapters import codec_state, usual_codec
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
-from sac_rag.records import Answer, Document, Hit, Passage, nfc, unicode_of
+from sac_rag.records import Answer, Document, Heat, Hit, Passage, nfc, unicode_of
 from sac_rag.remote import copy_of, is_remote
 from sac_rag.text.readers import read_bytes
 
@@ -446,6 +447,7 @@ class SacRag(Serving):
         conversation: Conversation | None = None,
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
+        heat: bool = False,
         **settings: Any,
     ) -> Answer:
         """Answer a question from the library.
@@ -455,12 +457,13 @@ class SacRag(Serving):
         conversation: answer as its next turn; what earlier ones read stays in the model's cache, where the question
         takes it up (`AskConfig.history`). stop: strings that end an answer and are no part of it. Small talk is
         answered without passages, and is no turn (`AskConfig.small_talk`). schema: a JSON schema that the answer is
-        held to while it is decoded, see `held_to`.
+        held to while it is decoded, see `held_to`. heat: also say how much each anchor of the passages was attended, by
+        a second reading behind the answer (`Answer.heat`).
         Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration, or beside a
-        schema.
+        schema, and when heat is wanted of a conversation or of passages read as text.
         """
         given = {"where": where, "hits": hits, "text": text, "conversation": conversation, "stop": stop, **settings}
-        stream = self.stream(question, ask, schema=schema, **given)
+        stream = self.stream(question, ask, schema=schema, heat=heat, **given)
         for _ in stream:
             pass
         return stream.answer
@@ -476,6 +479,7 @@ class SacRag(Serving):
         conversation: Conversation | None = None,
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
+        heat: bool = False,
         **settings: Any,
     ) -> Stream:
         """As `ask`, piece by piece: iterate over the text; `.answer` is whole after the last piece.
@@ -489,7 +493,10 @@ class SacRag(Serving):
         own = dataclasses.replace(ask, fidelity="text", reader="base") if text else ask
         if not (question := nfc(question).strip()):
             raise ConfigError("the question is empty; ask something")
-        self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
+        if heat and (conversation is not None or own.fidelity == "text"):
+            what = "a conversation" if conversation is not None else "passages that are read as text"
+            raise ConfigError(f"heat is of memories behind one question, not of {what}: leave one of the two out")
+        placing = self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
         if hits is None and schema is None and own.small_talk and is_small_talk(question):
             return Stream(self.engine, self._chatting(question, own, conversation, stop))
@@ -509,11 +516,17 @@ class SacRag(Serving):
         def assemble(found: Sequence[Hit], text: bool) -> Assembled:
             return self._assemble(library, found, question, own, text, conversation, steps)
 
+        def attended(assembled: Assembled, answer: Sequence[int]) -> Heat | None:
+            memories = library.load([h.passage.id for h in assembled.hits[assembled.texts :]])
+            service, method = self.engine.service_of(own.reader), self.engine.method
+            return heat_of(service, method, assembled, memories, placing, answer)
+
         def warn(read: Sequence[Hit]) -> list[str]:
             found = library.documents([hit.passage.document for hit in read])
             return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
 
-        plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, constraint=constraint, steps=steps)
+        more: dict[str, Any] = {"constraint": constraint, "heat": attended if heat else None, "steps": steps}
+        plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, **more)
         return Stream(self.engine, plan)
 
     def replay(

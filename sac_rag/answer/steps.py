@@ -25,9 +25,9 @@ class Steps:
     """The steps of one answer in the order in which they began. Threads that share one may add to it and read it.
 
     `replay` makes the conversation of earlier turns, `search` finds passages, `place` lays them out in a prompt, `load`
-    reads memories, `wait` lasts until the model is free, and
-    again until the batch has a row, `prefill` reads the prompt, `decode` writes the answer. Where
-    a conversation holds memories that are loaded when they are read, `load` comes behind `wait`.
+    reads memories, `wait` lasts until the model is free, and again until the batch has a row, `prefill` reads the
+    prompt, `decode` writes the answer, `heat` reads what it attended. Where a conversation holds memories that are
+    loaded when they are read, `load` comes behind `wait`.
     """
 
     def __init__(self) -> None:

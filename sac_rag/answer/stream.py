@@ -18,7 +18,7 @@ from sac_rag.answer.reply import Reply
 from sac_rag.answer.steps import Steps
 from sac_rag.config import AskConfig
 from sac_rag.errors import MemoryDamaged, PassageGone
-from sac_rag.records import NO_ANSWER, Answer, Hit, Timings, Usage
+from sac_rag.records import NO_ANSWER, Answer, Heat, Hit, Timings, Usage
 
 RETRIES = 8
 """How often passages are looked for anew because one that was found has been removed meanwhile, or is damaged."""
@@ -45,6 +45,8 @@ class AnswerPlan:
     """Whether passages are looked for."""
     constraint: Constraint | None = None
     """What the answer is held to."""
+    heat: Callable[[Assembled, Sequence[int]], Heat | None] | None = None
+    """What was attended: prompt and tokens of the answer -> heat; None where nobody asks."""
     steps: Steps = field(default_factory=Steps)
     """Where its steps are noted."""
 
@@ -60,6 +62,7 @@ class _Attempt:
     loaded_s: float
     first: float
     finish_reason: str = "stop"
+    token_ids: Sequence[int] = ()
     asked: bool = True
     """Whether the model was: without passages it is not, unless `closed_book` says so."""
 
@@ -151,6 +154,10 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
     elif plan.searches and not hits:
         notices.append(f"no passage was read{alone}")
     notices += plan.warn(hits)
+    heat = None
+    if plan.heat is not None and attempt.asked:
+        with plan.steps.step("heat"), engine.busy():
+            heat = plan.heat(attempt.assembled, attempt.token_ids)
     first = time.perf_counter() if held else attempt.first
     if held and text:
         yield text
@@ -168,6 +175,7 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         finish_reason=attempt.finish_reason,
         left_out=len(found) - len(hits),
         forgotten=attempt.assembled.forgotten,
+        heat=heat,
     )
     if plan.conversation is not None:
         plan.conversation.add(text)
@@ -208,7 +216,8 @@ def _attempt(
     first = reply.first or time.perf_counter()
     usage = replace(reply.usage, source_tokens=assembled.source_tokens)
     said, sure = reply.text.strip(), reply.completion.logprob
-    return _Attempt(assembled, said, usage, sure, loaded_s, first, reply.finish_reason)
+    ids = tuple(reply.completion.token_ids)
+    return _Attempt(assembled, said, usage, sure, loaded_s, first, reply.finish_reason, ids)
 
 
 def _both(a: Usage, b: Usage) -> Usage:

@@ -48,7 +48,10 @@ class SearchRequest(Strict):
 
 
 class AskRequest(Strict):
-    """settings: fields of AskConfig, such as k, fidelity, max_new_tokens. text: read as text, for comparison."""
+    """settings: fields of AskConfig, such as k, fidelity, max_new_tokens. text: read as text, for comparison.
+
+    heat: also say which anchors of the passages were attended.
+    """
 
     question: str
     messages: list[ChatMessage] = []
@@ -56,6 +59,7 @@ class AskRequest(Strict):
     where: dict[str, Any] | None = None
     text: bool = False
     stop: list[str] = []
+    heat: bool = False
     settings: dict[str, Any] = {}
 
 
@@ -140,6 +144,7 @@ async def ask(library: str, body: AskRequest, request: Request) -> Response:
         instructions=instructions,
         forgotten=forgotten,
         stop=asking.stops_of(body.stop),
+        heat=body.heat,
     )
     answering = door.answer(asked, library, stream=body.stream)
     if body.stream:
