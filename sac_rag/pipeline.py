@@ -33,6 +33,7 @@ from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGo
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, RayWorkers, Workers
 from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
+from sac_rag.library.joined import AnyLibrary, JoinedLibrary, check_alike, places_of
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import codec_state_of, compare, head_of
 from sac_rag.library.opening import plain as plain_fingerprint
@@ -64,7 +65,7 @@ class SacRag(Serving):
 
     def __init__(
         self,
-        library: Library,
+        library: AnyLibrary,
         engine: Engine,
         embedder: Embedder,
         config: IndexConfig,
@@ -82,7 +83,7 @@ class SacRag(Serving):
 
     def __reduce__(self) -> tuple[Any, ...]:
         dtype = str(self.engine.dtype).removeprefix("torch.")
-        return _reopened, (str(self.library.path), self.engine.device.type, dtype)
+        return _reopened, ([str(part.path) for part in self.library.parts], self.engine.device.type, dtype)
 
     def __copy__(self) -> Self:
         return self
@@ -129,7 +130,7 @@ class SacRag(Serving):
     @classmethod
     def open(
         cls,
-        library: str | Path,
+        library: str | Path | Sequence[str | Path],
         *,
         config: IndexConfig | None = None,
         write: bool = False,
@@ -146,9 +147,19 @@ class SacRag(Serving):
         missing. later: with these, open for reading, and for writing at the first change. fetch: which of "model" and
         "embedder" may be fetched from the hub; None is those of `config`, and none where the library alone names them.
         wait: seconds to wait for another writer. A URL of an object store is read by way of a copy (`sac_rag.remote`).
+        Several libraries, as a list or with commas between them, are read as one (`sac_rag.library.joined`).
         Raises LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked,
         ModelError.
         """
+        place, *others = places_of(library)
+        if others:
+            if write or create or later:
+                raise ConfigError(
+                    f"{place} and {others[0]} are read as one library, which is not changed: name the one that is to "
+                    "change"
+                )
+            return cls._joined([place, *others], config=config, fetch=fetch, device=device, dtype=dtype)
+        library = place
         if is_remote(library):
             if write or create or later:
                 raise ConfigError(f"{library} is in a store, where nothing is changed: change a copy, and store it")
@@ -196,6 +207,18 @@ class SacRag(Serving):
         if later or not write:
             opened = Library.open(library, fingerprint=wanted)
         return cls(opened, engine, embedder, config, to_write=to_write if write and later else None)
+
+    @classmethod
+    def _joined(cls, places: Sequence[str], **how: Any) -> SacRag:
+        """Several libraries as one; `how` as of `open`."""
+        places = [str(copy_of(place)) if is_remote(place) else place for place in places]
+        # Before a second model is loaded only to be refused; hashes are compared when all are open.
+        check_alike({place: dataclasses.asdict(config_of(place)) for place in places})
+        with contextlib.ExitStack() as undo:
+            opened = [undo.enter_context(cls.open(place, **how)) for place in places]
+            first, joined = opened[0], JoinedLibrary([part for rag in opened for part in rag.library.parts])
+            undo.pop_all()
+        return cls(joined, first.engine, first.embedder, first.config)
 
     def close(self) -> None:
         self.library.close()
@@ -381,9 +404,11 @@ class SacRag(Serving):
 
     def _writer(self) -> Library:
         with self._opening:
+            if len(self.library.parts) > 1:
+                raise ConfigError(f"{self.library.path} is several libraries, which are not changed as one: open one")
             if self._to_write is not None and not self.library.writable:
                 self.library = self._to_write()
-            return self.library
+            return self.library.parts[0]
 
     def _indexer(self) -> Indexer:
         indexer = Indexer(self._writer(), self.engine, self.embedder, self.config)
@@ -425,7 +450,9 @@ class SacRag(Serving):
                     raise
         return [hits[i] for i in marginal(vector, rows, k, weight)]
 
-    def _retrieve(self, library: Library, question: str, ask: AskConfig, where: Mapping[str, Any] | None) -> list[Hit]:
+    def _retrieve(
+        self, library: AnyLibrary, question: str, ask: AskConfig, where: Mapping[str, Any] | None
+    ) -> list[Hit]:
         vector, question = None, nfc(question)
         if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
@@ -588,7 +615,7 @@ class SacRag(Serving):
 
     def _assemble(
         self,
-        library: Library,
+        library: AnyLibrary,
         hits: Sequence[Hit],
         question: str,
         ask: AskConfig,
@@ -602,7 +629,7 @@ class SacRag(Serving):
 
     def _assembled(
         self,
-        library: Library,
+        library: AnyLibrary,
         hits: Sequence[Hit],
         question: str,
         ask: AskConfig,
@@ -654,7 +681,7 @@ def recode(
             return tx.recode(codec, state, lambda count: done(count, passages))
 
 
-def _reopened(library: str, device: str, dtype: str) -> SacRag:
+def _reopened(library: Sequence[str], device: str, dtype: str) -> SacRag:
     """What was pickled, in the process that unpickles it."""
     return SacRag.open(library, device=device, dtype=dtype)
 

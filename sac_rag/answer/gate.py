@@ -18,6 +18,7 @@ from sac_rag.compress.placing import compose
 from sac_rag.compress.rope import rotate
 from sac_rag.config import fingerprint
 from sac_rag.errors import GateError, MemoryDamaged, PassageGone
+from sac_rag.library.joined import AnyLibrary
 from sac_rag.library.library import Library
 from sac_rag.models.cache import cache_root
 from sac_rag.models.notes import version_of
@@ -72,7 +73,7 @@ def check(engine: Engine, library: Library) -> None:
         _write(note, {"stored": stored, "library": name, "generation": generation})
 
 
-def mismatches(encoder: Encoder, library: Library, ids: Sequence[str]) -> Iterator[str]:
+def mismatches(encoder: Encoder, library: AnyLibrary, ids: Sequence[str]) -> Iterator[str]:
     """Compare stored memories with what the encoder makes of their text; a line for each that is not that."""
     for start in range(0, len(ids), PASSAGES_AT_ONCE):
         some, stored = [], []

@@ -97,7 +97,7 @@ def _library(door: Door, served: ServedLibrary) -> dict[str, Any]:
         "codec": rag.config.codec,
         "context_length": rag.context_length,
         "slot_bytes": rag.slot_bytes,
-        "writable": "write" in key.rights and not door.limits.read_only,
+        "writable": "write" in key.rights and not door.limits.read_only and served.is_whole,
         "syncs": bool(served.folders),
     }
     if key.where:  # sizes would tell of others' documents

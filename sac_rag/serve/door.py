@@ -95,4 +95,7 @@ class Door:
         served = self.libraries.library(library, self.key, "write")
         if self.limits.read_only:
             raise ApiError(403, "read_only", "this server takes no changes (--read-only)")
+        if not served.is_whole:
+            message = f"{library!r} is several libraries, read as one: serve the one that is to change by itself"
+            raise ApiError(403, "read_only", message)
         return served

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import uvicorn
 
 from sac_rag.errors import ConfigError
+from sac_rag.library.joined import places_of
 from sac_rag.pipeline import SacRag
 from sac_rag.remote import is_remote
 from sac_rag.serve.app import create_app
@@ -34,7 +35,7 @@ def open_libraries(
     opened: list[ServedLibrary] = []
     try:
         for name, folder in places.items():
-            mine = write and not is_remote(folder)
+            mine = write and not is_remote(folder) and len(places_of(folder)) == 1
             rag = SacRag.open(folder, write=mine, later=mine, device=device, dtype=dtype)
             opened.append(ServedLibrary(name, rag, tuple(wanted.get(name, ()))))
     except BaseException:
