@@ -260,9 +260,10 @@ class SacRag(Serving):
         beside: Workers | RayWorkers | None = None
         if workers:
             where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
-            setup = setup_of(self.library, self.config, **where)
+            library = self._writer()
+            setup = setup_of(library, self.config, **where)
             if engine == "ray":
-                state, gpu = codec_state_of(self.library.path), self.engine.device.type == "cuda"
+                state, gpu = codec_state_of(library.path), self.engine.device.type == "cuda"
                 beside = RayWorkers(workers, "sac_rag.maker:maker_of", setup, state, gpu)
             else:
                 beside = Workers(workers, "sac_rag.maker:serve", setup)

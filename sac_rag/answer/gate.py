@@ -160,7 +160,7 @@ def _stored(engine: Engine, library: Library) -> float | None:
     return max(found, default=None)
 
 
-def _made_again(encoder: Encoder, library: Library, texts: Sequence[str]) -> list[AnchorKV]:
+def _made_again(encoder: Encoder, library: AnyLibrary, texts: Sequence[str]) -> list[AnchorKV]:
     """What the library would give for these texts, were they stored now."""
     codec = library.codec()
     made = encoder.compress(texts, float(library.fingerprint["ratio"]))

@@ -190,10 +190,10 @@ class JoinedLibrary:
         """What is read of passages, in the order of `ids`, of each from the first part that holds it."""
         of: dict[str, int] = {}
         for passage_id in dict.fromkeys(ids):
-            part = next((n for n, part in enumerate(self.parts) if part.holds(passage_id)), None)
-            if part is None:
+            holder = next((n for n, part in enumerate(self.parts) if part.holds(passage_id)), None)
+            if holder is None:
                 raise PassageGone(f"no passage {passage_id!r} in {self.path}: it was deleted, or is of another library")
-            of[passage_id] = part
+            of[passage_id] = holder
         found: dict[str, T] = {}
         for number, part in enumerate(self.parts):
             if some := [i for i, at in of.items() if at == number]:
@@ -328,8 +328,8 @@ class _JoinedVectors:
         every: list[Collection[int] | None] = [None] * len(view.views)
         if allowed is not None:
             every = [()] * len(view.views)
-            for number, _, some in view.split(allowed):
-                every[number] = set(some)
+            for number, _, keys in view.split(allowed):
+                every[number] = set(keys)
         found: list[tuple[int, float]] = []
         for number, (part, some) in enumerate(zip(view.views, every, strict=True)):
             near = part.vectors().search(vector, k, some) if some is None or some else []
