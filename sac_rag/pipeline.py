@@ -21,16 +21,20 @@ from sac_rag.answer.chat import Message, chat_prompt
 from sac_rag.answer.confidence import Thresholds
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
+from sac_rag.answer.heat import heat_of
 from sac_rag.answer.serving import Serving
 from sac_rag.answer.small_talk import NOTICE as SMALL_TALK
 from sac_rag.answer.small_talk import is_small_talk
+from sac_rag.answer.steps import Steps
 from sac_rag.answer.stream import RETRIES, AnswerPlan, Stream
+from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
 from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, RayWorkers, Workers
 from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
+from sac_rag.library.joined import AnyLibrary, JoinedLibrary, check_alike, places_of
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import codec_state_of, compare, head_of
 from sac_rag.library.opening import plain as plain_fingerprint
@@ -42,7 +46,7 @@ from sac_rag.models.adapters import codec_state, usual_codec
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
-from sac_rag.records import Answer, Document, Hit, Passage, nfc, unicode_of
+from sac_rag.records import Answer, Document, Heat, Hit, Passage, nfc, unicode_of
 from sac_rag.remote import copy_of, is_remote
 from sac_rag.text.readers import read_bytes
 
@@ -62,7 +66,7 @@ class SacRag(Serving):
 
     def __init__(
         self,
-        library: Library,
+        library: AnyLibrary,
         engine: Engine,
         embedder: Embedder,
         config: IndexConfig,
@@ -80,7 +84,7 @@ class SacRag(Serving):
 
     def __reduce__(self) -> tuple[Any, ...]:
         dtype = str(self.engine.dtype).removeprefix("torch.")
-        return _reopened, (str(self.library.path), self.engine.device.type, dtype)
+        return _reopened, ([str(part.path) for part in self.library.parts], self.engine.device.type, dtype)
 
     def __copy__(self) -> Self:
         return self
@@ -127,7 +131,7 @@ class SacRag(Serving):
     @classmethod
     def open(
         cls,
-        library: str | Path,
+        library: str | Path | Sequence[str | Path],
         *,
         config: IndexConfig | None = None,
         write: bool = False,
@@ -144,9 +148,19 @@ class SacRag(Serving):
         missing. later: with these, open for reading, and for writing at the first change. fetch: which of "model" and
         "embedder" may be fetched from the hub; None is those of `config`, and none where the library alone names them.
         wait: seconds to wait for another writer. A URL of an object store is read by way of a copy (`sac_rag.remote`).
+        Several libraries, as a list or with commas between them, are read as one (`sac_rag.library.joined`).
         Raises LibraryNotFound, LibraryMismatch (naming field and both values), LibraryCorrupt, LibraryLocked,
         ModelError.
         """
+        place, *others = places_of(library)
+        if others:
+            if write or create or later:
+                raise ConfigError(
+                    f"{place} and {others[0]} are read as one library, which is not changed: name the one that is to "
+                    "change"
+                )
+            return cls._joined([place, *others], config=config, fetch=fetch, device=device, dtype=dtype)
+        library = place
         if is_remote(library):
             if write or create or later:
                 raise ConfigError(f"{library} is in a store, where nothing is changed: change a copy, and store it")
@@ -195,6 +209,18 @@ class SacRag(Serving):
             opened = Library.open(library, fingerprint=wanted)
         return cls(opened, engine, embedder, config, to_write=to_write if write and later else None)
 
+    @classmethod
+    def _joined(cls, places: Sequence[str], **how: Any) -> SacRag:
+        """Several libraries as one; `how` as of `open`."""
+        places = [str(copy_of(place)) if is_remote(place) else place for place in places]
+        # Before a second model is loaded only to be refused; hashes are compared when all are open.
+        check_alike({place: dataclasses.asdict(config_of(place)) for place in places})
+        with contextlib.ExitStack() as undo:
+            opened = [undo.enter_context(cls.open(place, **how)) for place in places]
+            first, joined = opened[0], JoinedLibrary([part for rag in opened for part in rag.library.parts])
+            undo.pop_all()
+        return cls(joined, first.engine, first.embedder, first.config)
+
     def close(self) -> None:
         self.library.close()
 
@@ -235,9 +261,10 @@ class SacRag(Serving):
         beside: Workers | RayWorkers | None = None
         if workers:
             where = {"device": str(self.engine.device), "dtype": str(self.engine.dtype).removeprefix("torch.")}
-            setup = setup_of(self.library, self.config, **where)
+            library = self._writer()
+            setup = setup_of(library, self.config, **where)
             if engine == "ray":
-                state, gpu = codec_state_of(self.library.path), self.engine.device.type == "cuda"
+                state, gpu = codec_state_of(library.path), self.engine.device.type == "cuda"
                 beside = RayWorkers(workers, "sac_rag.maker:maker_of", setup, state, gpu)
             else:
                 beside = Workers(workers, "sac_rag.maker:serve", setup)
@@ -379,9 +406,11 @@ class SacRag(Serving):
 
     def _writer(self) -> Library:
         with self._opening:
+            if len(self.library.parts) > 1:
+                raise ConfigError(f"{self.library.path} is several libraries, which are not changed as one: open one")
             if self._to_write is not None and not self.library.writable:
                 self.library = self._to_write()
-            return self.library
+            return self.library.parts[0]
 
     def _indexer(self) -> Indexer:
         indexer = Indexer(self._writer(), self.engine, self.embedder, self.config)
@@ -423,7 +452,9 @@ class SacRag(Serving):
                     raise
         return [hits[i] for i in marginal(vector, rows, k, weight)]
 
-    def _retrieve(self, library: Library, question: str, ask: AskConfig, where: Mapping[str, Any] | None) -> list[Hit]:
+    def _retrieve(
+        self, library: AnyLibrary, question: str, ask: AskConfig, where: Mapping[str, Any] | None
+    ) -> list[Hit]:
         vector, question = None, nfc(question)
         if ask.search != "lexical" or ask.min_score is not None:
             (vector,) = self.embedder.encode([question], kind="query")
@@ -445,6 +476,7 @@ class SacRag(Serving):
         conversation: Conversation | None = None,
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
+        heat: bool = False,
         **settings: Any,
     ) -> Answer:
         """Answer a question from the library.
@@ -454,12 +486,13 @@ class SacRag(Serving):
         conversation: answer as its next turn; what earlier ones read stays in the model's cache, where the question
         takes it up (`AskConfig.history`). stop: strings that end an answer and are no part of it. Small talk is
         answered without passages, and is no turn (`AskConfig.small_talk`). schema: a JSON schema that the answer is
-        held to while it is decoded, see `held_to`.
+        held to while it is decoded, see `held_to`. heat: also say how much each anchor of the passages was attended, by
+        a second reading behind the answer (`Answer.heat`).
         Raises ConfigError when fidelity "auto" or `abstain` is wanted of an adapter without calibration, or beside a
-        schema.
+        schema, and when heat is wanted of a conversation or of passages read as text.
         """
         given = {"where": where, "hits": hits, "text": text, "conversation": conversation, "stop": stop, **settings}
-        stream = self.stream(question, ask, schema=schema, **given)
+        stream = self.stream(question, ask, schema=schema, heat=heat, **given)
         for _ in stream:
             pass
         return stream.answer
@@ -475,6 +508,7 @@ class SacRag(Serving):
         conversation: Conversation | None = None,
         stop: Sequence[str] = (),
         schema: Mapping[str, Any] | None = None,
+        heat: bool = False,
         **settings: Any,
     ) -> Stream:
         """As `ask`, piece by piece: iterate over the text; `.answer` is whole after the last piece.
@@ -488,14 +522,17 @@ class SacRag(Serving):
         own = dataclasses.replace(ask, fidelity="text", reader="base") if text else ask
         if not (question := nfc(question).strip()):
             raise ConfigError("the question is empty; ask something")
-        self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
+        if heat and (conversation is not None or own.fidelity == "text"):
+            what = "a conversation" if conversation is not None else "passages that are read as text"
+            raise ConfigError(f"heat is of memories behind one question, not of {what}: leave one of the two out")
+        placing = self.engine.method.placing.overridden(own)  # what is no policy is refused before anything is searched
         self.engine.service_of(own.reader)  # an adapter without a reader is found out before, too
         if hits is None and schema is None and own.small_talk and is_small_talk(question):
             return Stream(self.engine, self._chatting(question, own, conversation, stop))
         judged = own.abstain or own.fidelity == "auto"
         constraint = None if schema is None else self.held_to(schema, own)
         thresholds = self._thresholds() if judged else None
-        library = self.newest()
+        library, steps = self.newest(), Steps()
         if own.fidelity != "text":
             self.check()
 
@@ -506,13 +543,19 @@ class SacRag(Serving):
             return self._retrieve(library, query, own, where)
 
         def assemble(found: Sequence[Hit], text: bool) -> Assembled:
-            return self._assemble(library, found, question, own, text, conversation)
+            return self._assemble(library, found, question, own, text, conversation, steps)
+
+        def attended(assembled: Assembled, answer: Sequence[int]) -> Heat | None:
+            memories = library.load([h.passage.id for h in assembled.hits[assembled.texts :]])
+            service, method = self.engine.service_of(own.reader), self.engine.method
+            return heat_of(service, method, assembled, memories, placing, answer)
 
         def warn(read: Sequence[Hit]) -> list[str]:
             found = library.documents([hit.passage.document for hit in read])
             return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
 
-        plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, constraint=constraint)
+        more: dict[str, Any] = {"constraint": constraint, "heat": attended if heat else None, "steps": steps}
+        plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, **more)
         return Stream(self.engine, plan)
 
     def replay(
@@ -574,25 +617,27 @@ class SacRag(Serving):
 
     def _assemble(
         self,
-        library: Library,
+        library: AnyLibrary,
         hits: Sequence[Hit],
         question: str,
         ask: AskConfig,
         text: bool,
         conversation: Conversation | None,
+        steps: Steps | None = None,
     ) -> Assembled:
-        assembled = self._assembled(library, hits, question, ask, text, conversation)
+        assembled = self._assembled(library, hits, question, ask, text, conversation, steps or Steps())
         notice = library.notice
         return dataclasses.replace(assembled, notices=(*assembled.notices, notice)) if notice else assembled
 
     def _assembled(
         self,
-        library: Library,
+        library: AnyLibrary,
         hits: Sequence[Hit],
         question: str,
         ask: AskConfig,
         text: bool,
         conversation: Conversation | None,
+        steps: Steps,
     ) -> Assembled:
         method, reserve = self.engine.method, ask.max_new_tokens
         placing = method.placing.overridden(ask)
@@ -602,14 +647,23 @@ class SacRag(Serving):
         elif ask.fidelity == "mixed":
             most = {"passages": ask.text_passages, "tokens": ask.text_tokens}
             texts = texts_of(method, hits, **most, score=ask.text_score)
-        if conversation is not None:
-            source = self._memory_source(library)
-            asked: dict[str, Any] = {"placing": placing, "reserve": reserve, "history": ask.history}
-            return conversation.assembled(method, hits, texts, question, source, **asked)
-        if text or ask.fidelity == "text":
-            return text_prompt(method, hits, question, reserve=reserve)
-        memories = library.load([h.passage.id for h in hits[texts:]])
-        return mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
+        memories: list[AnchorKV] = []
+        if conversation is None and texts < len(hits):  # those of a conversation are loaded when they are read
+            with steps.step("load", passages=len(hits) - texts) as step:
+                memories = library.load([h.passage.id for h in hits[texts:]])
+                step.counts["slots"] = sum(m.anchors for m in memories)
+                step.counts["source_tokens"] = sum(m.source_len for m in memories)
+        with steps.step("place") as step:
+            if conversation is not None:
+                source = self._memory_source(library)
+                asked: dict[str, Any] = {"placing": placing, "reserve": reserve, "history": ask.history}
+                laid = conversation.assembled(method, hits, texts, question, source, **asked)
+            elif text or ask.fidelity == "text":
+                laid = text_prompt(method, hits, question, reserve=reserve)
+            else:
+                laid = mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
+            step.counts |= {"passages": len(laid.hits), "slots": laid.anchors, "source_tokens": laid.source_tokens}
+        return laid
 
 
 _READERS: WeakValueDictionary[str, SacRag] = WeakValueDictionary()
@@ -646,7 +700,7 @@ def recode(
             return tx.recode(codec, state, lambda count: done(count, passages))
 
 
-def _reopened(library: str, device: str, dtype: str) -> SacRag:
+def _reopened(library: Sequence[str], device: str, dtype: str) -> SacRag:
     """What was pickled, in the process that unpickles it."""
     return SacRag.open(library, device=device, dtype=dtype)
 

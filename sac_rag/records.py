@@ -127,6 +127,22 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Heat:
+    """What an answer attended, as shares of all attention, in the mean over its tokens, layers and heads."""
+
+    anchors: tuple[tuple[tuple[int, int, float], ...], ...]
+    """Of each source its anchors in reading order: (start, end) of the anchor's token in the passage's text, and its
+    share, in the mean over the heads that hold it. Empty for a source that was read as text."""
+    passages: float
+    """The share of all anchors together; where all heads hold the same anchors, the sum of theirs."""
+    prefix: float
+    """That of the adapter's prefix, in front of them."""
+    tokens: float
+    """That of tokens: the question, its template, passages that were read as text, and the answer itself. The three sum
+    to 1."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer with the passages that the model had before it, best first."""
 
@@ -152,9 +168,11 @@ class Answer:
     """Passages that were found and did not fit the model's context."""
     forgotten: int = 0
     """Earlier turns of the conversation that did not fit the model's context."""
+    heat: Heat | None = None
+    """What was attended, where that was asked for and passages were read as memory."""
 
     def account(self) -> dict[str, Any]:
-        """JSON, the same in every shell; "withheld" only if it abstained, "notices" only if there are any."""
+        """JSON, the same in every shell; "withheld" only if it abstained, "notices" and "heat" if there are any."""
         found: dict[str, Any] = {
             "answer": self.text,
             "fidelity": self.fidelity,
@@ -180,6 +198,10 @@ class Answer:
         }
         if self.abstained:
             found["withheld"] = self.withheld
+        if self.heat is not None:
+            found["heat"] = {name: getattr(self.heat, name) for name in ("passages", "prefix", "tokens")}
+            for source, anchors in zip(found["sources"], self.heat.anchors, strict=True):
+                source["heat"] = [list(anchor) for anchor in anchors]
         return {**found, "notices": list(self.notices)} if self.notices else found
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sac_cli import answers, console, fields
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolder, answering, where_of
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Json, LibraryFolders, answering, where_of
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError, SacError
 from sac_rag.foreign import parse_object, read_bytes
@@ -44,6 +44,7 @@ Where = Annotated[
     sac ask "Who signs?" -k 5 --fidelity mixed      the best passage as text, four as memory
     sac ask "Who signs?" --fidelity auto --abstain  text where memory is doubtful, and no answer where that is
     sac ask "Who signs, and when?" --schema signature.schema.json --max-new-tokens 128
+    sac ask "Who signs?" --library sales.lib,legal.lib   several libraries, read as one
     sac ask - --json < questions.txt > answers.jsonl
     """,
 )
@@ -52,7 +53,7 @@ def ask(
         str | None,
         typer.Argument(help="The question; - or a pipe reads one a line.", metavar="QUESTION|-"),
     ] = None,
-    library: LibraryFolder = DEFAULT_LIBRARY,
+    library: LibraryFolders = DEFAULT_LIBRARY,
     where: Where = None,
     text: Annotated[bool, typer.Option("--text", help="Short for --fidelity text.")] = False,
     both: Annotated[bool, typer.Option("--both", help="Answer both ways and compare times.")] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sac_cli import answers, console, fields
 from sac_cli.ask import SETTINGS, Where
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, LibraryFolder, opened, where_of
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, LibraryFolders, opened, where_of
 from sac_cli.shell import command
 from sac_rag.errors import SacError
 
@@ -34,7 +34,7 @@ READING = {
     """,
 )
 def chat(
-    library: LibraryFolder = DEFAULT_LIBRARY,
+    library: LibraryFolders = DEFAULT_LIBRARY,
     where: Where = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

@@ -28,6 +28,12 @@ LibraryFolder = Annotated[
     str,
     typer.Option("--library", "-l", help="Folder of the library; to read from, also a URL of one.", metavar="DIR"),
 ]
+LibraryFolders = Annotated[
+    str,
+    typer.Option(
+        "--library", "-l", help="Folder or URL of the library; several, with commas, are read as one.", metavar="DIR"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[
     float, typer.Option("--wait", min=0.0, help="Seconds to wait while another process writes.", metavar="SECONDS")
@@ -52,20 +58,25 @@ Dtype = Annotated[
 
 def local(library: str) -> str:
     """The folder of a library: of one in an object store, a copy that is up to date."""
+    from sac_rag.library.joined import SEPARATOR, places_of
     from sac_rag.remote import copy_of, is_remote
 
-    if not is_remote(library):
+    places = places_of(library)
+    if not any(map(is_remote, places)):
         return library
     with console.working("fetching the library"):
-        return str(copy_of(library))
+        return SEPARATOR.join(str(copy_of(place)) if is_remote(place) else place for place in places)
 
 
 def check_present(library: str) -> None:
     """Fail before the slow imports when there is nothing at all, of a folder; raises LibraryNotFound."""
     if "://" not in library and not os.path.lexists(library):
+        from sac_rag.library.joined import places_of
         from sac_rag.library.library import Library
 
-        Library.open(library)
+        for place in places_of(library):
+            if not os.path.lexists(place):
+                Library.open(place)
 
 
 def check_places(places: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ SETTINGS = fields.settings_of("sac_rag.serve.settings:ServeConfig", panel="Servi
     sac serve handbook=my.lib notes.lib --port 9000
     sac serve my.lib --folder docs/                              POST …/sync brings it up to docs/
     sac serve my.lib --host 0.0.0.0 --keys keys.toml
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318 sac serve my.lib --otel
     """,
 )
 def serve(
@@ -60,6 +61,10 @@ def run(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f'serving needs {error.name}: pip install "sac-rag[serve]"') from None
+    if limits.otel:
+        from sac_rag.serve import tracing
+
+        tracing.check()
     check_places(places)
     with console.working("loading the model"):
         from sac_rag.serve.keys import Keys

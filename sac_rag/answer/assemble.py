@@ -27,6 +27,8 @@ class Assembled:
     """Whether passages of earlier turns stand in the prompt."""
     forgotten: int = 0
     """Earlier turns that had to stay out."""
+    texts: int = 0
+    """How many of the best hits are read as text."""
 
     @property
     def anchors(self) -> int:
@@ -73,7 +75,7 @@ def text_prompt(method: Method, hits: Sequence[Hit], question: str, *, reserve: 
     kept = _fitting(method, [len(t) + len(gap) for t in texts], len(prefix) + len(ids), reserve)
     body = _joined(texts[:kept], gap)
     prompt = Prompt(([*prefix, *body, *ids],))
-    return Assembled(prompt, tuple(hits[:kept]), len(body), "text", _notices(len(hits), kept))
+    return Assembled(prompt, tuple(hits[:kept]), len(body), "text", _notices(len(hits), kept), texts=kept)
 
 
 def mixed_prompt(
@@ -110,7 +112,8 @@ def mixed_prompt(
     front = [*head, *body, *gap]
     tail = method.passages(parts, placing=policy, start=len(front))
     source = len(body) + sum(m.source_len for m in memories[: kept - texts])
-    return Assembled(Prompt((front, tail, ids)), tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept))
+    prompt = Prompt((front, tail, ids))
+    return Assembled(prompt, tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept), texts=texts)
 
 
 def texts_of(method: Method, hits: Sequence[Hit], *, passages: int, tokens: int, score: float | None = None) -> int:

@@ -16,6 +16,7 @@ from sac_rag.compress.placing import compose
 from sac_rag.compress.rope import rotate
 from sac_rag.config import fingerprint
 from sac_rag.errors import GateError, MemoryDamaged, PassageGone
+from sac_rag.library.joined import AnyLibrary
 from sac_rag.library.library import Library
 from sac_rag.models.cache import cache_root, write_note
 from sac_rag.models.notes import version_of
@@ -70,7 +71,7 @@ def check(engine: Engine, library: Library) -> None:
         write_note(note, json.dumps({"stored": stored, "library": name, "generation": generation}))
 
 
-def mismatches(encoder: Encoder, library: Library, ids: Sequence[str]) -> Iterator[str]:
+def mismatches(encoder: Encoder, library: AnyLibrary, ids: Sequence[str]) -> Iterator[str]:
     """Compare stored memories with what the encoder makes of their text; a line for each that is not that."""
     for start in range(0, len(ids), PASSAGES_AT_ONCE):
         some, stored = [], []
@@ -151,7 +152,7 @@ def _stored(engine: Engine, library: Library) -> float | None:
     return max(found, default=None)
 
 
-def _made_again(encoder: Encoder, library: Library, texts: Sequence[str]) -> list[AnchorKV]:
+def _made_again(encoder: Encoder, library: AnyLibrary, texts: Sequence[str]) -> list[AnchorKV]:
     """What the library would give for these texts, were they stored now."""
     codec = library.codec()
     made = encoder.compress(texts, float(library.fingerprint["ratio"]))

@@ -77,6 +77,15 @@ class Prompt:
                 units = 0
         return rest
 
+    def recalls(self, units: int) -> list[Recall]:
+        """The memories that `after` loads."""
+        found = []
+        for part in self.parts:
+            if units <= 0 and isinstance(part, Recall):
+                found.append(part)
+            units -= 1 if isinstance(part, Memory | Recall) else len(part)
+        return found
+
     def extent(self, units: int) -> tuple[int, int]:
         """(cache slots, position of the next token) after the first so many units."""
         slots = position = 0

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Completion, Sampling, TextStream
 from sac_rag.answer.service import AsyncGeneration, Generation, Service
+from sac_rag.answer.steps import Steps
 from sac_rag.compress.backbone import Backbone
 from sac_rag.errors import ConfigError
 from sac_rag.records import Usage
@@ -59,6 +60,11 @@ class _Writing(Generic[G]):
     def notices(self) -> tuple[str, ...]:
         """What a user should know of how the prompt was made."""
         return self._prompt.notices
+
+    @property
+    def steps(self) -> Steps:
+        """What has been done for this answer so far."""
+        return self._generation.steps
 
     @property
     def usage(self) -> Usage:
@@ -119,10 +125,11 @@ class Reply(_Writing[Generation], Iterator[str]):
         stop: Sequence[str] = (),
         timeout: float | None = None,
         keep: bool = True,
+        steps: Steps | None = None,
     ) -> Reply:
         """stop: strings that end the answer and are no part of it. timeout: seconds for all of it. keep: hold what is
-        read for the conversation's next turn."""
-        generation = service.submit(prompt, sampling, keep=keep)
+        read for the conversation's next turn. steps: where the steps of the answer are noted."""
+        generation = service.submit(prompt, sampling, keep=keep, steps=steps)
         return cls(generation, service.backbone, prompt, sampling, stop, timeout)
 
     def __next__(self) -> str:

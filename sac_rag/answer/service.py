@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from queue import Empty, SimpleQueue
 
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Completion, Reader, Row, Sampling
+from sac_rag.answer.steps import Step, Steps
+from sac_rag.compress.anchor_kv import Memory
 from sac_rag.compress.session import Session
 from sac_rag.errors import check_process
 
@@ -32,11 +35,19 @@ class _Job:
     sampling: Sampling
     keep: bool
     sink: Callable[[Item], None]
+    steps: Steps
     row: Row | None = None
     sent: int = 0
     reused: int = 0
     cancelled: bool = False
     over: bool = False
+    step: Step | None = None
+
+    def turn_to(self, name: str | None, **counts: int) -> None:
+        """End the step that is under way; the next one begins, unless the answer is over."""
+        if self.step is not None:
+            self.step.ended = time.perf_counter()
+        self.step = None if name is None else self.steps.begin(name, **counts)
 
 
 class _Answering:
@@ -54,6 +65,11 @@ class _Answering:
     def reused(self) -> int:
         """Leading cache slots that an earlier turn had read already."""
         return self._job.reused
+
+    @property
+    def steps(self) -> Steps:
+        """What has been done for this answer so far."""
+        return self._job.steps
 
     def cancel(self) -> None:
         self._job.cancelled = True
@@ -175,13 +191,16 @@ class Service:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=10)
 
-    def submit(self, prompt: Prompt, sampling: Sampling, *, keep: bool = False) -> Generation:
-        """Begin an answer. keep: hold its cache for a next prompt that begins with this one and its answer.
+    def submit(
+        self, prompt: Prompt, sampling: Sampling, *, keep: bool = False, steps: Steps | None = None
+    ) -> Generation:
+        """Begin an answer. keep: hold its cache for a next prompt that begins with this one and its answer. steps:
+        where its steps are noted.
 
         Errors of reading the prompt (LibraryCorrupt, MemoryInvalid) are raised by the first `next`.
         """
         items: SimpleQueue[Item] = SimpleQueue()
-        return Generation(self._enqueue(_Job(prompt, sampling, keep, items.put)), items)
+        return Generation(self._enqueue(_Job(prompt, sampling, keep, items.put, steps or Steps())), items)
 
     def stream(self, prompt: Prompt, sampling: Sampling, *, keep: bool = False) -> AsyncGeneration:
         """As `submit`, without ever blocking the running event loop."""
@@ -191,13 +210,14 @@ class Service:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
-        return AsyncGeneration(self._enqueue(_Job(prompt, sampling, keep, sink)), items)
+        return AsyncGeneration(self._enqueue(_Job(prompt, sampling, keep, sink, Steps())), items)
 
     def _enqueue(self, job: _Job) -> _Job:
         check_process(self._pid, "the model was loaded")
         with self._lock:
             if self._closed:
                 raise RuntimeError("this service is closed: the process is ending")
+            job.turn_to("wait", rows=len(self._under_way), waiting=len(self._waiting))
             self._waiting.append(job)
             self._lock.notify()
             if self._thread is None:
@@ -277,7 +297,7 @@ class Service:
         loaded, parts = [], []
         for job in fresh:
             try:
-                parts.append(job.prompt.after(0))
+                parts.append(self._loaded(job, 0))
                 loaded.append(job)
             except Exception as error:
                 self._end(job, error)
@@ -285,8 +305,17 @@ class Service:
             self._begin(loaded, parts)
         self._report()
 
+    def _loaded(self, job: _Job, units: int) -> Sequence[object]:
+        """What is to be read behind the first so many units, memories loaded."""
+        if recalls := job.prompt.recalls(units):
+            counts = {"slots": sum(r.slots for r in recalls), "source_tokens": sum(r.source_len for r in recalls)}
+            job.turn_to("load", **counts)
+        return job.prompt.after(units)
+
     def _begin(self, jobs: Sequence[_Job], parts: Sequence[Sequence[object]]) -> None:
         """Read prompts together; one by one where that fails, so that only those at fault do."""
+        for job, part in zip(jobs, parts, strict=True):
+            job.turn_to("prefill", **_sizes(part), rows=len(jobs))
         try:
             self._enter(jobs, self._decoding.read(parts))
         except Exception as error:
@@ -300,6 +329,10 @@ class Service:
         for job, row in zip(jobs, self._decoding.enter(session, [j.sampling for j in jobs]), strict=True):
             job.row = row
             self._under_way.append(job)
+            job.turn_to("decode")
+        for job in jobs:
+            if job.step is not None:
+                job.step.counts["rows"] = len(self._under_way)
 
     def _resumed(self, job: _Job) -> Session | None:
         """The kept conversation that shares most with this prompt, read on to its end; None when none does.
@@ -315,13 +348,14 @@ class Service:
         shared = min(shared, len(units) - 1)
         if best is None or (shared < SHARED_UNITS and not any(isinstance(u, tuple) for u in units[:shared])):
             return None
-        rest = job.prompt.after(shared)
+        rest = self._loaded(job, shared)
         self._kept.remove(best)
         session = best.session
         if shared < best.asked:
             session = session.row(0)
             self._kept.append(best)
         job.reused, position = job.prompt.extent(shared)
+        job.turn_to("prefill", **_sizes(rest), reused=job.reused, rows=1)
         session.rewind(position)
         return self._decoding.read([rest], onto=session)
 
@@ -367,7 +401,18 @@ class Service:
     def _end(job: _Job, how: BaseException | None) -> None:
         if not job.over:
             job.over = True
+            if job.step is not None:
+                job.step.error = None if how is None else type(how).__name__
+                if job.row is not None:
+                    job.step.counts["tokens"] = len(job.row.completion.token_ids)
+                job.turn_to(None)
             job.sink(how)
+
+
+def _sizes(parts: Sequence[object]) -> dict[str, int]:
+    """Tokens to read and slots of memory in the parts of one prompt."""
+    tokens = sum(len(p) for p in parts if isinstance(p, Sequence))
+    return {"tokens": tokens, "slots": sum(p.slots for p in parts if isinstance(p, Memory))}
 
 
 def _common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:

@@ -34,7 +34,7 @@ from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.config import AskConfig, IndexConfig, check_history
 from sac_rag.errors import ConfigError, LibraryLocked
 from sac_rag.library.filters import plain
-from sac_rag.library.library import Library
+from sac_rag.library.joined import AnyLibrary
 from sac_rag.models.embedder import Embedder
 from sac_rag.records import Document, Passage, nfc
 from sac_rag.text.passages import offsets_of, split
@@ -43,13 +43,13 @@ from sac_rag.text.passages import offsets_of, split
 class Serving:
     """A library, its engine, and memories of passages that are in no library."""
 
-    def __init__(self, library: Library, engine: Engine, embedder: Embedder, config: IndexConfig) -> None:
+    def __init__(self, library: AnyLibrary, engine: Engine, embedder: Embedder, config: IndexConfig) -> None:
         self.library, self.engine, self.embedder, self.config = library, engine, embedder, config
         self._gated = False
         self._tagger = Tagger(library.secret)
         self._loose, self._offered = PassageCache(), Offered.of(library.secret)
 
-    def newest(self) -> Library:
+    def newest(self) -> AnyLibrary:
         """The library at its newest generation, for one request: what was removed meanwhile answers nothing more."""
         with contextlib.suppress(LibraryLocked):  # a writer has kept the catalog for a minute
             self.library.refresh()
@@ -119,7 +119,7 @@ class Serving:
         at, fit = functools.partial(self._text_at, library), functools.partial(self._closeness, library)
         return best(content, at, fit, AskConfig.k, lines_of(question))[0]
 
-    def _text_at(self, library: Library, content: Content, at: int) -> tuple[Text, int]:
+    def _text_at(self, library: AnyLibrary, content: Content, at: int) -> tuple[Text, int]:
         """The text of which a passage is the first in a prompt: what was remembered as one, or neighbours of one stored
         document that stand line by line, as `stored_tag` names them."""
         first = content[at]
@@ -134,13 +134,13 @@ class Serving:
             at += 2
         return tuple(found), at + 1
 
-    def _follow(self, library: Library, first: str, second: str) -> bool:
+    def _follow(self, library: AnyLibrary, first: str, second: str) -> bool:
         if not (library.holds(first) and library.holds(second)):
             return False
         one, other = library.get([first, second])
         return one.document == other.document and one.ordinal + 1 == other.ordinal
 
-    def _closeness(self, library: Library, ids: Sequence[str], lines: Sequence[str]) -> dict[str, float]:
+    def _closeness(self, library: AnyLibrary, ids: Sequence[str], lines: Sequence[str]) -> dict[str, float]:
         """Of each passage, stored or remembered, the highest cosine with any of the lines."""
         rows = self._loose.vectors(ids, self.embedder.encode)
         stored = [i for i in ids if i not in rows]
@@ -271,7 +271,8 @@ class Serving:
     def check(self) -> None:
         """Judge memories of this library on this machine, as before a first answer. Raises GateError: see `gate`."""
         if not self._gated:
-            gate.check(self.engine, self.library)
+            for part in self.library.parts:
+                gate.check(self.engine, part)
             self._gated = True
 
     # -- sizes and layout ----------------------------------------------------------------------------------
@@ -356,10 +357,10 @@ class Serving:
 
     # -- memories ------------------------------------------------------------------------------------------
 
-    def _extents(self, library: Library, ids: Sequence[str]) -> list[tuple[int, int]]:
+    def _extents(self, library: AnyLibrary, ids: Sequence[str]) -> list[tuple[int, int]]:
         return [self._loose.extent(i) or library.extents([i])[0] for i in ids]
 
-    def _memory_source(self, library: Library) -> MemorySource:
+    def _memory_source(self, library: AnyLibrary) -> MemorySource:
         def load(ids: Sequence[str]) -> list[list[AnchorKV]]:
             held = {i: found for i in ids if (found := self._loose.get(i)) is not None}
             stored = [i for i in ids if i not in held]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,9 +15,10 @@ from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
 from sac_rag.answer.reader import Sampling
 from sac_rag.answer.reply import Reply
+from sac_rag.answer.steps import Steps
 from sac_rag.config import AskConfig
 from sac_rag.errors import MemoryDamaged, PassageGone
-from sac_rag.records import NO_ANSWER, Answer, Hit, Timings, Usage
+from sac_rag.records import NO_ANSWER, Answer, Heat, Hit, Timings, Usage
 
 RETRIES = 8
 """How often passages are looked for anew because one that was found has been removed meanwhile, or is damaged."""
@@ -44,6 +45,10 @@ class AnswerPlan:
     """Whether passages are looked for."""
     constraint: Constraint | None = None
     """What the answer is held to."""
+    heat: Callable[[Assembled, Sequence[int]], Heat | None] | None = None
+    """What was attended: prompt and tokens of the answer -> heat; None where nobody asks."""
+    steps: Steps = field(default_factory=Steps)
+    """Where its steps are noted."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class _Attempt:
     loaded_s: float
     first: float
     finish_reason: str = "stop"
+    token_ids: Sequence[int] = ()
     asked: bool = True
     """Whether the model was: without passages it is not, unless `closed_book` says so."""
 
@@ -84,6 +90,8 @@ class Stream(Iterator[str]):
         # What makes the pieces does not know this object: a circle would keep it, and the work, until Python looks for
         # circles.
         self._under_way = _UnderWay(time.perf_counter())
+        self.steps = plan.steps
+        """What has been done for this answer so far."""
         self._pieces = _run(self._under_way, engine, plan)
 
     def __next__(self) -> str:
@@ -105,7 +113,7 @@ class Stream(Iterator[str]):
 
 def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str]:
     ask, thresholds = plan.ask, plan.thresholds
-    found = plan.find()
+    found = _found(plan)
     retrieved = time.perf_counter()
     doubtful = thresholds.fallback if thresholds and ask.fidelity == "auto" and found else None
     held = ask.abstain or doubtful is not None
@@ -117,7 +125,7 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         except (PassageGone, MemoryDamaged):
             if not again:
                 raise
-            found = plan.find()
+            found = _found(plan)
     if under_way.cancelled:
         return
     usage, loaded_s, notices = attempt.usage, attempt.loaded_s, list(attempt.assembled.notices)
@@ -146,6 +154,10 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
     elif plan.searches and not hits:
         notices.append(f"no passage was read{alone}")
     notices += plan.warn(hits)
+    heat = None
+    if plan.heat is not None and attempt.asked:
+        with plan.steps.step("heat"), engine.busy():
+            heat = plan.heat(attempt.assembled, attempt.token_ids)
     first = time.perf_counter() if held else attempt.first
     if held and text:
         yield text
@@ -163,9 +175,19 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         finish_reason=attempt.finish_reason,
         left_out=len(found) - len(hits),
         forgotten=attempt.assembled.forgotten,
+        heat=heat,
     )
     if plan.conversation is not None:
         plan.conversation.add(text)
+
+
+def _found(plan: AnswerPlan) -> Sequence[Hit]:
+    if not plan.searches:
+        return plan.find()
+    with plan.steps.step("search") as step:
+        found = plan.find()
+        step.counts["passages"] = len(found)
+    return found
 
 
 def _attempt(
@@ -173,7 +195,9 @@ def _attempt(
 ) -> Generator[str, None, _Attempt]:
     """Read and answer once; the pieces are yielded unless `held`."""
     began, ask = time.perf_counter(), plan.ask
+    turn = plan.steps.begin("wait")
     with engine.busy(), torch.inference_mode():
+        turn.ended = time.perf_counter()
         assembled = plan.assemble(found, text)
     loaded_s = time.perf_counter() - began
     if not (assembled.hits or assembled.earlier or ask.closed_book):
@@ -181,8 +205,8 @@ def _attempt(
             yield NO_ANSWER
         return _Attempt(assembled, NO_ANSWER, Usage(0, 0, 0, 0), 0.0, loaded_s, time.perf_counter(), asked=False)
     sampling = Sampling(ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed, constraint=plan.constraint)
-    keep = plan.conversation is not None
-    reply = Reply.begin(engine.service_of(ask.reader), assembled.prompt, sampling, stop=plan.stop, keep=keep)
+    service, keep = engine.service_of(ask.reader), plan.conversation is not None
+    reply = Reply.begin(service, assembled.prompt, sampling, stop=plan.stop, keep=keep, steps=plan.steps)
     under_way.reply = reply
     if under_way.cancelled:  # while the passages were loaded
         reply.cancel()
@@ -192,7 +216,8 @@ def _attempt(
     first = reply.first or time.perf_counter()
     usage = replace(reply.usage, source_tokens=assembled.source_tokens)
     said, sure = reply.text.strip(), reply.completion.logprob
-    return _Attempt(assembled, said, usage, sure, loaded_s, first, reply.finish_reason)
+    ids = tuple(reply.completion.token_ids)
+    return _Attempt(assembled, said, usage, sure, loaded_s, first, reply.finish_reason, ids)
 
 
 def _both(a: Usage, b: Usage) -> Usage:

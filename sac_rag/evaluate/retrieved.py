@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sac_rag.answer import gate
 from sac_rag.answer.engine import placing_of
 from sac_rag.compress.placing import Placing
 from sac_rag.config import AUTO, AskConfig, IndexConfig
@@ -103,7 +102,7 @@ def evaluate_retrieved(
                     if j.file not in found:
                         found[j.file] = [rag.retrieve(q.question, ask) for q in task.in_order]
                     if v.by.compressed:
-                        gate.check(rag.engine, rag.library)
+                        rag.check()
                     engine = engines.of(v) if v.by.own_adapter else rag.engine
                     yield j, score(Found(task, rag, found[j.file], ask), engine, v.by, batch, v.label, listen)
 

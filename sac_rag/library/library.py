@@ -59,6 +59,11 @@ class Library:
         return self._writer is not None
 
     @property
+    def parts(self) -> tuple[Library, ...]:
+        """The libraries that this is made of: itself. Several that are read as one: `sac_rag.library.joined`."""
+        return (self,)
+
+    @property
     def writing(self) -> threading.RLock:  # type: ignore[valid-type]
         """For threads that share a writer: held by who reads what is stored and then changes it, so that each waits for
         the one before. A transaction alone does not wait, it is refused while another is open."""

@@ -88,15 +88,19 @@ def migrate(folder: Path) -> None:
         catalog.close()
 
 
-def compare(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    differing = [
-        f"{field} is {stored.get(field)!r} there and {given.get(field)!r} here"
+def differing(stored: Mapping[str, Any], given: Mapping[str, Any], there: str, here: str) -> list[str]:
+    """What differs, by field, with both values and where they are."""
+    return [
+        f"{field} is {stored.get(field)!r} {there} and {given.get(field)!r} {here}"
         for field in sorted({*stored, *given})
         if stored.get(field) != given.get(field)
     ]
-    if differing:
+
+
+def compare(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    if found := differing(stored, given, "there", "here"):
         raise LibraryMismatch(
-            f"{folder} was made with other settings: {'; '.join(differing)}. Use the library's own settings, or index "
+            f"{folder} was made with other settings: {'; '.join(found)}. Use the library's own settings, or index "
             "the documents into a new library"
         )
 

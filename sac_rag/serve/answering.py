@@ -18,6 +18,7 @@ from sac_rag.serve.metrics import Metrics
 if TYPE_CHECKING:
     from sac_rag.answer.stream import Stream
     from sac_rag.serve.tools import Talking
+    from sac_rag.serve.tracing import RequestTrace
 
 
 class Answering(AsyncIterator[str]):
@@ -27,8 +28,10 @@ class Answering(AsyncIterator[str]):
     before its next token.
     """
 
-    def __init__(self, pool: Pool, library: str, begin: Callable[[], Stream | Talking]) -> None:
-        self.library = library
+    def __init__(
+        self, pool: Pool, library: str, begin: Callable[[], Stream | Talking], trace: RequestTrace | None
+    ) -> None:
+        self.library, self.trace = library, trace
         self.began = time.time()
         self._pool, self._begin = pool, begin
         self._items: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
@@ -49,6 +52,8 @@ class Answering(AsyncIterator[str]):
         """Read the stream; in a thread of the pool."""
         try:
             self._stream = stream = self._begin()
+            if self.trace is not None:
+                self.trace.took(stream.steps)
             if self._gone:
                 return
             for piece in stream:
@@ -78,6 +83,8 @@ class Answering(AsyncIterator[str]):
                 await self.aclose()
                 raise
             if isinstance(item, BaseException):
+                if self.trace is not None:
+                    self.trace.raised(item)
                 self._end("error")
                 raise item
             if item is None:
@@ -151,24 +158,31 @@ class Pool:
         """Answers that somebody waits for."""
         return len(self._under_way)
 
-    def answer(self, library: str, begin: Callable[[], Stream | Talking]) -> Answering:
-        """Begin an answer. ApiError 429 where too many wait, 503 where the server ends."""
+    def answer(
+        self, library: str, begin: Callable[[], Stream | Talking], trace: RequestTrace | None = None
+    ) -> Answering:
+        """Begin an answer; `trace` is told of it. ApiError 429 where too many wait, 503 where the server ends."""
         if self.closing:
             raise ApiError(503, "shutting_down", "the server is ending", retry_after=30)
         if len(self._under_way) >= self.most:
             message = f"{self.most} answers are under way or wait; come again soon"
             raise ApiError(429, "too_busy", message, retry_after=1)
-        answering = Answering(self, library, begin)
+        answering = Answering(self, library, begin, trace)
         self._under_way.add(answering)
         return answering
 
     def left(self, answering: Answering, how: str | None) -> None:
         """An answer has ended: whole, or as `how` says."""
         self._under_way.discard(answering)
+        trace = answering.trace
         if how is not None:
             self.metrics.ended.labels(answering.library, how).inc()
+            if trace is not None and how != "error":  # of which more is known where it is raised
+                trace.failed(how, fault=how == "timeout")
         elif answering._answer is not None:
             self.metrics.answered(answering.library, answering.answer)
+            if trace is not None:
+                trace.answered(answering.answer)
 
     async def close(self) -> None:
         """End what is under way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -28,13 +29,19 @@ from sac_rag.serve.mcp import make
 from sac_rag.serve.metrics import Measured, Metrics
 from sac_rag.serve.rates import Rates
 from sac_rag.serve.settings import ServeConfig
+from sac_rag.serve.tracing import Traced, Tracing
 
 STATIC = Path(__file__).parent / "static"
 _log = logging.getLogger(__name__)
 
 
-def create_app(libraries: ServedLibraries, limits: ServeConfig | None = None, keys: Keys | None = None) -> FastAPI:
-    """An ASGI application that serves these libraries and closes them at its end."""
+def create_app(
+    libraries: ServedLibraries,
+    limits: ServeConfig | None = None,
+    keys: Keys | None = None,
+    tracing: Tracing | None = None,
+) -> FastAPI:
+    """An ASGI application that serves these libraries and closes them, and `tracing`, at its end."""
     limits = limits or ServeConfig()
     metrics = Metrics(libraries)
     pool = Pool(limits.concurrent, limits.timeout, metrics)
@@ -56,6 +63,8 @@ def create_app(libraries: ServedLibraries, limits: ServeConfig | None = None, ke
             yield
         await pool.close()
         libraries.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="sac-rag", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = served
@@ -73,6 +82,8 @@ def create_app(libraries: ServedLibraries, limits: ServeConfig | None = None, ke
     app.router.routes.extend(tools.routes)
     app.add_middleware(Guard, served=served)
     app.add_middleware(Measured, metrics=metrics)
+    if tracing is not None:
+        app.add_middleware(Traced, tracing=tracing)
     return app
 
 

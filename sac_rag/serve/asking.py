@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,8 @@ class Asked:
     """Turns that are not in `turns`."""
     schema: Mapping[str, Any] | None = None
     """JSON schema that the answer is held to."""
+    heat: bool = False
+    """Say which anchors were attended."""
 
     def splitter(self) -> Splitter:
         """Takes calls of tools out of the text: there are none."""
@@ -74,17 +77,23 @@ class Asked:
 
     def begin(self) -> Stream:
         """Begin to answer; blocks while the passages are looked for."""
-        rag, talk = self.served.rag, None
+        rag, talk, began = self.served.rag, None, time.perf_counter()
         if self.turns or self.instructions:
             talk = rag.replay(self.turns, self.ask, where=self.where, instructions=self.instructions)
+        replayed = time.perf_counter()
         given: dict[str, Any] = {"where": self.where, "text": self.text, "stop": self.stop, "schema": self.schema}
-        return rag.stream(self.question, self.ask, conversation=talk, **given)
+        stream = rag.stream(self.question, self.ask, conversation=talk, heat=self.heat, **given)
+        if talk is not None:
+            stream.steps.note("replay", began, replayed, turns=len(self.turns))
+        return stream
 
     def account(self, answer: Answer) -> dict[str, Any]:
         """An answer as JSON: the account of every shell, with what only a server knows."""
         found = answer.account()
         found["cut"]["turns"] += self.forgotten
-        found["sources"] = [source(hit, answer.text) for hit in answer.sources]
+        heats = [{"heat": told["heat"]} if "heat" in told else {} for told in found["sources"]]
+        marked = zip(answer.sources, heats, strict=True)
+        found["sources"] = [{**source(hit, answer.text), **heat} for hit, heat in marked]
         return found
 
 

@@ -95,7 +95,7 @@ async def completions(body: ChatRequest, request: Request) -> Response:
         body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         asking.stops_of(body.stop),
     ).asked(door, served)
-    answering = door.pool.answer(served.name, asked.begin)
+    answering = door.answer(asked, body.model, stream=body.stream)
     head = _Head(body.model, asked)
     if body.stream:
         counted = bool(body.stream_options and body.stream_options.include_usage)

@@ -26,6 +26,7 @@ from sac_rag.serve.door import Door
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import Key
 from sac_rag.serve.libraries import ServedLibrary, model_name
+from sac_rag.serve.tracing import searching
 
 router = APIRouter(prefix="/v1/libraries", route_class=StrictRoute)
 
@@ -48,7 +49,8 @@ class SearchRequest(Strict):
 
 class AskRequest(Strict):
     """settings: fields of AskConfig, such as k, fidelity, max_new_tokens. text: read as text, for comparison. schema: a
-    JSON schema that the answer is held to."""
+    JSON schema that the answer is held to. heat: also say which anchors of the passages were attended.
+    """
 
     question: str
     messages: list[ChatMessage] = []
@@ -57,6 +59,7 @@ class AskRequest(Strict):
     text: bool = False
     stop: list[str] = []
     schema_: dict[str, Any] | None = Field(None, alias="schema")
+    heat: bool = False
     settings: dict[str, Any] = {}
 
 
@@ -94,7 +97,7 @@ def _library(door: Door, served: ServedLibrary) -> dict[str, Any]:
         "codec": rag.config.codec,
         "context_length": rag.context_length,
         "slot_bytes": rag.slot_bytes,
-        "writable": "write" in key.rights and not door.limits.read_only,
+        "writable": "write" in key.rights and not door.limits.read_only and served.is_whole,
         "syncs": bool(served.folders),
     }
     if key.where:  # sizes would tell of others' documents
@@ -114,7 +117,8 @@ async def search(library: str, body: SearchRequest, request: Request) -> Respons
     query = body.query.strip()
     if not query:
         raise ConfigError("the query is empty; look for something")
-    hits = await asyncio.to_thread(served.rag.retrieve, query, ask, where=where)
+    with searching(door.trace, served, query, body.k) as hits:
+        hits += await asyncio.to_thread(served.rag.retrieve, query, ask, where=where)
     for hit in hits:  # as the result of a client's tool it is read as memory: see `serve.tools`
         served.rag.offer(hit.passage.text, served.rag.tag(hit.passage.id))
     return JSONResponse({"passages": [asking.source(h) for h in hits]})
@@ -142,8 +146,9 @@ async def ask(library: str, body: AskRequest, request: Request) -> Response:
         forgotten=forgotten,
         stop=asking.stops_of(body.stop),
         schema=body.schema_,
+        heat=body.heat,
     )
-    answering = door.pool.answer(served.name, (await asking.compiled(asked)).begin)
+    answering = door.answer(await asking.compiled(asked), library, stream=body.stream)
     if body.stream:
         return StreamingResponse(_answer_events(asked, answering), media_type="text/event-stream")
     return JSONResponse(asked.account(await answering.whole(request)))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from sac_rag.serve.answering import Pool
+from sac_rag.serve.answering import Answering, Pool
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import EVERYBODY, Key, Keys
 from sac_rag.serve.libraries import ServedLibraries, ServedLibrary
 from sac_rag.serve.metrics import Metrics
 from sac_rag.serve.rates import Rates
 from sac_rag.serve.settings import ServeConfig
+from sac_rag.serve.tracing import RequestTrace
+
+if TYPE_CHECKING:
+    from sac_rag.serve.asking import Asked
+    from sac_rag.serve.tools import AskedWithTools
 
 
 @dataclass
@@ -50,11 +56,13 @@ class Door:
 
     served: Served
     key: Key
+    trace: RequestTrace | None = None
+    """What the request is traced by."""
 
     @classmethod
     def of(cls, request: Request) -> Door:
         """For a request that `Served.enter` has let in."""
-        return cls(request.app.state.served, request.scope["sac_key"])
+        return cls(request.app.state.served, request.scope["sac_key"], RequestTrace.of(request))
 
     @property
     def libraries(self) -> ServedLibraries:
@@ -67,6 +75,12 @@ class Door:
     @property
     def pool(self) -> Pool:
         return self.served.pool
+
+    def answer(self, asked: Asked | AskedWithTools, model: str, *, stream: bool) -> Answering:
+        """Begin to answer what is asked of `model`. Raises as `Pool.answer` does."""
+        if self.trace is not None:
+            self.trace.question(asked.served, model, asked.ask, stream=stream, text=asked.question)
+        return self.pool.answer(asked.served.name, asked.begin, self.trace)
 
     def model(self, name: str) -> ServedLibrary:
         """See `ServedLibraries.model`."""
@@ -81,4 +95,7 @@ class Door:
         served = self.libraries.library(library, self.key, "write")
         if self.limits.read_only:
             raise ApiError(403, "read_only", "this server takes no changes (--read-only)")
+        if not served.is_whole:
+            message = f"{library!r} is several libraries, read as one: serve the one that is to change by itself"
+            raise ApiError(403, "read_only", message)
         return served

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -35,7 +36,9 @@ class EmbeddingsRequest(Lenient):
 async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
     """Vectors of length 1 by the embedder of the library that `model` names."""
     body.check(frozenset({"user"}), {})
-    rag = Door.of(request).model(body.model).rag
+    door = Door.of(request)
+    served = door.model(body.model)
+    rag = served.rag
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t for t in texts):
         message = "input must be a text or a list of texts, none of them empty; lists of token ids are not taken"
@@ -44,6 +47,9 @@ async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
         )
     if len(texts) > MOST_TEXTS:
         raise ApiError(400, "too_many_texts", f"{len(texts)} texts, at most {MOST_TEXTS} at once", param="input")
+    if door.trace is not None:
+        about = {"request.encoding_formats": [body.encoding_format], "embeddings.dimension.count": rag.embedder.dim}
+        door.trace.asked("embeddings", served, body.model, {**about, "response.model": Path(rag.config.embedder).name})
     rows = await asyncio.to_thread(rag.embed, texts, kind=body.input_type)
     if body.dimensions not in (None, rows.shape[1]):
         message = f"vectors of this embedder have {rows.shape[1]} dimensions, not {body.dimensions}"

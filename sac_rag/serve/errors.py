@@ -8,6 +8,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from sac_rag.errors import (
     ConfigError,
@@ -59,22 +60,48 @@ class ApiError(HTTPException):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status_code, self.headers)
+        return _Refusal(self)
+
+
+class _Refusal(JSONResponse):
+    """The response to a request that is refused or has failed; the trace of the request is told why."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body, error.status_code, error.headers)
+        self.code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (trace := scope.get("sac_trace")) is not None:
+            trace.failed(self.code, fault=self.status_code >= 500)
+        await super().__call__(scope, receive, send)
+
+
+def code_of(error: BaseException) -> tuple[int, str]:
+    """(status, code) that a client is told of an error."""
+    if isinstance(error, ApiError):
+        return error.status_code, error.code
+    for kind, status, code, _ in _CODES:
+        if isinstance(error, kind):
+            return status, code
+    if isinstance(error, HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        return error.status_code, code
+    return 500, "internal_error"
 
 
 def of(error: BaseException) -> ApiError:
     """What befell a request, as its client is told; of faults of ours no more than that there was one."""
     if isinstance(error, ApiError):
         return error
-    for kind, status, code, told in _CODES:
+    status, code = code_of(error)
+    for kind, _, _, told in _CODES:
         if isinstance(error, kind):
             if told is not None:
                 _log.warning("%s: %s", code, error)
             return ApiError(status, code, told or str(error) or code)
     if isinstance(error, HTTPException):
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        return ApiError(error.status_code, code, str(error.detail))
-    return ApiError(500, "internal_error", "the server failed at this request; its log says how")
+        return ApiError(status, code, str(error.detail))
+    return ApiError(status, code, "the server failed at this request; its log says how")
 
 
 async def respond(request: Request, error: Exception) -> JSONResponse:

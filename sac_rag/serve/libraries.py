@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import all_of
+from sac_rag.library.joined import places_of
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import Key
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 def named(places: Sequence[str]) -> dict[str, str]:
-    """Names to folders, of `FOLDER` or `NAME=FOLDER`; a folder is named by its last part.
+    """Names to folders, of `FOLDER`, `NAME=FOLDER` or `NAME=FOLDER,FOLDER…`; one folder is named by its last part.
 
     Raises ConfigError for two of one name, and for a name with an @ or a slash.
     """
@@ -31,6 +32,8 @@ def named(places: Sequence[str]) -> dict[str, str]:
         name, sign, folder = place.partition("=")
         if not sign or os.path.lexists(place):
             name, folder = Path(os.path.abspath(place)).name, place
+        if not sign and len(places_of(place)) > 1:
+            raise ConfigError(f"{place!r} is several libraries: write NAME={place} to serve them as one")
         if not name or not folder or set(name) & set("@/\\"):
             raise ConfigError(
                 f"{place!r} is no library: write FOLDER, or NAME=FOLDER with a name without @ and slashes"
@@ -52,6 +55,11 @@ class ServedLibrary:
     writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="sac-writer")
     )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one library, which may be changed, and not several read as one."""
+        return len(self.rag.library.parts) == 1
 
     async def change(self, work: Callable[[], T]) -> T:
         """Run what changes this library, after all that was asked for before; also when its client has gone."""

@@ -20,6 +20,7 @@ from sac_rag.serve.asking import Asked, source
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import EVERYBODY, Key
 from sac_rag.serve.libraries import ServedLibraries, ServedLibrary
+from sac_rag.serve.tracing import RequestTrace, searching
 
 INSTRUCTIONS = (
     "Libraries of documents. `search` finds passages, `read_source` reads a document where they stand, `ask` lets a "
@@ -49,11 +50,22 @@ def make(libraries: ServedLibraries, *, over_http: bool = False) -> MCPServer:
         key: Key = request.scope["sac_key"]
         return key
 
-    async def done(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def trace_of(ctx: Context) -> RequestTrace | None:
+        """What the request is traced by."""
+        request: Any = ctx.request_context.request if over_http else None
+        return None if request is None else RequestTrace.of(request)
+
+    async def done(ctx: Context, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Off the event loop; errors of ours in their own words, or in those that are for clients elsewhere."""
         try:
             return await asyncio.to_thread(run)
-        except (ApiError, SacError) as error:
+        except ToolError:
+            raise
+        except Exception as error:
+            if (trace := trace_of(ctx)) is not None:
+                trace.raised(error)
+            if not isinstance(error, ApiError | SacError):
+                raise
             own = isinstance(error, SacError) and not over_http
             raise ToolError(str(error) if own else errors.of(error).message) from None
 
@@ -73,10 +85,11 @@ def make(libraries: ServedLibraries, *, over_http: bool = False) -> MCPServer:
             words = unicode_of(query).strip()
             if not words:
                 raise ToolError("the query is empty; look for something")
-            hits = served.rag.retrieve(words, AskConfig(k=k), where=served.where(key, where))
+            with searching(trace_of(ctx), served, words, k) as hits:
+                hits += served.rag.retrieve(words, AskConfig(k=k), where=served.where(key, where))
             return {"library": served.name, "passages": [source(h) for h in hits]}
 
-        return await done(run)
+        return await done(ctx, run)
 
     @server.tool(annotations=READS)
     async def ask(
@@ -92,12 +105,19 @@ def make(libraries: ServedLibraries, *, over_http: bool = False) -> MCPServer:
             key = key_of(ctx)
             served = _chosen(libraries, key, library)
             asked = Asked(served, unicode_of(question), AskConfig(k=k), served.where(key, where))
+            trace = trace_of(ctx)
+            if trace is not None:
+                trace.question(served, served.name, asked.ask, stream=False, text=asked.question)
             stream = asked.begin()
+            if trace is not None:
+                trace.took(stream.steps)
             for _ in stream:
                 pass
+            if trace is not None:
+                trace.answered(stream.answer)
             return {"library": served.name, **asked.account(stream.answer)}
 
-        return await done(run)
+        return await done(ctx, run)
 
     @server.tool(annotations=READS)
     async def read_source(
@@ -123,7 +143,7 @@ def make(libraries: ServedLibraries, *, over_http: bool = False) -> MCPServer:
             passages = [{name: getattr(p, name) for name in fields} for p in shown]
             return {"document": document, "of_passages": len(every), "passages": passages, **more}
 
-        return await done(run)
+        return await done(ctx, run)
 
     @server.tool(annotations=READS)
     async def list_documents(
@@ -147,7 +167,7 @@ def make(libraries: ServedLibraries, *, over_http: bool = False) -> MCPServer:
             more = {"next": shown[-1]["document"]} if len(rows) > MOST_DOCUMENTS else {}
             return {"library": served.name, "documents": shown, **more}
 
-        return await done(run)
+        return await done(ctx, run)
 
     return server
 

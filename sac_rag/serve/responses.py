@@ -95,7 +95,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
         body.max_output_tokens,
         instructions=body.instructions or "",
     ).asked(door, served)
-    answering, record = door.pool.answer(served.name, asked.begin), _Record(body, asked)
+    answering, record = door.answer(asked, body.model, stream=body.stream), _Record(body, asked)
     if body.stream:
         return StreamingResponse(_events(record, answering), media_type="text/event-stream")
     answer = await answering.whole(request)

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 import uvicorn
 
 from sac_rag.errors import ConfigError
+from sac_rag.library.joined import places_of
 from sac_rag.pipeline import SacRag
 from sac_rag.remote import is_remote
 from sac_rag.serve.app import create_app
 from sac_rag.serve.keys import Keys
 from sac_rag.serve.libraries import ServedLibraries, ServedLibrary, named
 from sac_rag.serve.settings import ServeConfig
+from sac_rag.serve.tracing import Tracing
 
 
 def open_libraries(
@@ -33,7 +35,7 @@ def open_libraries(
     opened: list[ServedLibrary] = []
     try:
         for name, folder in places.items():
-            mine = write and not is_remote(folder)
+            mine = write and not is_remote(folder) and len(places_of(folder)) == 1
             rag = SacRag.open(folder, write=mine, later=mine, device=device, dtype=dtype)
             opened.append(ServedLibrary(name, rag, tuple(wanted.get(name, ()))))
     except BaseException:
@@ -72,7 +74,7 @@ def serve(
     host, port = listening.getsockname()[:2]
     told(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     config = uvicorn.Config(
-        create_app(libraries, limits, keys),
+        create_app(libraries, limits, keys, Tracing.exporting(texts=limits.otel_texts) if limits.otel else None),
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=max(1, round(limits.grace)),

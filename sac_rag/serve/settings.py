@@ -36,6 +36,11 @@ class ServeConfig:
     grace: float = 30.0
     """Seconds that answers under way get to end when the server is told to stop."""
 
+    otel: bool = False
+    """Send an OpenTelemetry span of each request, and of its steps, to where OTEL_EXPORTER_OTLP_ENDPOINT says."""
+    otel_texts: bool = False
+    """Put texts of questions, answers and passages into the spans too."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; it must lie in 0..65535")
@@ -47,6 +52,9 @@ class ServeConfig:
         for name in ("timeout", "grace"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ConfigError(f"{name} is {value}; give seconds")
+
+        if self.otel_texts and not self.otel:
+            raise ConfigError("otel_texts is set and otel is not: set both, or neither")
 
     @property
     def local(self) -> bool:

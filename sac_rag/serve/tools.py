@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sac_rag.answer.chat import Message
     from sac_rag.answer.prompt import Prompt
     from sac_rag.answer.reader import Sampling
+    from sac_rag.answer.steps import Steps
     from sac_rag.answer.tools import Calling, Splitter
     from sac_rag.pipeline import SacRag
 
@@ -52,6 +53,11 @@ class Talking(Iterator[str]):
         self._reply.cancel()
 
     @property
+    def steps(self) -> Steps:
+        """What has been done for this answer so far."""
+        return self._reply.steps
+
+    @property
     def answer(self) -> Answer:
         reply, now = self._reply, time.perf_counter()
         timings = Timings(0.0, 0.0, (reply.first or now) - self._began, now - self._began)
@@ -74,6 +80,8 @@ class AskedWithTools:
     sampling: Sampling
     calling: Calling
     ask: AskConfig
+    question: str = ""
+    """The text of the last message."""
     stop: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = None
 
@@ -159,7 +167,9 @@ class Wanted:
             ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed, min_new_tokens=1, constraint=calling.constraint
         )
         prompt = rag.conversation(said, sampling, tools=calling.told)
-        return AskedWithTools(served, prompt, sampling, calling, ask, self.stop, schema)
+        last = self.messages[-1].content
+        question = "" if last is None else asking.text_of(last, f"messages[{len(self.messages) - 1}]")
+        return AskedWithTools(served, prompt, sampling, calling, ask, question, self.stop, schema)
 
 
 def _message(said: Said, number: int, rag: SacRag, where: Mapping[str, Any] | None) -> Message:

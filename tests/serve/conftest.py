@@ -71,9 +71,11 @@ class Live:
 
 
 @contextlib.contextmanager
-def served(rag: SacRag, keys: Keys | None = None, folders: tuple[str, ...] = (), **settings: Any) -> Iterator[Live]:
+def served(
+    rag: SacRag, keys: Keys | None = None, folders: tuple[str, ...] = (), tracing: Any = None, **settings: Any
+) -> Iterator[Live]:
     limits = ServeConfig(port=0, **settings)
-    app = create_app(ServedLibraries([ServedLibrary("three", rag, folders)]), limits, keys)
+    app = create_app(ServedLibraries([ServedLibrary("three", rag, folders)]), limits, keys, tracing)
     listening = bound(limits)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=60))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -82,6 +82,27 @@ def test_the_span_that_says_it_is_marked(page: Any, live: Live, monkeypatch: pyt
     assert [p.text_content() for p in page.locator(".sources p").all()] == passages
 
 
+def test_anchors_that_were_attended_are_shown_where_that_is_asked_for(page: Any, live: Live) -> None:
+    page.goto(live.url)
+    page.wait_for_selector("#documents tr")
+    answered(page, live, "When do the tides come?")
+    assert page.locator(".anchor").count() == 0
+    page.get_by_label("show which anchors were attended").check()
+    page.get_by_role("spinbutton", name="Tokens").fill("9")
+    answered(page, live, "When do the tides come?")
+    page.wait_for_selector(".anchor")
+    want = live.rag.ask("When do the tides come?", max_new_tokens=9, heat=True)
+    assert want.heat is not None
+    hottest = max(share for anchors in want.heat.anchors for *_, share in anchors)
+    for hit, anchors, shown in zip(want.sources, want.heat.anchors, page.locator(".sources p").all(), strict=True):
+        assert shown.text_content() == hit.passage.text
+        spans = shown.locator(".anchor")
+        assert spans.all_text_contents() == [hit.passage.text[a:b] for a, b, _ in anchors]
+        heats = spans.evaluate_all("all => all.map(e => Number(e.style.getPropertyValue('--heat')))")
+        assert heats == pytest.approx([share / hottest for *_, share in anchors], abs=2e-3)
+    assert f"{100 * want.heat.passages:.1f} %" in page.locator("dl").inner_text()
+
+
 def test_documents_are_added_and_removed(page: Any, live: Live, tmp_path: Path) -> None:
     (tmp_path / "gulls.md").write_text("# Gulls\n\nGulls nest on the pier.")
     (tmp_path / "<img src=x onerror=alert(1)>.txt").write_text("A name that is no markup.")

@@ -119,7 +119,7 @@ async function answer(library, text, question, signal) {
   const shown = shape.querySelector(".answer");
   const fidelity = text ? "memory" : $("fidelity").value;
   const settings = { k: Number($("k").value), max_new_tokens: Number($("tokens").value), fidelity };
-  const body = { question, text, stream: true, settings };
+  const body = { question, text, stream: true, heat: $("heat").checked && !text, settings };
   try {
     const reply = await call(path(library.library, "ask"), { ...json("POST", body), signal });
     for await (const [kind, content] of events(reply)) {
@@ -146,7 +146,7 @@ function finish(shape, library, content) {
   shape.querySelector(".answer").textContent = content.answer;
   for (const text of content.notices ?? []) note(shape, text);
   if (content.finish_reason === "length") note(shape, "cut at the limit of tokens");
-  const { usage, timings } = content;
+  const { usage, timings, heat } = content;
   const facts = {
     "first token": `${timings.first_token_s.toFixed(3)} s`,
     "in all": `${timings.total_s.toFixed(3)} s`,
@@ -155,6 +155,7 @@ function finish(shape, library, content) {
     confidence: content.confidence.toFixed(2),
     "read as": content.fidelity + (content.fell_back ? ", after a doubtful answer from memory" : ""),
   };
+  if (heat) facts["attention on the anchors"] = `${(100 * heat.passages).toFixed(1)} %`;
   const list = shape.querySelector("dl");
   for (const [name, value] of Object.entries(facts)) {
     list.append(
@@ -162,27 +163,44 @@ function finish(shape, library, content) {
       Object.assign(document.createElement("dd"), { textContent: value }),
     );
   }
-  shape.querySelector(".sources").append(...content.sources.map(source));
+  const hottest = Math.max(...content.sources.flatMap((s) => (s.heat ?? []).map(([, , share]) => share)));
+  shape.querySelector(".sources").append(...content.sources.map((s, index) => source(s, index, hottest)));
 }
 
-function source(passage, index) {
+// The text of a passage from `start` to `end`, its anchors as hot as their share of the hottest.
+function* pieces(points, heat, start, end, hottest) {
+  let at = start;
+  for (const [from, to, share] of heat) {
+    const [first, last] = [Math.max(from, at), Math.min(to, end)];
+    if (first >= last) continue;
+    yield points.slice(at, first).join("");
+    const anchor = document.createElement("span");
+    anchor.className = "anchor";
+    anchor.textContent = points.slice(first, last).join("");
+    anchor.title = `${(100 * share).toFixed(2)} % of the attention`;
+    anchor.style.setProperty("--heat", (share / hottest).toFixed(3));
+    yield anchor;
+    at = last;
+  }
+  yield points.slice(at, end).join("");
+}
+
+function source(passage, index, hottest) {
   const item = document.createElement("li");
   const details = document.createElement("details");
-  details.open = index === 0 || passage.answer_span !== null;
+  const heat = passage.heat ?? [];
+  details.open = index === 0 || passage.answer_span !== null || heat.length > 0;
   const summary = document.createElement("summary");
   const where = passage.heading ? ` › ${passage.heading}` : "";
   summary.textContent = `${passage.document}${where}, ${passage.start} to ${passage.end}, score ${passage.score.toFixed(2)}`;
   const text = document.createElement("p");
   // Spans count characters as Python does: whole code points.
   const points = Array.from(passage.text);
-  if (passage.answer_span) {
-    const [start, end] = passage.answer_span;
-    const mark = document.createElement("mark");
-    mark.textContent = points.slice(start, end).join("");
-    text.append(points.slice(0, start).join(""), mark, points.slice(end).join(""));
-  } else {
-    text.textContent = passage.text;
-  }
+  const [start, end] = passage.answer_span ?? [points.length, points.length];
+  const mark = document.createElement("mark");
+  mark.append(...pieces(points, heat, start, end, hottest));
+  text.append(...pieces(points, heat, 0, start, hottest));
+  if (passage.answer_span) text.append(mark, ...pieces(points, heat, end, points.length, hottest));
   details.append(summary, text);
   item.append(details);
   return item;
