@@ -20,6 +20,7 @@ from torch import nn
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.attention import attend_packed, front_at, fronts_of
 from sac_rag.compress.lora import adapt, adapt_by_peft, layers_of
+from sac_rag.compress.norm import rms_norm
 from sac_rag.compress.packed import Packed, is_batch_invariant, pack
 from sac_rag.compress.rope import angles, turn
 from sac_rag.errors import AdapterError, ModelError
@@ -588,7 +589,7 @@ def _adjacent(weights: Sequence[torch.Tensor]) -> bool:
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
 
 
 def _head_norm(attn: Any, kind: str, x: torch.Tensor) -> torch.Tensor:
