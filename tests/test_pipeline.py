@@ -360,7 +360,7 @@ def test_a_cache_that_cannot_be_written_costs_no_answer(docs, tiny_config, tmp_p
     def refuse(*args, **kwargs):
         raise PermissionError(errno.EACCES, "read-only")
 
-    monkeypatch.setattr("sac_rag.answer.gate.write_atomic", refuse)
+    monkeypatch.setattr("sac_rag.models.cache.os.replace", refuse)
     with SacRag.open(tmp_path / "a.lib") as rag:
         monkeypatch.setattr("sac_rag.answer.gate._note", lambda engine, library: tmp_path / "none.json")
         assert rag.ask("Who met the clerk?", max_new_tokens=2).sources

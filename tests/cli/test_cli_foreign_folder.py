@@ -125,8 +125,9 @@ def test_every_flag_is_free_a_place_a_model_or_not_for_such_files() -> None:
         return {*settable(command)}.union(*map(flags, getattr(command, "commands", {}).values()))
 
     refused = {"yes", "sync", "shallow", "write", "keep", "copy", "processes", "workers", "wheelhouse"}
-    refused |= {"serve", "sha256", "engine", "dense"}
+    refused |= {"serve", "sha256", "engine", "dense", "schema"}
     refused |= {"host", "port", "keys", "folder", "open_to_all", "read_only"}  # who is let in to what
+    refused |= {"otel", "otel_texts"}  # who is told of it
     refused |= {"requests_per_minute", "concurrent", "max_tokens", "body_bytes", "timeout", "grace"}
     refused |= {"file_bytes", "text_chars", "memory_bytes", "cpu_s", "wall_s"}  # limits on what lies in it
     groups = [settings.FREE, settings.PLACES, set(settings.MODELS), refused]

@@ -85,7 +85,8 @@ def test_a_second_stage_goes_on_from_the_first_reader(stage, tmp_path):
     stage()
     stage("more", start_from=tmp_path / "reader", steps=1, learning_rate=1e-9)
     first, second = (adapter.read_tensors(tmp_path / n / "reader.safetensors") for n in ("reader", "more"))
-    assert all(torch.equal(first[n], second[n]) for n in first)
+    for name, tensor in first.items():  # a step of 1e-9, which shows in numbers that are hardly larger alone
+        torch.testing.assert_close(second[name], tensor, atol=1e-8, rtol=0)
 
 
 def test_a_new_encoder_has_no_reader_of_the_old_one(stage, tmp_path, tiny_base, data_folder):

@@ -297,7 +297,7 @@ class SacLLM(FunctionCallingLLM):
         names = {c.tool_call_id: c.tool_name for c in calls if c.tool_call_id}
         return [self._message(rag, m, names) for m in messages]
 
-    def _message(self, rag: SacRag, message: ChatMessage, names: Mapping[str, str]) -> Message:
+    def _message(self, rag: SacRag, message: ChatMessage, names: Mapping[str, str] | None = None) -> Message:
         from sac_rag.answer.chat import Message
         from sac_rag.answer.tools import ToolCall
 
@@ -312,7 +312,7 @@ class SacLLM(FunctionCallingLLM):
         role = _ROLES.get(message.role, message.role.value)
         read = rag.recall if self.recall else rag.cite
         call = str(message.additional_kwargs.get("tool_call_id") or "")
-        name = str(message.additional_kwargs.get("name") or names.get(call, ""))
+        name = str(message.additional_kwargs.get("name") or (names or {}).get(call, ""))
         return Message(role, read(message.content or "", where=self.where), tuple(calls), name, call)
 
     def _pieces(self, asked: _Begun) -> Iterator[_Piece]:
