@@ -4,6 +4,8 @@ VENV  ?= .venv
 TORCH ?= $(SAC_TORCH)
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The product without the tools of its tests.
+ALONE := $(VENV)/.runs
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint bench torture pages site install clean
@@ -16,7 +18,7 @@ help:  ## show this list
 	@echo "TORTURE='--only kills power' runs some parts of the torture, TORTURE=--report writes its page alone."
 	@echo "PYTHON=python3.12 names the interpreter that makes $(VENV)."
 
-demo: $(STAMP)  ## index the sample documents and answer questions about them; SERVE=1 ends with a page
+demo: $(if $(wildcard $(STAMP)),$(STAMP),$(ALONE))  ## index the sample documents and answer questions about them; SERVE=1 ends with a page
 	$(BIN)/sac demo $(if $(SERVE),--serve)
 
 test: $(STAMP)  ## ruff, mypy and all tests
@@ -50,7 +52,7 @@ clean:  ## remove .venv, caches and the demo library
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site demo.lib
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml
+define make_venv
 	@set -e; \
 	python=''; \
 	for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
@@ -68,5 +70,14 @@ $(STAMP): pyproject.toml
 	  echo "$$python cannot make a virtual environment; on Debian and Ubuntu install python3-venv." >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(if $(strip $(TORCH)),$(BIN)/python -m pip install --quiet "$(strip $(TORCH))")
+endef
+
+$(STAMP): pyproject.toml
+	$(make_venv)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+$(ALONE): pyproject.toml
+	$(make_venv)
+	$(BIN)/python -m pip install --quiet --editable ".[serve]"
 	@touch $@

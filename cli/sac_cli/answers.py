@@ -93,7 +93,8 @@ def show_both(compressed: Answer, text: Answer) -> None:
         ("tokens attended", compressed.usage.attended, text.usage.attended, f"{fewer:.1f}x fewer"),
         ("passages", len(compressed.sources), len(text.sources), ""),
     ]
-    console.table(("", "compressed", "text", ""), rows)
+    head = ("", "compressed", "text", "")
+    console.table(head, rows if console.is_terminal() else [head, *rows])
     for notice in dict.fromkeys([*compressed.notices, *text.notices]):
         console.notice(notice)
 

@@ -98,7 +98,9 @@ def ask(
 def _schema(path: Path) -> dict[str, Any]:
     try:
         return parse_object(read_bytes(path))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"--schema {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise ConfigError(f"--schema {path} is no JSON schema: {error}") from error
 
 
@@ -127,6 +129,8 @@ def _answer(
                     answers.warm_up(rag, question, settings, where)
             if number and not as_json:
                 console.write("\n")
+            if many and not (as_json or console.state.quiet):
+                console.table((), [(f"Q {question}",)])
             _one(rag, question, settings, where, text=text, both=both, as_json=as_json, schema=schema)
         except SacError as error:
             if not many:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ from sac_rag.errors import DocumentError
 if TYPE_CHECKING:
     from sac_rag.config import ReadConfig
     from sac_rag.indexing import IndexReport, Listen, Skip
+    from sac_rag.library.sizes import Stats
     from sac_rag.pipeline import SacRag
 
 SHOWN = 10
 """Lines on skipped files, and on notices, that are printed without -v."""
+TOLD_S = 30.0
+"""Seconds from one line of progress to the next where no bar can be drawn."""
 NAMES_SHOWN = 3
 """Names printed for a reason without -v."""
 
@@ -68,7 +72,7 @@ def compress(
 @contextmanager
 def _bar() -> Iterator[Listen]:
     if not console.shows_progress():
-        yield lambda report: None
+        yield _told()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -96,6 +100,20 @@ def _bar() -> Iterator[Listen]:
             )
 
         yield listen
+
+
+def _told() -> Listen:
+    """A line on standard error now and then, where no bar can be drawn."""
+    last = time.monotonic()
+
+    def listen(report: IndexReport) -> None:
+        nonlocal last
+        if not console.state.quiet and time.monotonic() - last >= TOLD_S:
+            last = time.monotonic()
+            done = f"{report.done + report.ahead} of {report.files} files"
+            console.hint(f"{report.step}: {done}, {report.passages:,} passages, {report.tokens:,} tokens")
+
+    return listen
 
 
 def report_dict(rag: SacRag, report: IndexReport) -> dict[str, Any]:
@@ -139,6 +157,12 @@ def reasons_of(report: IndexReport) -> dict[str, int]:
     return dict(counts.most_common())
 
 
+def per_token(stats: Stats) -> str:
+    """Bytes of memory alone, which grow with the text, and of all files."""
+    memory = stats.kv_bytes / stats.source_tokens if stats.source_tokens else 0.0
+    return f"{memory:.0f} of memory, {stats.bytes_per_source_token:.0f} in all"
+
+
 def show(rag: SacRag, report: IndexReport, *, as_json: bool) -> None:
     """Print a report; a run that found nothing readable at all is a failure."""
     if as_json:
@@ -158,8 +182,8 @@ def show(rag: SacRag, report: IndexReport, *, as_json: bool) -> None:
                 ("passages", report.passages),
                 ("tokens", report.tokens),
                 ("seconds", f"{report.seconds:.1f}"),
-                ("bytes", console.size(stats.total_bytes)),
-                ("bytes per source token", f"{stats.bytes_per_source_token:.0f}"),
+                ("bytes", f"{console.size(stats.total_bytes)}, of it memory {console.size(stats.kv_bytes)}"),
+                ("bytes per source token", per_token(stats)),
             ]
         )
         _lines([f"{notice.path}: {notice.text}" for notice in report.notices])

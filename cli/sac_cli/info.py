@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 from sac_cli import console
+from sac_cli.indexing import per_token
 from sac_cli.options import DEFAULT_LIBRARY, Json, LibraryFolder, local
 from sac_cli.shell import command
 
@@ -35,7 +36,7 @@ def info(library: LibraryFolder = DEFAULT_LIBRARY, as_json: Json = False) -> Non
             ("library", path),
             *((name.replace("_", " "), getattr(stats, name)) for name in counts),
             *((name.replace("_", " "), console.size(getattr(stats, name))) for name in sizes),
-            ("bytes per source token", f"{stats.bytes_per_source_token:.1f}"),
+            ("bytes per source token", per_token(stats)),
             ("segments", len(stats.segments)),
             *((name, v if isinstance(v, str) else json.dumps(v)) for name, v in sorted(fingerprint.items())),
         ]

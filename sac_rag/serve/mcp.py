@@ -40,7 +40,7 @@ K = Annotated[int, Field(ge=1, le=MOST_PASSAGES, description="How many passages.
 
 def make(libraries: ServedLibraries, *, over_http: bool = False) -> MCPServer:
     """A server with these libraries. Over HTTP the key of a request says what it sees, else everything is seen."""
-    server = MCPServer("sac-rag", instructions=INSTRUCTIONS, version=__version__)
+    server = MCPServer("sac-rag", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING")
 
     def key_of(ctx: Context) -> Key:
         """Who asks: the key that the guard has let in, or whoever started this process."""

@@ -209,3 +209,12 @@ def test_what_is_no_schema_is_refused(sac: Sac, library: str, content: str | Non
         Path("fact.json").write_text(content)
     result = sac("ask", "Who approves trips?", "--schema", "fact.json", **SHORT)
     assert result.code != 0 and why in result.err and result.out == ""
+
+
+def test_several_answers_stand_under_their_questions(sac: Sac, library: str) -> None:
+    lines = "Where is the key?\nWho approves trips?\n"
+    out = sac("ask", "-", stdin=lines, **SHORT).out
+    assert [line for line in out.splitlines() if line.startswith("Q ")] == [f"Q {q}" for q in lines.splitlines()]
+    assert "Q " not in sac("ask", "-", "-q", stdin=lines, **SHORT).out
+    both = sac("ask", "Where is the key?", "--both", **SHORT).out
+    assert both.splitlines()[0].split("\t") == ["", "compressed", "text", ""]

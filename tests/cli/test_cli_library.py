@@ -81,7 +81,7 @@ def test_limits_and_encoding_are_flags(sac: Sac, toys: Toys, documents: Path) ->
 
 def test_index_for_people_and_pipes(sac: Sac, toys: Toys, documents: Path) -> None:
     result = sac("index", "docs", **toys.environment)
-    assert "added\t2\n" in result.out and "bytes per source token\t" in result.out
+    assert "added\t2\n" in result.out and " of memory, " in result.out.partition("bytes per source token\t")[2]
     assert "skipped docs/empty.txt: " in result.err
     quiet = sac("index", "docs", "-q")
     assert "unchanged\t2\n" in quiet.out and quiet.err == ""
@@ -335,3 +335,13 @@ def test_writers_wait_for_each_other(sac: Sac, library: str) -> None:
         assert refused.code == 1 and "is being written by process" in refused.err
         threading.Timer(0.4, held.close).start()
         assert sac(*command, "--wait", "60").code == 0
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(
+    sac: Sac, toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("The key hangs in the hall. " * 20)
+    monkeypatch.setattr("sac_cli.indexing.TOLD_S", 0.0)
+    assert " of 1 files, " in sac("index", "docs", "--library", "new.lib", **toys.environment).err
+    assert sac("index", "docs", "--library", "other.lib", "-q", **toys.environment).err == ""
