@@ -110,7 +110,7 @@ def _told() -> Listen:
         nonlocal last
         if not console.state.quiet and time.monotonic() - last >= TOLD_S:
             last = time.monotonic()
-            done = f"{report.done + report.ahead} of {report.files} files"
+            done = f"{report.done + report.ahead:.0f} of {report.files} files"
             console.hint(f"{report.step}: {done}, {report.passages:,} passages, {report.tokens:,} tokens")
 
     return listen
