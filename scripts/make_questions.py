@@ -32,24 +32,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from comparisons import paragraphs
 from rich.console import Console
 from rich.progress import Progress
 
+from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.engine import Engine
-from sac_rag.answer.reader import Sampling
+from sac_rag.answer.reader import Reader, Sampling, decode
 from sac_rag.compress.adapter import write_atomic
 from sac_rag.config import DEFAULT_MODEL, MAX_PASSAGE_TOKENS
 from sac_rag.errors import ConfigError, SacError
 from sac_rag.evaluate.metrics import contains, normalise, token_f1
-from sac_rag.evaluate.prompts import ANSWER_TOKENS, answers_of, prompts_of
-from sac_rag.evaluate.readers import reader_of
+from sac_rag.evaluate.prompts import ANSWER_TOKENS
 from sac_rag.evaluate.tasks import set_name
 from sac_rag.records import Document
 from sac_rag.text.passages import offsets_of, split
 from sac_rag.train.choices import LONGEST
 from sac_rag.train.cloze import sentences, spans_of
-from sac_rag.train.data import SHORTEST, Question, read_contexts
+from sac_rag.train.data import SHORTEST, read_contexts
 from sac_rag.train.generation import instruction, is_open
 from sac_rag.train.specs import sources_of
 
@@ -164,23 +165,58 @@ def fault(question: str, span: str, shortest: int) -> str:
     return "" if is_open(question) else "closed"
 
 
-def said(
-    engine: Engine, texts: Sequence[str], asked: Sequence[Sequence[str]], tokens: int, batch: int
-) -> list[list[str]]:
-    """What a Full-FT adapter says, greedily, to each of what is asked of each text."""
-    contexts = [(text, tuple(Question("", q, ()) for q in qs)) for text, qs in zip(texts, asked, strict=True) if qs]
-    with engine.busy():
-        prompts = prompts_of(engine.method, contexts, reader_of(METHOD), None).prompts
-        answers = iter(answers_of(engine.reader, prompts, batch, Sampling(max_new_tokens=tokens)))
-    return [[next(answers)[0] for _ in qs] for qs in asked]
+class Speaker:
+    """A Full-FT adapter that says something to each of several things asked of a text, greedily.
+
+    Its LoRA is folded into the weights, a text is read once for all that is asked of it, and all rows take a step
+    together: bits may differ with what else is asked, which nothing here depends on.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.method, self.adapter_sha256 = engine.method, engine.adapter_sha256
+        backbone = engine.method.backbone.folded()
+        backbone.pack()
+        backbone.is_batch_invariant = True
+        self.reader = Reader(backbone, sorted(engine.reader.stop_ids))
+
+    def say(self, texts: Sequence[str], asked: Sequence[Sequence[str]], tokens: int, batch: int) -> list[list[str]]:
+        """Answers of at most so many tokens, a list for each text; `batch` rows at once, or those of one text."""
+        said: dict[int, list[str]] = {}
+        rows: list[int] = []
+        for at, own in enumerate(asked):
+            if rows and sum(len(asked[i]) for i in rows) + len(own) > batch:
+                said |= self._say(texts, asked, rows, tokens)
+                rows = []
+            if own:
+                rows.append(at)
+        said |= self._say(texts, asked, rows, tokens) if rows else {}
+        return [said.get(at, []) for at in range(len(texts))]
+
+    @torch.inference_mode()
+    def _say(
+        self, texts: Sequence[str], asked: Sequence[Sequence[str]], rows: Sequence[int], tokens: int
+    ) -> dict[int, list[str]]:
+        method, owners = self.method, [i for i in rows for _ in asked[i]]
+        front = method.backbone.template(method.layout.prefix)
+        decoding = self.reader.start()
+        session = decoding.read([[[*front, *method.backbone.tokens(texts[i])]] for i in rows])
+        session.keep([rows.index(i) for i in owners])
+        decoding.read([[question_ids(method, question)] for i in rows for question in asked[i]], session)
+        made = decoding.enter(session, [Sampling(max_new_tokens=tokens)] * len(owners))
+        while not decoding.done:
+            decoding.advance()
+        said: dict[int, list[str]] = {i: [] for i in rows}
+        for owner, row in zip(owners, made, strict=True):
+            said[owner].append(decode(method.backbone.tokenizer, row.completion.token_ids).strip())
+        return said
 
 
 @dataclass
 class Maker:
     """What makes questions of passages. held: what must not be made, and in its questions what has been."""
 
-    generator: Engine
-    answerer: Engine
+    generator: Speaker
+    answerer: Speaker
     held: HeldOut
     given: argparse.Namespace
 
@@ -189,7 +225,7 @@ class Maker:
         given, counts = self.given, Counter[str]()
         spans = [candidates(text, given.each, random.Random(f"{given.seed}/{text}")) for text, _ in group]
         texts = [text for text, _ in group]
-        asked = said(self.generator, texts, [[*map(instruction, s)] for s in spans], QUESTION_TOKENS, given.batch)
+        asked = self.generator.say(texts, [[*map(instruction, s)] for s in spans], QUESTION_TOKENS, given.batch)
         pairs: list[list[tuple[str, str]]] = [[] for _ in group]
         for kept, questions, own in zip(pairs, asked, spans, strict=True):
             for question, span in zip(questions, own, strict=True):
@@ -197,7 +233,7 @@ class Maker:
                 counts[wrong or "asked"] += 1
                 if not wrong:
                     kept.append((question, span))
-        answers = said(self.answerer, texts, [[q for q, _ in p] for p in pairs], ANSWER_TOKENS, given.batch)
+        answers = self.answerer.say(texts, [[q for q, _ in p] for p in pairs], ANSWER_TOKENS, given.batch)
         rows = []
         for (text, source), own_pairs, found in zip(group, pairs, answers, strict=True):
             qas = []
@@ -266,8 +302,7 @@ class Parts:
 def make(given: argparse.Namespace) -> dict[str, Any]:
     """Write the file of questions; what was found."""
     how = {"device": given.device, "dtype": given.dtype}
-    generator = Engine(given.model, METHOD, given.generator, **how)
-    answerer = Engine(given.model, METHOD, given.answerer, **how)
+    generator, answerer = (Speaker(Engine(given.model, METHOD, at, **how)) for at in (given.generator, given.answerer))
     aside = ("output", "count", "generator", "answerer")
     settings = {name: value for name, value in vars(given).items() if name not in aside}
     settings = {name: [*map(str, value)] if isinstance(value, list) else value for name, value in settings.items()}
@@ -277,7 +312,7 @@ def make(given: argparse.Namespace) -> dict[str, Any]:
     files += [File(Path(path), weight, titled=True) for path, weight in sources_of(given.titled)]
     for file in files:
         file.check()
-    held, offsets = HeldOut.of(given.not_in), offsets_of(generator.tokenizer)
+    held, offsets = HeldOut.of(given.not_in), offsets_of(generator.method.backbone.tokenizer)
     held.questions |= {normalise(qa["question"]) for row in parts.rows for qa in row["qas"]}
 
     def cut(text: str, titled: bool) -> list[str]:

@@ -180,6 +180,12 @@ class StoredKV(AnchorKV):
     def head_dim(self) -> int:
         return int(vars(self).get("_head_dim", 0)) or super().head_dim
 
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AnchorKV:
+        """As of AnchorKV; what is decoded on the CPU in float32 and is to stay so is not decoded for it."""
+        if self.decoder is None or dtype not in (None, torch.float32) or torch.device(device or "cpu").type != "cpu":
+            return super().to(dtype=dtype, device=device)
+        return self.of(self.decoder, self.stored, self.slots, self.head_dim, self.source_len, self.bias)
+
     def __getattr__(self, name: str) -> torch.Tensor:
         if name not in ("keys", "values") or self.decoder is None:
             raise AttributeError(f"{type(self).__name__} has no {name}")
@@ -193,10 +199,12 @@ class StoredKV(AnchorKV):
         return both[("keys", "values").index(name)]
 
 
-def decoder_of(memories: Sequence[AnchorKV]) -> Decoder | None:
-    """What decodes all of these memories; None where one has its keys and values."""
-    decoder = memories[0].decoder
-    return decoder if all(m.decoder is decoder for m in memories) else None
+def decoders_of(memories: Sequence[AnchorKV]) -> dict[Decoder | None, list[int]]:
+    """Which memories each decoder decodes; None has those whose keys and values are there."""
+    found: dict[Decoder | None, list[int]] = {}
+    for i, memory in enumerate(memories):
+        found.setdefault(memory.decoder, []).append(i)
+    return found
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,22 @@ class Backbone:
             self._blocks = [w.packed(b) for w, b in zip(self._blocks, self._biases, strict=True)]
             self._head = _packed(self._head)
 
+    @torch.no_grad()
+    def folded(self) -> Backbone:
+        """A backbone whose decoder is this one with its LoRA added to the weights (in fp32, rounded once): reading
+        with the LoRA then costs what reading with the base does. It holds a second copy of the layers that change."""
+        shared = {id(t): t for t in _tensors(self.decoder)}
+        twin = copy.deepcopy(self.decoder, shared)
+        theirs = dict(self.encoder.named_modules())
+        for name, module in twin.named_modules():
+            lora = theirs.get(name)
+            if lora is None or not hasattr(lora, "lora_A"):
+                continue
+            a, b = lora.lora_A["default"].weight.float(), lora.lora_B["default"].weight.float()
+            weight = module.weight.float() + lora.scaling["default"] * (b @ a)
+            module.weight = nn.Parameter(weight.to(module.weight.dtype), requires_grad=False)
+        return Backbone(twin, self.tokenizer)
+
     @cached_property
     def is_batch_invariant(self) -> bool:
         """Whether a row's products have the same bits beside any number of others; measured on a CPU in bf16."""

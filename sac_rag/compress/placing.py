@@ -11,11 +11,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 
-from sac_rag.compress.anchor_kv import AnchorKV, Memory, StoredKV, decoder_of, run_by_run
+from sac_rag.compress.anchor_kv import AnchorKV, Memory, StoredKV, decoders_of, run_by_run
 from sac_rag.compress.rope import Rotation
 from sac_rag.config import AskConfig
 from sac_rag.errors import AdapterError, ConfigError, MemoryInvalid
@@ -183,19 +184,34 @@ def _joined(
 
     What is stored is decoded block by block straight to its place: whole copies on the way cost more than arithmetic.
     """
-    decoder = decoder_of(memories)
-    if decoder is None:
+    groups = decoders_of(memories)
+    learns = torch.is_grad_enabled() and any(memories[i].keys.requires_grad for i in groups.get(None, ()))
+    if set(groups) == {None} or learns:
         both = (torch.cat([getattr(m, name) for m in memories]) for name in ("keys", "values"))
         keys, values = (t if order is None else t.index_select(0, order) for t in both)
         return turned(keys, dtype or keys.dtype), values.to(dtype or keys.dtype)
-    size = (sum(len(m.positions) for m in memories), memories[0].head_dim)
+    starts = [0, *accumulate(len(m.positions) for m in memories)]
+    size = (starts[-1], memories[0].head_dim)
     keys, values = (torch.empty(size, dtype=dtype or torch.float32) for _ in range(2))
+    stands = None
+    if order is not None and len(groups) > 1:
+        stands = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+    for decoder, at in groups.items():
+        own, places = [memories[i] for i in at], None
+        if stands is not None:
+            inner = run_by_run([m.counts for m in own])
+            places = torch.cat([stands[starts[i] : starts[i + 1]] for i in at]).index_select(0, inner)
 
-    def take(which: int, rows: slice, block: torch.Tensor) -> None:
-        if which:
-            values[rows] = block
+        def take(which: int, rows: slice, block: torch.Tensor, places: torch.Tensor | None = places) -> None:
+            here = rows if places is None else places[rows]
+            if which:
+                values[here] = block.to(values.dtype)
+            else:
+                keys[here] = turned(block, keys.dtype, here)
+
+        if decoder is None:  # beside others, hence `inner`
+            for which, name in enumerate(("keys", "values")):
+                take(which, slice(len(inner)), torch.cat([getattr(m, name) for m in own]).index_select(0, inner))
         else:
-            keys[rows] = turned(block, keys.dtype, rows)
-
-    decoder.decode_runs(cast(Sequence[StoredKV], memories), take)
+            decoder.decode_runs(cast(Sequence[StoredKV], own), take)
     return keys, values

@@ -6,7 +6,6 @@ and only tokens that are read pass through it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -49,19 +48,6 @@ class ReaderAdapter:
         for name, p in mine.items():
             p.copy_(tensors[name] if "lora_A" in name else share * tensors[name])
 
-    @torch.no_grad()
     def folded(self) -> Backbone:
-        """A backbone whose decoder is the base with this LoRA added to its weights (in fp32, rounded once): reading
-        with it costs what reading with the base does. It holds a second copy of the layers it changes."""
-        base, adapted = self.backbone.decoder, self.backbone.encoder
-        shared = {id(t): t for tensors in (base.parameters(), base.buffers()) for t in tensors}
-        twin = copy.deepcopy(base, shared)
-        theirs = dict(adapted.named_modules())
-        for name, module in twin.named_modules():
-            lora = theirs.get(name)
-            if lora is None or not hasattr(lora, "lora_A"):
-                continue
-            a, b = lora.lora_A["default"].weight.float(), lora.lora_B["default"].weight.float()
-            weight = module.weight.float() + lora.scaling["default"] * (b @ a)
-            module.weight = nn.Parameter(weight.to(module.weight.dtype), requires_grad=False)
-        return Backbone(twin, self.backbone.tokenizer)
+        """`Backbone.folded` of it."""
+        return self.backbone.folded()

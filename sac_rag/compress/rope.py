@@ -31,12 +31,17 @@ class Rotation:
         a = places.to(torch.float32)[:, None] * inv_freq.to(device=places.device, dtype=torch.float32)
         self._cos, self._sin = a.cos() * scaling, a.sin() * scaling
 
-    def __call__(self, x: torch.Tensor, dtype: torch.dtype, rows: slice = slice(None)) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, dtype: torch.dtype, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """x of shape (..., rows, head_dim), turned in fp32 to the positions of these rows, in `dtype`."""
-        if self._which is None:
+        which = self._which
+        if isinstance(rows, torch.Tensor):
+            which = rows if which is None else which.index_select(0, rows)
+        elif which is not None:
+            which = which[rows]
+        if which is None:
             cos, sin = self._cos[rows], self._sin[rows]
         else:  # on a CPU ten times as fast as cos[which]
-            cos, sin = (t.index_select(0, self._which[rows]) for t in (self._cos, self._sin))
+            cos, sin = (t.index_select(0, which) for t in (self._cos, self._sin))
         left, right = x.to(torch.float32).chunk(2, dim=-1)
         # By halves and fused: loading a memory is memory traffic, and this is most of it.
         turned = torch.addcmul(left * cos, right, sin, value=-1), torch.addcmul(right * cos, left, sin)

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sac_rag.compress.anchor_kv import AnchorKV, Slots, decoder_of
+from sac_rag.compress.anchor_kv import AnchorKV, Slots, decoders_of
 from sac_rag.compress.placing import compose
 from sac_rag.errors import LibraryCorrupt, MemoryInvalid
 from sac_rag.library import basis as bases
@@ -155,14 +155,22 @@ def test_a_memory_has_the_same_bits_alone_and_in_company(
     inv_freq, biases = 0.3 ** torch.arange(DIM // 2), [-0.5 * n for n in range(6)]
     for at in (range(6), range(5, -1, -1), (2, 3), (3,)):
         for dtype in (torch.float32, torch.bfloat16):
-            fresh, plain = [codec.decode(stored[i]) for i in at], [alone[i].to() for i in at]
-            assert decoder_of(fresh) is codec and decoder_of(plain) is None
+            fresh, plain = [codec.decode(stored[i]) for i in at], [alone[i] for i in at]
+            assert decoders_of(fresh) == {codec: [*range(len(at))]} and list(decoders_of(plain)) == [None]
             given = {"biases": biases[: len(at)], "dtype": dtype, "start": 7}
             got, want = compose(fresh, inv_freq, **given), compose(plain, inv_freq, **given)
             assert torch.equal(got.keys, want.keys) and torch.equal(got.values, want.values)
             assert torch.equal(got.counts, want.counts) and got.next_position == want.next_position
             assert len(at) == 1 or torch.equal(got.bias, want.bias)
             assert all("keys" not in vars(m) for m in fresh), "it was decoded on the way"
+            # Beside memories that are not stored, such as a learned prefix, and of another library.
+            other = Transform(basis)
+            mixed = [plain[0], *(m.to(device="cpu") for m in fresh), *plain[1:], *(other.decode(stored[i]) for i in at)]
+            got = compose(mixed, inv_freq, dtype=dtype, start=7)
+            assert all("keys" not in vars(m) for m in mixed if m.decoder is not None), "it was decoded on the way"
+            whole = [plain[0], *plain, *plain[1:], *plain]
+            want = compose(whole, inv_freq, dtype=dtype, start=7)
+            assert torch.equal(got.keys, want.keys) and torch.equal(got.values, want.values)
     for steps, found in zip(known, alone, strict=True):
         runs = found.slots.runs()
         for which, numbers in enumerate((found.keys, found.values)):

@@ -90,17 +90,18 @@ def test_what_is_kept_is_what_the_answerer_agrees_with(monkeypatch):
         "old mill": ("Known from a test?", "old mill"),
     }
 
-    def said(engine, texts, asked, tokens, batch):
-        if engine == "generator":
-            spans = {instruction(span): question for span, (question, _) in written.items()}
-            return [[spans[a] for a in own] for own in asked]
-        answers = dict(written.values()) | {"Who sold the old mill?": "the Ada Carver"}
-        return [[answers[q] for q in own] for own in asked]
+    class Said:
+        def __init__(self, answers):
+            self.answers = answers
 
-    monkeypatch.setattr(script, "said", said)
+        def say(self, texts, asked, tokens, batch):
+            return [[self.answers[a] for a in own] for own in asked]
+
+    generator = Said({instruction(span): question for span, (question, _) in written.items()})
+    answerer = Said(dict(written.values()) | {"Who sold the old mill?": "the Ada Carver"})
     monkeypatch.setattr(script, "candidates", lambda *_: list(written))
     given = argparse.Namespace(each=6, seed=0, batch=2, shortest=3, agreement=0.8)
-    maker = script.Maker("generator", "answerer", script.HeldOut(questions={"known from test"}), given)
+    maker = script.Maker(generator, answerer, script.HeldOut(questions={"known from test"}), given)
     rows, counts = maker.make([(TEXT, "books")])
     kept = [{"question": "Who sold the old mill?", "answers": ["the Ada Carver", "Ada Carver"]},
             {"question": "When was the mill sold?", "answers": ["1887"]}]  # fmt: skip
@@ -145,6 +146,24 @@ def reader(tiny_base, tmp_path):
     model, tokenizer = load_base(tiny_base, torch.device("cpu"), torch.float32)
     adapter.save(adapter.build(model, tokenizer, card), card, tmp_path / "reader")
     return tmp_path / "reader"
+
+
+def test_a_speaker_says_what_the_whole_prompt_alone_would_make_it_say(tiny_base, reader):
+    from sac_rag.answer.engine import Engine
+    from sac_rag.evaluate.prompts import answers_of, prompts_of
+    from sac_rag.evaluate.readers import reader_of
+    from sac_rag.train.data import Question
+
+    engine = Engine(str(tiny_base), "full-ft", str(reader), device="cpu", dtype="float32")
+    for parameter in engine.method.parameters().values():
+        parameter.data.normal_(0, 0.3)  # a LoRA that does something
+    texts, asked = [TEXT, "Ada keeps a mill.", "Nothing."], [["Who sold it?", "When?", "To whom?"], [], ["What?"]]
+    contexts = [(t, tuple(Question("", q, ()) for q in own)) for t, own in zip(texts, asked, strict=True) if own]
+    prompts = prompts_of(engine.method, contexts, reader_of("full-ft"), None).prompts
+    alone = [answers_of(engine.reader, [prompt], 1)[0][0] for prompt in prompts]
+    for batch in (1, 4):
+        said = script.Speaker(engine).say(texts, asked, 32, batch)
+        assert [*said[0], *said[2]] == alone and said[1] == []
 
 
 def test_a_stopped_run_goes_on_to_the_same_file(tiny_base, reader, tmp_path, monkeypatch):
