@@ -140,17 +140,45 @@ def attend(
     mask: of `spread`, for all heads or (kv_heads, rows, m); without it a query sees all keys, or with `causal` (n <= m)
     those up to its own place.
     """
-    n, heads, dim = q.shape
-    groups, repeat = k.shape[0], heads // k.shape[0]
-    if causal:
-        q = F.pad(q, (0, 0, 0, 0, 0, k.shape[1] - n))
-        k, v = k.repeat_interleave(repeat, dim=0), v.repeat_interleave(repeat, dim=0)
-        out = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k[None], v[None], is_causal=True)
-        return out[0, :, :n].transpose(0, 1).reshape(n, -1)
-    # The query heads that share a key head become more of its queries: a long memory is not copied.
-    q = q.view(n, groups, repeat, dim).permute(1, 2, 0, 3).reshape(groups, repeat * n, dim)
-    if mask is not None:
-        q = F.pad(q, (0, 0, 0, mask.shape[-2] - repeat * n))
-        mask = mask if mask.ndim == 2 else mask[None]
-    out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0, :, : repeat * n]
-    return out.view(groups, repeat, n, dim).permute(2, 0, 1, 3).reshape(n, -1)
+    queries = Queries(q, len(k))
+    queries.attend(slice(0, len(k)), k, v, mask=mask, causal=causal)
+    return queries.attended()
+
+
+class Queries:
+    """Queries of one sequence, (n, heads, d), that attend the keys of a few heads at a time, one after the other.
+
+    The query heads that share a key head become more of its queries: a long memory is not copied.
+    """
+
+    def __init__(self, q: torch.Tensor, groups: int) -> None:
+        """groups: key heads."""
+        n, heads, dim = q.shape
+        self._n, self._repeat = n, heads // groups
+        self._q = q.view(n, groups, self._repeat, dim).permute(1, 2, 0, 3)
+        self._rows: torch.Tensor | None = None
+        self._out: list[torch.Tensor] = []
+
+    def attend(
+        self, groups: slice, k: torch.Tensor, v: torch.Tensor, *, mask: torch.Tensor | None = None, causal: bool = False
+    ) -> None:
+        """Attend k and v, (key heads of `groups`, m, d); mask and causal as of `attend`."""
+        if causal:
+            q = F.pad(self._q[groups].flatten(0, 1), (0, 0, 0, k.shape[1] - self._n))
+            k, v = k.repeat_interleave(self._repeat, dim=0), v.repeat_interleave(self._repeat, dim=0)
+            out = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0, :, : self._n]
+        else:
+            rows = self._repeat * self._n if mask is None else mask.shape[-2]
+            if self._rows is None or self._rows.shape[1] != rows:
+                queries = self._q.reshape(len(self._q), -1, self._q.shape[3])
+                self._rows = F.pad(queries, (0, 0, 0, rows - queries.shape[1]))
+            if mask is not None and mask.ndim == 3:
+                mask = mask[None]
+            out = F.scaled_dot_product_attention(self._rows[groups][None], k[None], v[None], attn_mask=mask)[0]
+            out = out[:, : self._repeat * self._n]
+        self._out.append(out.reshape(len(k) // (self._repeat if causal else 1), self._repeat, self._n, -1))
+
+    def attended(self) -> torch.Tensor:
+        """What all heads attended, (n, heads * d)."""
+        out = self._out[0] if len(self._out) == 1 else torch.cat(self._out)
+        return out.permute(2, 0, 1, 3).reshape(self._n, -1)

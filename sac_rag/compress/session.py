@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sac_rag.compress.anchor_kv import Memory
-from sac_rag.compress.attention import TILE, attend, spread
+from sac_rag.compress.attention import TILE, Queries, spread
 from sac_rag.compress.backbone import Backbone, Mix
 from sac_rag.errors import MemoryInvalid
 
@@ -95,8 +95,8 @@ class Session:
                 self._insert(index, memory, first - memory.counts)
                 stand = _Placed(memory.start, memory.next_position, memory.counts, memory.bias is not None)
                 self._stands[index] += (stand,)
-        like = self._cache[0][0]
-        new = [_NewTokens(row.tokens, at, self._repeat, like) for row, at in zip(laid, starts, strict=True)]
+        like, capacities = self._cache[0][0], [keys.shape[2] for keys, _ in self._cache]
+        new = [_NewTokens(row.tokens, at, self._repeat, capacities, like) for row, at in zip(laid, starts, strict=True)]
         ids = [torch.tensor([t for part in row if not isinstance(part, Memory) for t in part]) for row in parts]
         lengths = [row.positions.numel() for row in laid]
 
@@ -302,13 +302,24 @@ def _prefill_of(parts: Sequence[Part], start: int) -> _Prefill:
 
 class _NewTokens:
     """One row's new tokens on their way through the layers: `tokens` in each stretch between memories, which go to
-    the slots from `starts` on, (stretches, layers, kv_heads)."""
+    the slots from `starts` on, (stretches, layers, kv_heads), of caches of these capacities."""
 
-    def __init__(self, tokens: Sequence[int], starts: torch.Tensor, repeat: int, like: torch.Tensor) -> None:
+    def __init__(
+        self, tokens: Sequence[int], starts: torch.Tensor, repeat: int, capacities: Sequence[int], like: torch.Tensor
+    ) -> None:
         ends = list(accumulate(tokens))
-        self._stretches = [slice(end - n, end) for n, end in zip(tokens, ends, strict=True)]
-        self._repeat, self._mask = repeat, _masks(self._stretches, repeat, like)
-        self._layers = [_alike(map(tuple, heads)) for heads in starts.permute(1, 2, 0).tolist()]
+        stretches = [slice(end - n, end) for n, end in zip(tokens, ends, strict=True)]
+        self._repeat, self._mask = repeat, _masks(stretches, repeat, like)
+        each = starts.permute(1, 2, 0).tolist()
+        self._layers = [
+            [(heads, starts, starts[-1] + tokens[-1]) for heads, starts in _alike(map(tuple, of_layer))]
+            for of_layer in each
+        ]
+        # Slots of a row's cache, (kv_heads * capacity), that tokens go to, head by head of each token.
+        lines = torch.arange(starts.shape[2]) * torch.tensor(capacities)[:, None]
+        first = starts + lines - torch.tensor([stretch.start for stretch in stretches])[:, None, None]
+        places = first.repeat_interleave(torch.tensor(tokens), dim=0) + torch.arange(ends[-1])[:, None, None]
+        self._places = places.transpose(0, 1).flatten(1).to(like.device).unbind(0)
 
     def attend(
         self,
@@ -323,21 +334,18 @@ class _NewTokens:
         """Write k and v, (tokens, kv_heads, head_dim), to the row's cache, (kv_heads, capacity, head_dim), and attend
         it with q, (tokens, heads, head_dim) -> (tokens, heads * head_dim). bias: (kv_heads, capacity), added to the
         scores of its slots."""
-        out = []
+        for held, new in ((keys, k), (values, v)):
+            held.view(-1, held.shape[2]).index_copy_(0, self._places[layer], new.reshape(-1, held.shape[2]))
+        queries = Queries(q, len(keys))
         # Heads that are filled alike go together, others apart: an empty one does not wade through the slots of a full
         # one, so that slots cost the same time however the heads share them.
-        for heads, starts in self._layers[layer]:
-            for start, stretch in zip(starts, self._stretches, strict=True):
-                end = start + stretch.stop - stretch.start
-                keys[heads, start:end] = k[stretch, heads].transpose(0, 1)
-                values[heads, start:end] = v[stretch, heads].transpose(0, 1)
+        for heads, starts, end in self._layers[layer]:
             mask = None if end == len(q) else self._mask(starts)
-            queries = q[:, heads.start * self._repeat : heads.stop * self._repeat]
-            seen = slice(0, _blocks(end))
+            upto = slice(0, _blocks(end))
             if mask is not None and bias is not None:
-                mask = mask + bias[heads, None, seen]
-            out.append(attend(queries, keys[heads, seen], values[heads, seen], mask=mask, causal=mask is None))
-        return torch.cat(out, dim=1)
+                mask = mask + bias[heads, None, upto]
+            queries.attend(heads, keys[heads, upto], values[heads, upto], mask=mask, causal=mask is None)
+        return queries.attended()
 
 
 class _Together(NamedTuple):
