@@ -34,7 +34,7 @@ from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGo
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, RayWorkers, Workers
 from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
-from sac_rag.library.joined import AnyLibrary, JoinedLibrary, check_alike, places_of
+from sac_rag.library.joined import AnyLibrary, JoinedLibrary, check_alike, owners_of, places_of
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import codec_state_of, compare, head_of
 from sac_rag.library.opening import plain as plain_fingerprint
@@ -551,8 +551,9 @@ class SacRag(Serving):
             return heat_of(service, method, assembled, memories, placing, answer)
 
         def warn(read: Sequence[Hit]) -> list[str]:
-            found = library.documents([hit.passage.document for hit in read])
-            return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
+            found = owners_of(library, [hit.passage.document for hit in read], where)
+            stale = [d for _, d in sorted(found.items()) if d.stale]
+            return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in stale]
 
         more: dict[str, Any] = {"constraint": constraint, "heat": attended if heat else None, "steps": steps}
         plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, **more)

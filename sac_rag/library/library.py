@@ -248,10 +248,14 @@ class Library:
             rows = view.catalog.rows("SELECT content_hash FROM documents WHERE uri = ?", (uri,))
         return rows[0][0] if rows else None
 
-    def passages(self, document: str | None = None) -> list[Passage]:
-        """Passages of one document, by uri, or of all, in reading order."""
+    def passages(self, document: str | None = None, *, where: Mapping[str, Any] | None = None) -> list[Passage]:
+        """Passages of one document, by uri, or of all, in reading order; with `where`, of those documents whose own
+        metadata fit."""
+        if where:
+            mine = {d.uri for d in self.documents(None if document is None else [document], where=where)}
         with self._still() as view:
-            return view.catalog.passages(document)
+            found = view.catalog.passages(document)
+        return [p for p in found if p.document in mine] if where else found
 
     def passage_ids(self, document: str) -> list[str]:
         """Ids of a document's passages in reading order; empty when it is not stored."""
