@@ -543,7 +543,7 @@ class SacRag(Serving):
             return self._retrieve(library, query, own, where)
 
         def assemble(found: Sequence[Hit], text: bool) -> Assembled:
-            return self._assemble(library, found, question, own, text, conversation, steps)
+            return self._assemble(library, found, question, own, text, conversation, steps, where=where)
 
         def attended(assembled: Assembled, answer: Sequence[int]) -> Heat | None:
             memories = library.load([h.passage.id for h in assembled.hits[assembled.texts :]])
@@ -578,7 +578,7 @@ class SacRag(Serving):
                 continue
             hits = self._retrieve(library, conversation.searched(question), ask, where)
             with self.engine.busy():
-                self._assemble(library, hits, question, ask, False, conversation)
+                self._assemble(library, hits, question, ask, False, conversation, where=where)
             conversation.add(answer)
         return conversation
 
@@ -625,9 +625,12 @@ class SacRag(Serving):
         text: bool,
         conversation: Conversation | None,
         steps: Steps | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
     ) -> Assembled:
+        """where: the filter by which hits were found; nothing else is told of."""
         assembled = self._assembled(library, hits, question, ask, text, conversation, steps or Steps())
-        notice = library.notice
+        notice = library.notice_of(where)
         return dataclasses.replace(assembled, notices=(*assembled.notices, notice)) if notice else assembled
 
     def _assembled(

@@ -140,7 +140,11 @@ class JoinedLibrary:
     @property
     def notice(self) -> str | None:
         """What is known of the damage of any part."""
-        found = [f"{part.path.name}: {notice}" for part in self.parts if (notice := part.notice)]
+        return self.notice_of()
+
+    def notice_of(self, where: Mapping[str, Any] | None = None) -> str | None:
+        """As of `Library`."""
+        found = [f"{part.path.name}: {notice}" for part in self.parts if (notice := part.notice_of(where))]
         return "; ".join(found) or None
 
     def codec(self) -> Codec:

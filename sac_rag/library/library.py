@@ -340,9 +340,16 @@ class Library:
     @property
     def notice(self) -> str | None:
         """What a reader of this library should know of its damage, as far as that is known; None when it is sound."""
+        return self.notice_of()
+
+    def notice_of(self, where: Mapping[str, Any] | None = None) -> str | None:
+        """As `notice`; with `where`, documents whose own metadata do not fit are not told of."""
         with self._still() as view:
-            hit = view.damaged()
-        if not hit and not view.problems:
+            hit, problems = view.damaged(), view.problems
+        if where and hit:
+            mine = {d.uri for d in self.documents(list(hit), where=where)}
+            hit = {uri: count for uri, count in hit.items() if uri in mine}
+        if not hit and not problems:
             return None
         what = f"passages of {len(hit)} documents ({', '.join(sorted(hit)[:3])}{', …' * (len(hit) > 3)})"
         return (

@@ -85,7 +85,9 @@ class Warm:
         text: bool = False,
         schema: Mapping[str, Any] | None = None,
     ) -> Heard | Stream:
-        """As of `SacRag`. What a warm process refuses, or does not live to begin, this process answers."""
+        """As of `SacRag`. What a warm process refuses, or does not live to begin, this process answers, and what is
+        reranked by a folder: its path is read from here, and the warm process may hold what was in it before."""
+        own = ask is not None and ask.rerank is not None and Path(ask.rerank).expanduser().is_dir()
         request = {
             "question": question,
             "ask": dataclasses.asdict(ask or AskConfig()),
@@ -94,7 +96,8 @@ class Warm:
             "schema": schema,
         }
         if self._cold is None:
-            if (heard := _begun(self._path, request)) is not None:
+            heard = None if own else _begun(self._path, request)
+            if heard is not None:
                 self._told(f"answered by the warm process {heard.pid}")
                 return heard
             self._cold = self._open()

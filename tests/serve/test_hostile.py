@@ -13,9 +13,10 @@ import pytest
 
 from sac_rag import SacRag
 from sac_rag.errors import ConfigError, LibraryCorrupt, LibraryFull, LibraryLocked, LibraryNotFound
+from sac_rag.library.library import Library
 from sac_rag.serve import asking, connections, errors
 from sac_rag.serve.chat import ChatMessage
-from sac_rag.serve.keys import Key
+from sac_rag.serve.keys import Key, Keys
 from sac_rag.serve.libraries import ServedLibraries, ServedLibrary
 from tests.serve.conftest import SECRETS, Live, served
 from tests.serve.test_guard import DOCUMENTS, error_of
@@ -123,6 +124,28 @@ def test_numbers_beyond_use_are_no_failure_of_the_server(live: Live, route: str,
     with live.client() as client:
         reply = client.post(route, json=body)
         assert reply.status_code in (200, 400), reply.text
+
+
+def test_of_anothers_damage_a_key_is_told_nothing(three: Path, key_file: Path) -> None:
+    """The notice of a damaged library names documents."""
+    with Library.open(three) as library:
+        (passage,) = library.passages("canal.md")
+        view = library._view
+        slot = view.catalog.memories(view.catalog.require([passage.id]))[view.catalog.require([passage.id])[0]].slot
+    (segment,) = three.glob("seg-*")
+    data = bytearray(segment.read_bytes())
+    data[slot.offset + slot.length // 2] ^= 255
+    segment.write_bytes(data)
+    with served(SacRag.open(three), Keys.read(key_file)) as live:
+        told = {}
+        for key in ("all", "sea", "all"):
+            body = {"question": "How long is the Erie Canal?", "settings": {"max_new_tokens": 2}}
+            with live.client(key) as client:
+                reply = client.post("/v1/libraries/three/ask", json=body)
+            assert reply.status_code == 200, reply.text
+            told[key] = reply.text
+        assert "canal.md" in told["all"] and "sac repair" in told["all"]
+        assert "canal" not in told["sea"] and "damaged" not in told["sea"]
 
 
 # -- what costs ---------------------------------------------------------------------------------------------

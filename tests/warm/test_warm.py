@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sac_rag import AskConfig, SacRag
-from sac_rag.errors import ConfigError, LibraryNotFound, SacError
+from sac_rag.errors import ConfigError, LibraryNotFound, ModelError, SacError
 from sac_rag.records import Answer
 from sac_rag.warm import client, place
 from sac_rag.warm.client import Warm
@@ -87,6 +88,25 @@ def test_filters_and_errors_pass_through(serving: Server, rag: SacRag, library: 
     assert {h.passage.document for h in hit.sources} == {document}
     with pytest.raises(ConfigError, match="lower max_new_tokens"):
         warm.ask("Who?", AskConfig(max_new_tokens=10**6))
+
+
+def test_a_reranker_in_a_folder_is_this_processs(
+    serving: Server, rag: SacRag, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warm process has another working folder, in which the same path may lead to another model."""
+    (tmp_path / "owner" / "reranker").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked: list[Any] = []
+
+    def cold() -> Any:
+        return SimpleNamespace(stream=lambda question, ask, **given: asked.append(ask.rerank))
+
+    for name in ("owner/reranker", "./owner/reranker", str(tmp_path / "owner" / "reranker")):
+        found(library, cold).stream("Who?", replace(ASK, rerank=name))
+        assert asked.pop() == name
+    with pytest.raises(ModelError, match="owner/of-the-hub"):  # which the warm process says
+        found(library, cold).ask("Who?", replace(ASK, rerank="owner/of-the-hub"))
+    assert not asked
 
 
 def test_it_answers_from_the_newest_generation(serving: Server, rag: SacRag, library: str) -> None:
