@@ -30,7 +30,7 @@ from sac_rag.answer.stream import RETRIES, AnswerPlan, Stream
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
-from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
+from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, MemoryDamaged, PassageGone
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, RayWorkers, Workers
 from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
@@ -546,7 +546,10 @@ class SacRag(Serving):
             return self._assemble(library, found, question, own, text, conversation, steps, where=where)
 
         def attended(assembled: Assembled, answer: Sequence[int]) -> Heat | None:
-            memories = library.load([h.passage.id for h in assembled.hits[assembled.texts :]])
+            try:
+                memories = library.load([h.passage.id for h in assembled.hits[assembled.texts :]])
+            except (PassageGone, MemoryDamaged):  # since they were read: the answer is whole without
+                return None
             service, method = self.engine.service_of(own.reader), self.engine.method
             return heat_of(service, method, assembled, memories, placing, answer)
 
