@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,24 @@ def test_the_library_is_known_by_any_of_its_names(
     monkeypatch.chdir(Path(library).parent)
     for name in (tmp_path / "link", Path(library).name):
         assert Warm.at(str(name), *SETTINGS, never) is not None
+
+
+def test_several_libraries_are_one_in_their_order(
+    rag: SacRag, library: str, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(library, tmp_path / "copy.lib")
+    monkeypatch.chdir(tmp_path)
+    both = f"{library},copy.lib"
+    pid = client.start(both, *SETTINGS, 30.0)
+    try:
+        warm = found(f"{os.path.relpath(library)},./copy.lib")
+        with SacRag.open(both, device="cpu", dtype="float32") as cold:
+            same(warm.ask("Who planted the elm?", ASK), cold.ask("Who planted the elm?", ASK))
+        for other in (library, f"copy.lib,{library}", "copy.lib"):
+            assert Warm.at(other, *SETTINGS, never) is None
+    finally:
+        assert client.stop(both, *SETTINGS)
+        os.waitpid(pid, 0)
 
 
 def test_what_has_changed_on_disk_is_for_a_cold_process(
