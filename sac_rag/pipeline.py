@@ -30,11 +30,11 @@ from sac_rag.answer.stream import RETRIES, AnswerPlan, Stream
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods import METHODS
 from sac_rag.config import AUTO, AskConfig, IndexConfig, ReadConfig, check_k, from_mapping
-from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, PassageGone
+from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, MemoryDamaged, PassageGone
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, RayWorkers, Workers
 from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
-from sac_rag.library.joined import AnyLibrary, JoinedLibrary, check_alike, places_of
+from sac_rag.library.joined import AnyLibrary, JoinedLibrary, check_alike, owners_of, places_of
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import codec_state_of, compare, head_of
 from sac_rag.library.opening import plain as plain_fingerprint
@@ -543,16 +543,20 @@ class SacRag(Serving):
             return self._retrieve(library, query, own, where)
 
         def assemble(found: Sequence[Hit], text: bool) -> Assembled:
-            return self._assemble(library, found, question, own, text, conversation, steps)
+            return self._assemble(library, found, question, own, text, conversation, steps, where=where)
 
         def attended(assembled: Assembled, answer: Sequence[int]) -> Heat | None:
-            memories = library.load([h.passage.id for h in assembled.hits[assembled.texts :]])
+            try:
+                memories = library.load([h.passage.id for h in assembled.hits[assembled.texts :]])
+            except (PassageGone, MemoryDamaged):  # since they were read: the answer is whole without
+                return None
             service, method = self.engine.service_of(own.reader), self.engine.method
             return heat_of(service, method, assembled, memories, placing, answer)
 
         def warn(read: Sequence[Hit]) -> list[str]:
-            found = library.documents([hit.passage.document for hit in read])
-            return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in found if d.stale]
+            found = owners_of(library, [hit.passage.document for hit in read], where)
+            stale = [d for _, d in sorted(found.items()) if d.stale]
+            return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in stale]
 
         more: dict[str, Any] = {"constraint": constraint, "heat": attended if heat else None, "steps": steps}
         plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, **more)
@@ -577,7 +581,7 @@ class SacRag(Serving):
                 continue
             hits = self._retrieve(library, conversation.searched(question), ask, where)
             with self.engine.busy():
-                self._assemble(library, hits, question, ask, False, conversation)
+                self._assemble(library, hits, question, ask, False, conversation, where=where)
             conversation.add(answer)
         return conversation
 
@@ -624,9 +628,12 @@ class SacRag(Serving):
         text: bool,
         conversation: Conversation | None,
         steps: Steps | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
     ) -> Assembled:
+        """where: the filter by which hits were found; nothing else is told of."""
         assembled = self._assembled(library, hits, question, ask, text, conversation, steps or Steps())
-        notice = library.notice
+        notice = library.notice_of(where)
         return dataclasses.replace(assembled, notices=(*assembled.notices, notice)) if notice else assembled
 
     def _assembled(

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from langchain_sac.searching import to_documents
 from sac_rag import SacRag
 from sac_rag.answer.conversation import Conversation
-from sac_rag.errors import ConfigError, LibraryMismatch, LibraryNotFound, PassageGone
-from sac_rag.library.joined import JoinedLibrary, places_of
+from sac_rag.errors import ConfigError, LibraryMismatch, LibraryNotFound, MemoryDamaged, PassageGone
+from sac_rag.library.joined import JoinedLibrary, owners_of, places_of
 from sac_rag.records import Document, Hit
 
 TOPICS = "tides canal bridge whale rooster lighthouse harbour engine comet orchard".split()
@@ -134,6 +135,56 @@ def test_a_passage_that_two_hold_is_read_once(places: list[Path], config: Any, t
         ids = [hit.passage.id for hit in rag.retrieve(QUESTIONS[0])]
         assert len(ids) == len(set(ids)) == 3
         assert len(rag.library.load([*ids, ids[0]])) == 4
+
+
+def test_two_texts_of_one_name_are_two_documents(config: Any, tmp_path: Path) -> None:
+    """A filter leads to its own: to neither the words nor the metadata of what another library calls the same."""
+    texts = {"sea": "The harbour has a secret pier.", "land": "The orchard has a secret gate. Its key is a pear."}
+    notes = [[Document("note.md", text, meta={"team": team})] for team, text in texts.items()]
+    parts = [made(tmp_path / f"{n}.lib", config, note) for n, note in enumerate(notes)]
+    for order in (parts, parts[::-1]):
+        with SacRag.open(order) as rag:
+            for team, text in texts.items():
+                where = {"team": team}
+                assert [p.text for p in rag.library.passages("note.md", where=where)] == [text]
+                assert [p.text for p in rag.library.passages(where=where)] == [text]
+                assert owners_of(rag.library, ["note.md"], where)["note.md"].meta["team"] == team
+                (found,) = to_documents(rag, rag.retrieve("secret", where=where), where)
+                assert (found.page_content, found.metadata["team"]) == (text, team)
+            first = rag.library.parts[0].passages("note.md")
+            assert rag.library.passages("note.md") == first and len(rag.library.passages()) == 2
+            assert owners_of(rag.library, ["note.md"])["note.md"] == rag.library.parts[0].documents()[0]
+            assert rag.library.passages("note.md", where={"team": "none"}) == []
+
+
+def spoil(library: Path, share: float) -> None:
+    """Turn the bytes of its memories round, from a share of each file on."""
+    for segment in library.glob("seg-*"):
+        data = segment.read_bytes()
+        start = int(len(data) * share)
+        segment.write_bytes(data[:start] + bytes(b ^ 255 for b in data[start:]))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5], ids=["whole", "half"])
+def test_a_memory_that_is_damaged_in_one_is_read_from_another(
+    places: list[Path], config: Any, tmp_path: Path, share: float
+) -> None:
+    again = made(tmp_path / "again.lib", config, DOCUMENTS[:3])
+    with SacRag.open(again) as rag:
+        ids = [p.id for p in rag.library.passages()]
+        want, answer = rag.library.load(ids), rag.ask(QUESTIONS[0], max_new_tokens=5).text
+    spoil(places[0], share)
+    with SacRag.open([places[0], again]) as rag:
+        with pytest.raises(MemoryDamaged):
+            rag.library.parts[0].load(ids)
+        for got, kept in zip(rag.library.load(ids), want, strict=True):
+            assert got.keys.equal(kept.keys) and got.values.equal(kept.values)
+        assert rag.ask(QUESTIONS[0], max_new_tokens=5).text == answer
+    spoil(again, share)
+    with SacRag.open([places[0], again]) as rag, pytest.raises(MemoryDamaged, match=places[0].name):
+        rag.library.load(ids)
+    with SacRag.open([places[0], places[1]]) as rag, pytest.raises(PassageGone, match="'nothing'"):
+        rag.library.load([ids[0], "nothing"])
 
 
 def test_libraries_that_were_made_differently_are_refused(places: list[Path], config: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sac_cli import console
-from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, LibraryFolder, check_present
+from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, LibraryFolders, check_present, local
 from sac_cli.shell import command
 
 
@@ -17,12 +17,15 @@ from sac_cli.shell import command
     sac warm my.lib
     sac warm my.lib --idle 60                      ends when nobody has asked for an hour
     sac warm my.lib --stop
+    sac warm sales.lib,legal.lib                   several libraries, read as one
     sac ask "Who signs?" --library my.lib -v       says who answered
     """,
 )
 def warm(
-    folder: Annotated[str | None, typer.Argument(help="Folder of the library.", metavar="LIBRARY")] = None,
-    library: LibraryFolder = DEFAULT_LIBRARY,
+    folder: Annotated[
+        str | None, typer.Argument(help="The library, or several with commas.", metavar="LIBRARY")
+    ] = None,
+    library: LibraryFolders = DEFAULT_LIBRARY,
     idle: Annotated[
         float, typer.Option("--idle", min=0.01, help="Minutes without a question after which it ends.", metavar="MIN")
     ] = 15.0,
@@ -38,7 +41,7 @@ def warm(
     """
     from sac_rag.warm import client
 
-    place = folder or library
+    place = local(folder or library)
     if stop:
         ended = client.stop(place, device, dtype)
         console.hint(f"the warm process of {place} has ended" if ended else f"no warm process serves {place}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 
@@ -161,10 +161,13 @@ class Decoder(Protocol):
 
 class StoredKV(AnchorKV):
     """A memory as it is stored, which is a fraction of its keys and values: these, float32, are made when they are
-    looked at, or, of several memories that are placed together, straight to where they stand."""
+    looked at, or, of several memories that are placed together, straight to where they stand.
+
+    Several threads may look at one at once: what was decoded is added to it in one step, and nothing is taken away.
+    """
 
     stored: Any
-    """What `decoder` decodes."""
+    """What `decoder` decodes; kept afterwards, for who began to decode it before."""
 
     @classmethod
     def of(
@@ -182,20 +185,24 @@ class StoredKV(AnchorKV):
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AnchorKV:
         """As of AnchorKV; what is decoded on the CPU in float32 and is to stay so is not decoded for it."""
-        if self.decoder is None or dtype not in (None, torch.float32) or torch.device(device or "cpu").type != "cpu":
+        decoder, on_cpu = self.decoder, torch.device(device or "cpu").type == "cpu"
+        if decoder is None or dtype not in (None, torch.float32) or not on_cpu:
             return super().to(dtype=dtype, device=device)
-        return self.of(self.decoder, self.stored, self.slots, self.head_dim, self.source_len, self.bias)
+        return self.of(decoder, self.stored, self.slots, self.head_dim, self.source_len, self.bias)
 
     def __getattr__(self, name: str) -> torch.Tensor:
-        if name not in ("keys", "values") or self.decoder is None:
+        decoder = self.decoder
+        if name not in ("keys", "values") or (decoder is None and name not in vars(self)):
             raise AttributeError(f"{type(self).__name__} has no {name}")
+        if decoder is None:  # another thread has decoded it since
+            return cast(torch.Tensor, vars(self)[name])
         both = torch.empty(2, len(self.positions), self.head_dim, dtype=torch.float32)
 
         def take(which: int, rows: slice, block: torch.Tensor) -> None:
             both[which, rows] = block
 
-        self.decoder.decode_runs([self], take)
-        self.__dict__.update(keys=both[0], values=both[1], decoder=None, stored=None)
+        decoder.decode_runs([self], take)
+        self.__dict__.update(keys=both[0], values=both[1], decoder=None)
         return both[("keys", "values").index(name)]
 
 

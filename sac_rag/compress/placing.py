@@ -185,7 +185,8 @@ def _joined(
     What is stored is decoded block by block straight to its place: whole copies on the way cost more than arithmetic.
     """
     groups = decoders_of(memories)
-    learns = torch.is_grad_enabled() and any(memories[i].keys.requires_grad for i in groups.get(None, ()))
+    there = (memories[i] for i in groups.get(None, ()))
+    learns = torch.is_grad_enabled() and any(m.keys.requires_grad or m.values.requires_grad for m in there)
     if set(groups) == {None} or learns:
         both = (torch.cat([getattr(m, name) for m in memories]) for name in ("keys", "values"))
         keys, values = (t if order is None else t.index_select(0, order) for t in both)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
-from sac_rag.errors import ConfigError, LibraryMismatch, PassageGone
+from sac_rag.errors import ConfigError, LibraryMismatch, MemoryDamaged, PassageGone
 from sac_rag.library.catalog import Head
 from sac_rag.library.library import Library, StoredDocument
 from sac_rag.library.opening import differing
@@ -69,7 +69,8 @@ def check_alike(settings: Mapping[str, Mapping[str, Any]]) -> None:
 class JoinedLibrary:
     """Libraries of one fingerprint and codec, for reading: what `Library` reads, of all of them together.
 
-    A passage that several hold counts as often as they do, and questions read it once; its memory is that of the first.
+    A passage that several hold counts as often as they do, and questions read it once; its memory is that of the first
+    where it is sound.
     Transactions are none of its: open the library that is to change.
     """
 
@@ -139,7 +140,11 @@ class JoinedLibrary:
     @property
     def notice(self) -> str | None:
         """What is known of the damage of any part."""
-        found = [f"{part.path.name}: {notice}" for part in self.parts if (notice := part.notice)]
+        return self.notice_of()
+
+    def notice_of(self, where: Mapping[str, Any] | None = None) -> str | None:
+        """As of `Library`."""
+        found = [f"{part.path.name}: {notice}" for part in self.parts if (notice := part.notice_of(where))]
         return "; ".join(found) or None
 
     def codec(self) -> Codec:
@@ -161,8 +166,13 @@ class JoinedLibrary:
         """As of `Library`, by uri; of one that several hold, each."""
         return sorted((d for part in self.parts for d in part.documents(uris, where=where)), key=lambda d: d.uri)
 
-    def passages(self, document: str | None = None) -> list[Passage]:
-        return [p for part in self.parts for p in part.passages(document)]
+    def passages(self, document: str | None = None, *, where: Mapping[str, Any] | None = None) -> list[Passage]:
+        """As of `Library`. Of a document that several hold, they are those of the first that holds it and where it
+        fits: two texts of one name are two documents, and may be two people's."""
+        found = (part.passages(document, where=where) for part in self.parts)
+        if document is None:
+            return [p for some in found for p in some]
+        return next((some for some in found if some), [])
 
     def passage_ids(self, document: str) -> list[str]:
         return [i for part in self.parts for i in part.passage_ids(document)]
@@ -178,7 +188,24 @@ class JoinedLibrary:
         return self._each(ids, Library.extents)
 
     def load(self, ids: Sequence[str]) -> list[AnchorKV]:
-        return self._each(ids, Library.load)
+        try:
+            return self._each(ids, Library.load)
+        except MemoryDamaged:
+            return [self._sound(passage_id) for passage_id in ids]
+
+    def _sound(self, passage_id: str) -> AnchorKV:
+        """The memory of a passage, of the first part where it is not damaged."""
+        damage: MemoryDamaged | None = None
+        for part in self.parts:
+            if part.holds(passage_id):
+                try:
+                    return part.load([passage_id])[0]
+                except MemoryDamaged as error:
+                    damage = damage or error
+        raise damage or self._gone(passage_id)
+
+    def _gone(self, passage_id: str) -> PassageGone:
+        return PassageGone(f"no passage {passage_id!r} in {self.path}: it was deleted, or is of another library")
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         import numpy as np
@@ -192,7 +219,7 @@ class JoinedLibrary:
         for passage_id in dict.fromkeys(ids):
             holder = next((n for n, part in enumerate(self.parts) if part.holds(passage_id)), None)
             if holder is None:
-                raise PassageGone(f"no passage {passage_id!r} in {self.path}: it was deleted, or is of another library")
+                raise self._gone(passage_id)
             of[passage_id] = holder
         found: dict[str, T] = {}
         for number, part in enumerate(self.parts):
@@ -220,6 +247,16 @@ class JoinedLibrary:
 
 AnyLibrary: TypeAlias = Library | JoinedLibrary
 """What is read: one library, or several as one. `parts` are the libraries that it is made of."""
+
+
+def owners_of(
+    library: AnyLibrary, uris: Sequence[str], where: Mapping[str, Any] | None = None
+) -> dict[str, StoredDocument]:
+    """The documents that found passages belong to, by uri. Of several of one name, in several libraries, one that fits
+    the filter by which they were found, else the first."""
+    found = library.documents(uris)
+    fitting = library.documents(uris, where=where) if where and len(found) > len(set(uris)) else []
+    return {d.uri: d for d in reversed([*fitting, *found])}
 
 
 class _Views:

@@ -248,10 +248,14 @@ class Library:
             rows = view.catalog.rows("SELECT content_hash FROM documents WHERE uri = ?", (uri,))
         return rows[0][0] if rows else None
 
-    def passages(self, document: str | None = None) -> list[Passage]:
-        """Passages of one document, by uri, or of all, in reading order."""
+    def passages(self, document: str | None = None, *, where: Mapping[str, Any] | None = None) -> list[Passage]:
+        """Passages of one document, by uri, or of all, in reading order; with `where`, of those documents whose own
+        metadata fit."""
+        if where:
+            mine = {d.uri for d in self.documents(None if document is None else [document], where=where)}
         with self._still() as view:
-            return view.catalog.passages(document)
+            found = view.catalog.passages(document)
+        return [p for p in found if p.document in mine] if where else found
 
     def passage_ids(self, document: str) -> list[str]:
         """Ids of a document's passages in reading order; empty when it is not stored."""
@@ -336,9 +340,16 @@ class Library:
     @property
     def notice(self) -> str | None:
         """What a reader of this library should know of its damage, as far as that is known; None when it is sound."""
+        return self.notice_of()
+
+    def notice_of(self, where: Mapping[str, Any] | None = None) -> str | None:
+        """As `notice`; with `where`, documents whose own metadata do not fit are not told of."""
         with self._still() as view:
-            hit = view.damaged()
-        if not hit and not view.problems:
+            hit, problems = view.damaged(), view.problems
+        if where and hit:
+            mine = {d.uri for d in self.documents(list(hit), where=where)}
+            hit = {uri: count for uri, count in hit.items() if uri in mine}
+        if not hit and not problems:
             return None
         what = f"passages of {len(hit)} documents ({', '.join(sorted(hit)[:3])}{', …' * (len(hit) > 3)})"
         return (

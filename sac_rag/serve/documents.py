@@ -201,7 +201,7 @@ def _document(served: ServedLibrary, key: Key, uri: str) -> dict[str, Any]:
     found = library.documents([uri], where=key.where)
     if not found:
         raise _unknown(uri)
-    passages = library.passages(uri)
+    passages = library.passages(uri, where=key.where)
     extents = library.extents([p.id for p in passages])
     fields = ("id", "ordinal", "start", "end", "heading", "tokens", "meta", "text")
     rows = [

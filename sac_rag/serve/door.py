@@ -38,16 +38,22 @@ class Served:
         if self.keys is None:
             self.rates.take(address)
             return EVERYBODY
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
-        secret = secret.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not secret:
+        secrets = _secrets(headers)
+        if not secrets:
             raise ApiError(401, "no_api_key", "no key: send it as `Authorization: Bearer KEY`")
-        key = self.keys.holder(secret)
+        key = self.keys.holder(secrets.pop()) if len(secrets) == 1 else None
         if key is None:
             self.rates.take(f"?{address}")
             raise ApiError(401, "invalid_api_key", "this key is not known here")
         self.rates.take(key.name)
         return key
+
+
+def _secrets(headers: Headers) -> set[str]:
+    """The keys that a request shows, each once: a proxy in front may have looked at another one than we would."""
+    marked = (value.partition(" ") for value in headers.getlist("authorization"))
+    bearer = [secret.strip() for scheme, _, secret in marked if scheme.lower() == "bearer"]
+    return {secret for secret in (*bearer, *headers.getlist("x-api-key")) if secret}
 
 
 @dataclass(frozen=True)

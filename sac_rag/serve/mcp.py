@@ -135,7 +135,7 @@ def make(libraries: ServedLibraries, *, over_http: bool = False) -> MCPServer:
             opened = served.rag.newest()
             if not opened.documents([document], where=key.where):
                 raise ToolError(f"no document {document!r} in {served.name}; list_documents says what there is")
-            every = opened.passages(document)
+            every = opened.passages(document, where=key.where)
             touched = [p for p in every if p.end > start and (end is None or p.start < end)]
             shown = touched[:MOST_PASSAGES]
             more = {"next_start": shown[-1].end} if len(shown) < len(touched) else {}

@@ -7,12 +7,14 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 
 import uvicorn
+from fastapi import FastAPI
 
 from sac_rag.errors import ConfigError
 from sac_rag.library.joined import places_of
 from sac_rag.pipeline import SacRag
 from sac_rag.remote import is_remote
 from sac_rag.serve.app import create_app
+from sac_rag.serve.connections import protocol
 from sac_rag.serve.keys import Keys
 from sac_rag.serve.libraries import ServedLibraries, ServedLibrary, named
 from sac_rag.serve.settings import ServeConfig
@@ -75,14 +77,22 @@ def serve(
     host, port = listening.getsockname()[:2]
     told(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of each index at DEBUG, whatever is asked for
+    tracing = Tracing.exporting(texts=limits.otel_texts) if limits.otel else None
+    server_of(create_app(libraries, limits, keys, tracing), limits).run(sockets=[listening])
+
+
+def server_of(app: FastAPI, limits: ServeConfig) -> uvicorn.Server:
+    """What serves an application at a socket, within these limits."""
     config = uvicorn.Config(
-        create_app(libraries, limits, keys, Tracing.exporting(texts=limits.otel_texts) if limits.otel else None),
+        app,
+        http=protocol(limits),
+        ws="none",
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=max(1, round(limits.grace)),
         lifespan="on",
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config)
 
 
 def bound(limits: ServeConfig) -> socket.socket:

@@ -29,6 +29,10 @@ class ServeConfig:
     """Requests of one key (without keys, of one address) in a minute; 0 does not count them."""
     concurrent: int = 64
     """Answers under way and waiting, of all clients; more are refused with 429."""
+    connections: int = 400
+    """Connections of clients at once; more are closed unheard. Each needs one of the files that a process may open."""
+    patience: float = 30.0
+    """Seconds in which a client has to say what it wants, and one more for each 16 kB of a body."""
     timeout: float = 300.0
     """Seconds for one answer."""
     max_tokens: int = 1024
@@ -44,7 +48,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; it must lie in 0..65535")
-        for name in ("body_bytes", "concurrent", "max_tokens"):
+        for name in ("body_bytes", "concurrent", "connections", "max_tokens"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         if self.requests_per_minute < 0:
@@ -52,6 +56,8 @@ class ServeConfig:
         for name in ("timeout", "grace"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ConfigError(f"{name} is {value}; give seconds")
+        if not 0 < self.patience < math.inf:
+            raise ConfigError(f"patience is {self.patience}; give seconds, more than 0")
 
         if self.otel_texts and not self.otel:
             raise ConfigError("otel_texts is set and otel is not: set both, or neither")

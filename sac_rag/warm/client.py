@@ -16,6 +16,7 @@ from sac_rag import errors
 from sac_rag.config import AskConfig
 from sac_rag.errors import SacError
 from sac_rag.foreign import parse_object
+from sac_rag.library.joined import places_of
 from sac_rag.records import Answer, Hit, Passage, Timings, Usage
 from sac_rag.warm.place import connect, socket_of
 
@@ -85,7 +86,9 @@ class Warm:
         text: bool = False,
         schema: Mapping[str, Any] | None = None,
     ) -> Heard | Stream:
-        """As of `SacRag`. What a warm process refuses, or does not live to begin, this process answers."""
+        """As of `SacRag`. What a warm process refuses, or does not live to begin, this process answers, and what is
+        reranked by a folder: its path is read from here, and the warm process may hold what was in it before."""
+        own = ask is not None and ask.rerank is not None and Path(ask.rerank).expanduser().is_dir()
         request = {
             "question": question,
             "ask": dataclasses.asdict(ask or AskConfig()),
@@ -94,7 +97,8 @@ class Warm:
             "schema": schema,
         }
         if self._cold is None:
-            if (heard := _begun(self._path, request)) is not None:
+            heard = None if own else _begun(self._path, request)
+            if heard is not None:
                 self._told(f"answered by the warm process {heard.pid}")
                 return heard
             self._cold = self._open()
@@ -179,7 +183,8 @@ def start(library: str, device: str, dtype: str, idle_s: float) -> int:
     Raises what opening the library raises, ConfigError where sockets cannot be private, SacError where it ends early.
     """
     path = socket_of(library, device, dtype, make=True)
-    setup = {"path": str(path), "library": os.path.abspath(library), "device": device, "dtype": dtype, "idle_s": idle_s}
+    absolute = [os.path.abspath(folder) for folder in places_of(library)]
+    setup = {"path": str(path), "library": absolute, "device": device, "dtype": dtype, "idle_s": idle_s}
     child = subprocess.Popen(
         [sys.executable, "-I", "-c", _START, json.dumps([os.path.abspath(p) for p in sys.path]), json.dumps(setup)],
         stdin=subprocess.DEVNULL,

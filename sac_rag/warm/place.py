@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sac_rag import __version__
 from sac_rag.errors import ConfigError
+from sac_rag.library.joined import places_of
 from sac_rag.models.cache import cache_root
 from sac_rag.models.notes import version_of
 
@@ -55,7 +56,8 @@ def socket_of(library: str | os.PathLike[str], device: str, dtype: str, *, make:
     Raises as `runtime_folder`; ConfigError for a folder whose path is too long for sockets.
     """
     key = [PROTOCOL, __version__, version_of("torch"), version_of("transformers"), sys.prefix, str(cache_root())]
-    name = hashlib.sha256(json.dumps([*key, os.path.realpath(library), device, dtype]).encode()).hexdigest()[:24]
+    places = [os.path.realpath(place) for place in places_of(library)]
+    name = hashlib.sha256(json.dumps([*key, places, device, dtype]).encode()).hexdigest()[:24]
     path = runtime_folder(make=make) / f"{name}.sock"
     if len(os.fsencode(path)) > LONGEST:
         raise ConfigError(f"{path} is too long for a socket: set XDG_RUNTIME_DIR to a shorter path")

@@ -14,7 +14,8 @@ from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.placing import compose
 from sac_rag.compress.watched import attended
-from sac_rag.errors import ConfigError
+from sac_rag.errors import ConfigError, MemoryDamaged, PassageGone
+from sac_rag.library.library import Library
 from sac_rag.records import Document
 from tests.conftest import byte_tokenizer, grid, tiny_llama
 
@@ -121,3 +122,24 @@ def test_what_heat_is_not_of_is_refused(rag: SacRag) -> None:
     with pytest.raises(ConfigError, match="not of passages that are read as text"):
         rag.ask(QUESTION, heat=True, text=True)
     assert rag.ask("Thanks!", heat=True, max_new_tokens=2).heat is None
+
+
+@pytest.mark.parametrize("error", [PassageGone, MemoryDamaged])
+def test_an_answer_whose_passages_have_gone_since_is_whole_without(
+    rag: SacRag, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """A document is removed, or its bytes rot, between the answer and the second reading."""
+    want = rag.ask(QUESTION, max_new_tokens=6)
+    load, loaded = Library.load, []
+
+    def once(self: Library, ids: Any) -> Any:
+        loaded.append(ids)
+        if len(loaded) > 1:
+            raise error("it is gone")
+        return load(self, ids)
+
+    rag.check()
+    monkeypatch.setattr(Library, "load", once)
+    answer = rag.ask(QUESTION, max_new_tokens=6, heat=True)
+    assert len(loaded) == 2 and answer.heat is None
+    assert (answer.text, answer.sources) == (want.text, want.sources)

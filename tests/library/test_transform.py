@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sac_rag.compress.anchor_kv import AnchorKV, Slots, decoders_of
-from sac_rag.compress.placing import compose
+from sac_rag.compress.anchor_kv import AnchorKV, Slots, StoredKV, Take, decoders_of
+from sac_rag.compress.placing import Placing, compose
 from sac_rag.errors import LibraryCorrupt, MemoryInvalid
 from sac_rag.library import basis as bases
+from sac_rag.library import transform
 from sac_rag.library.basis import UNIT, Basis, whole_axes
 from sac_rag.library.frames import PER_BYTE, Expander, packed, whole_bytes
 from sac_rag.library.transform import DEAD, MOST_TOKENS, Transform
@@ -319,5 +322,98 @@ def test_a_stored_memory_is_one_whatever_was_looked_at(basis: Basis) -> None:
         found.weights  # noqa: B018
     inv_freq = 0.3 ** torch.arange(DIM // 2)
     mixed = compose([changed, codec.decode(other)], inv_freq)  # one decoded, one not
-    plain = compose([changed.to(), codec.decode(other).to()], inv_freq)
+    plain = compose([changed, decoded(codec.decode(other))], inv_freq)
     assert torch.equal(mixed.keys, plain.keys) and torch.equal(mixed.values, plain.values)
+
+
+def decoded(found: AnchorKV) -> AnchorKV:
+    """The same memory, decoded by itself."""
+    return AnchorKV(found.keys, found.values, found.positions, found.counts, found.source_len, found.bias)
+
+
+def company(draw: st.DrawFn, basis: Basis) -> tuple[list[AnchorKV], list[AnchorKV]]:
+    """Memories of some codecs beside plain ones, some of them twice; and the same, decoded one by one."""
+    codecs = [Transform(basis) for _ in range(draw(st.integers(1, 3)))]
+    pool = []
+    for _ in range(draw(st.integers(1, 4))):
+        made = memory(draw(st.integers(0, 2**20)), tokens=draw(st.sampled_from([4, 30, 200])))
+        if draw(st.booleans()):
+            made.keys[draw(st.integers(0, len(made.keys) - 1))] += draw(st.sampled_from([-1e3, 2e5]))
+        bias = torch.linspace(-2, 2, len(made.keys)).half().float() if draw(st.booleans()) else None
+        codec, made = draw(st.sampled_from(codecs)), dataclasses.replace(made, bias=bias)
+        pool.append((made, codec.decode(codec.encode(made)), decoded(codec.decode(codec.encode(made)))))
+    given, alone = [], []
+    for at in draw(st.lists(st.integers(0, len(pool) - 1), min_size=1, max_size=6)):
+        made, stored, by_itself = pool[at]
+        kind = draw(st.sampled_from(["stored", "again", "float32", "bfloat16"]))
+        if kind in ("stored", "again"):
+            given.append(stored if kind == "stored" else stored.to())
+            alone.append(by_itself)
+        else:
+            given.append(made.to(dtype=getattr(torch, kind)))
+            alone.append(given[-1])
+    return given, alone
+
+
+@given(data=st.data(), block=st.sampled_from([1, 50, 2048]), exact=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_any_company_is_placed_to_the_bits_of_each_decoded_by_itself(
+    basis: Basis, data: st.DataObject, block: int, exact: bool
+) -> None:
+    given, alone = data.draw(st.composite(company)(basis))
+    inv_freq = 0.3 ** torch.arange(DIM // 2)
+    how: dict[str, Any] = {
+        "placing": Placing(positions=data.draw(st.sampled_from(["source", "packed"]))),
+        "biases": data.draw(st.sampled_from([None, [-0.5 * i for i in range(len(given))]])),
+        "start": data.draw(st.sampled_from([0, 9, 4000])),
+        "dtype": data.draw(st.sampled_from([None, torch.float32, torch.bfloat16])),
+        "scaling": data.draw(st.sampled_from([1.0, 1.25])),
+    }
+    there = bases.multiplies_int8()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transform, "BLOCK", block)
+        patch.setattr(bases, "multiplies_int8", lambda: exact and there)
+        got, want = compose(given, inv_freq, **how), compose(alone, inv_freq, **how)
+    for name in ("keys", "values", "counts", "bias"):
+        mine, theirs = getattr(got, name), getattr(want, name)
+        assert mine is theirs is None or (mine.dtype == theirs.dtype and torch.equal(mine, theirs)), name
+    assert (got.next_position, got.source_len, got.start) == (want.next_position, want.source_len, want.start)
+
+
+class Overtaken(Transform):
+    """Each memory that is to be decoded is decoded by somebody else first."""
+
+    busy = False
+
+    def decode_runs(self, memories: Sequence[StoredKV], take: Take) -> None:
+        if not self.busy:
+            self.busy = True
+            for one in memories:
+                one.keys  # noqa: B018
+        super().decode_runs(memories, take)
+
+
+def test_a_memory_that_another_thread_decodes_meanwhile_is_the_same(basis: Basis) -> None:
+    stored = [Transform(basis).encode(memory(seed)) for seed in (4, 5)]
+    inv_freq = 0.3 ** torch.arange(DIM // 2)
+    alone = [decoded(Transform(basis).decode(s)) for s in stored]
+    codec = Overtaken(basis)
+    shared = [codec.decode(s) for s in stored]
+    got, want = compose(shared, inv_freq), compose(alone, inv_freq)
+    assert torch.equal(got.keys, want.keys) and torch.equal(got.values, want.values)
+    assert all("keys" in vars(m) for m in shared), "nobody was first"
+    for name in ("keys", "values"):
+        found = Overtaken(basis).decode(stored[0])
+        assert torch.equal(getattr(found, name), getattr(alone[0], name))
+        # What Python does where the attribute was missing when it looked, and is there now.
+        assert torch.equal(found.__getattr__(name), getattr(alone[0], name))
+
+
+@pytest.mark.parametrize("trained", ["keys", "values"])
+def test_what_stands_beside_stored_memories_is_trained_through_them(basis: Basis, trained: str) -> None:
+    prefix, stored = memory(6), Transform(basis).decode(Transform(basis).encode(memory(7)))
+    getattr(prefix, trained).requires_grad_()
+    made = compose([prefix, stored], 0.3 ** torch.arange(DIM // 2))
+    getattr(made, trained).sum().backward()
+    grad = getattr(prefix, trained).grad
+    assert grad is not None and bool((grad.abs().sum(1) > 0).all())

@@ -23,7 +23,7 @@ from sac_rag.records import Document
 from sac_rag.serve.app import create_app
 from sac_rag.serve.keys import Keys
 from sac_rag.serve.libraries import ServedLibraries, ServedLibrary
-from sac_rag.serve.run import bound
+from sac_rag.serve.run import bound, server_of
 from sac_rag.serve.settings import ServeConfig
 
 TEXTS = {
@@ -74,10 +74,10 @@ class Live:
 def served(
     rag: SacRag, keys: Keys | None = None, folders: tuple[str, ...] = (), tracing: Any = None, **settings: Any
 ) -> Iterator[Live]:
-    limits = ServeConfig(port=0, **settings)
+    limits = ServeConfig(port=0, **{"grace": 60.0, **settings})
     app = create_app(ServedLibraries([ServedLibrary("three", rag, folders)]), limits, keys, tracing)
     listening = bound(limits)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=60))
+    server = server_of(app, limits)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     wait_for(lambda: server.started)

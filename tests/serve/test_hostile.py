@@ -8,14 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from sac_rag import SacRag
 from sac_rag.errors import ConfigError, LibraryCorrupt, LibraryFull, LibraryLocked, LibraryNotFound
-from sac_rag.serve import asking, errors
+from sac_rag.library.library import Library
+from sac_rag.serve import asking, connections, errors
 from sac_rag.serve.chat import ChatMessage
-from sac_rag.serve.keys import Key
+from sac_rag.serve.keys import Key, Keys
 from sac_rag.serve.libraries import ServedLibraries, ServedLibrary
-from tests.serve.conftest import Live
+from tests.serve.conftest import SECRETS, Live, served
 from tests.serve.test_guard import DOCUMENTS, error_of
 
 JSON = {"content-type": "application/json"}
@@ -121,6 +124,28 @@ def test_numbers_beyond_use_are_no_failure_of_the_server(live: Live, route: str,
     with live.client() as client:
         reply = client.post(route, json=body)
         assert reply.status_code in (200, 400), reply.text
+
+
+def test_of_anothers_damage_a_key_is_told_nothing(three: Path, key_file: Path) -> None:
+    """The notice of a damaged library names documents."""
+    with Library.open(three) as library:
+        (passage,) = library.passages("canal.md")
+        view = library._view
+        slot = view.catalog.memories(view.catalog.require([passage.id]))[view.catalog.require([passage.id])[0]].slot
+    (segment,) = three.glob("seg-*")
+    data = bytearray(segment.read_bytes())
+    data[slot.offset + slot.length // 2] ^= 255
+    segment.write_bytes(data)
+    with served(SacRag.open(three), Keys.read(key_file)) as live:
+        told = {}
+        for key in ("all", "sea", "all"):
+            body = {"question": "How long is the Erie Canal?", "settings": {"max_new_tokens": 2}}
+            with live.client(key) as client:
+                reply = client.post("/v1/libraries/three/ask", json=body)
+            assert reply.status_code == 200, reply.text
+            told[key] = reply.text
+        assert "canal.md" in told["all"] and "sac repair" in told["all"]
+        assert "canal" not in told["sea"] and "damaged" not in told["sea"]
 
 
 # -- what costs ---------------------------------------------------------------------------------------------
@@ -321,3 +346,104 @@ def test_other_ways_to_write_a_path_lead_past_no_key(guarded: Live, path: str) -
     found = said(guarded, b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
     assert found.split(b" ")[1] in (b"401", b"404"), found[:200]
     assert b"three" not in found
+
+
+# -- clients that take their time ---------------------------------------------------------------------------
+
+
+def connected(live: Live, data: bytes = b"") -> socket.socket:
+    host, port = live.url.removeprefix("http://").split(":")
+    line = socket.create_connection((host, int(port)), timeout=30)
+    line.sendall(data)
+    return line
+
+
+def hung_up(line: socket.socket) -> bool:
+    """Whether the server ends a connection of itself, without a word."""
+    with line:
+        try:
+            return line.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+POSTED = HEAD + b"Host: localhost\r\nContent-Length: 18\r\n\r\n"
+
+
+@pytest.mark.parametrize("data", [b"", b"G", GET + b"Host: localh", POSTED, POSTED + BODY[:-1]])
+def test_who_does_not_say_what_it_wants_is_not_waited_for(open_rag: SacRag, data: bytes) -> None:
+    with served(open_rag, patience=0.5) as live:
+        assert hung_up(connected(live, data))
+        with live.client() as client:
+            assert client.get("/v1/models").status_code == 200
+            time.sleep(0.7)  # whoever was answered may take as long to ask again
+            assert client.get("/v1/models").status_code == 200
+
+
+def test_a_drip_of_bytes_is_not_waited_for_and_a_body_under_way_is(
+    open_rag: SacRag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(open_rag, patience=1.0) as live:
+        began, line = time.monotonic(), connected(live, GET)
+        with pytest.raises(OSError):
+            while time.monotonic() < began + 20:
+                line.sendall(b"X: y\r\n")
+                time.sleep(0.1)
+        assert time.monotonic() < began + 10
+        monkeypatch.setattr(connections, "SLOWEST", 4)  # of the 18 bytes each is worth a quarter of a second
+        with connected(live, POSTED.replace(b"Content", b"Connection: close\r\nContent", 1)) as line:
+            for at in range(0, len(BODY), 2):
+                line.sendall(BODY[at : at + 2])
+                time.sleep(0.2)
+            assert line.recv(15) == b"HTTP/1.1 200 OK"
+
+
+def test_an_answer_takes_as_long_as_it_takes(open_rag: SacRag, monkeypatch: pytest.MonkeyPatch) -> None:
+    retrieve = SacRag.retrieve
+
+    def slowly(*args: Any, **how: Any) -> Any:
+        time.sleep(1.0)
+        return retrieve(*args, **how)
+
+    monkeypatch.setattr(SacRag, "retrieve", slowly)
+    with served(open_rag, patience=0.3) as live, live.client() as client:
+        assert client.post("/v1/libraries/three/search", json={"query": "tides"}).status_code == 200
+
+
+def test_silent_clients_leave_files_for_the_library(open_rag: SacRag) -> None:
+    with served(open_rag, connections=8, patience=3.0) as live:
+        lines = [connected(live) for _ in range(40)]
+        assert all(map(hung_up, lines[8:])), "more than may be were held"
+        time.sleep(0.1)
+        with live.client() as client, pytest.raises(httpx.TransportError):
+            client.get("/healthz")
+        assert all(map(hung_up, lines[:8]))
+        with live.client() as client:
+            assert client.get("/v1/models").status_code == 200
+
+
+def test_two_keys_are_nobodys(guarded: Live) -> None:
+    """Which of them a proxy in front has looked at is not known here."""
+    sea, everything = (f"Bearer {SECRETS[name]}" for name in ("sea", "all"))
+    shown = {
+        (("authorization", sea),): 200,
+        (("authorization", sea), ("authorization", sea), ("x-api-key", SECRETS["sea"])): 200,
+        (("authorization", "Basic dTpw"), ("x-api-key", SECRETS["sea"])): 200,
+        (("authorization", sea), ("authorization", everything)): 401,
+        (("authorization", everything), ("x-api-key", SECRETS["sea"])): 401,
+        (("x-api-key", SECRETS["sea"]), ("x-api-key", SECRETS["all"])): 401,
+        (("authorization", f"{sea}, {everything}"),): 401,
+        (("authorization", sea), ("x-api-key", "unknown-0123456789")): 401,
+    }
+    with guarded.client() as client:
+        for headers, status in shown.items():
+            assert client.get("/v1/models", headers=[*headers]).status_code == status, headers
+
+
+def test_there_is_no_other_protocol_to_go_to(guarded: Live) -> None:
+    """A WebSocket would pass by whoever looks at keys."""
+    wanted = b"Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    wanted += b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    for path in (b"/v1/models", b"/mcp", b"/metrics"):
+        assert said(guarded, b"GET %s HTTP/1.1\r\n" % path + wanted).startswith(b"HTTP/1.1 401"), path
+    assert said(guarded, b"GET / HTTP/1.1\r\n" + wanted).startswith(b"HTTP/1.1 200")

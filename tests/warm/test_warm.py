@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sac_rag import AskConfig, SacRag
-from sac_rag.errors import ConfigError, LibraryNotFound, SacError
+from sac_rag.errors import ConfigError, LibraryNotFound, ModelError, SacError
 from sac_rag.records import Answer
 from sac_rag.warm import client, place
 from sac_rag.warm.client import Warm
@@ -89,6 +91,25 @@ def test_filters_and_errors_pass_through(serving: Server, rag: SacRag, library: 
         warm.ask("Who?", AskConfig(max_new_tokens=10**6))
 
 
+def test_a_reranker_in_a_folder_is_this_processs(
+    serving: Server, rag: SacRag, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warm process has another working folder, in which the same path may lead to another model."""
+    (tmp_path / "owner" / "reranker").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked: list[Any] = []
+
+    def cold() -> Any:
+        return SimpleNamespace(stream=lambda question, ask, **given: asked.append(ask.rerank))
+
+    for name in ("owner/reranker", "./owner/reranker", str(tmp_path / "owner" / "reranker")):
+        found(library, cold).stream("Who?", replace(ASK, rerank=name))
+        assert asked.pop() == name
+    with pytest.raises(ModelError, match="owner/of-the-hub"):  # which the warm process says
+        found(library, cold).ask("Who?", replace(ASK, rerank="owner/of-the-hub"))
+    assert not asked
+
+
 def test_it_answers_from_the_newest_generation(serving: Server, rag: SacRag, library: str) -> None:
     warm = found(library)
     before = {h.passage.document for h in warm.ask("Who planted the elm?", AskConfig(k=9, max_new_tokens=1)).sources}
@@ -115,6 +136,24 @@ def test_the_library_is_known_by_any_of_its_names(
     monkeypatch.chdir(Path(library).parent)
     for name in (tmp_path / "link", Path(library).name):
         assert Warm.at(str(name), *SETTINGS, never) is not None
+
+
+def test_several_libraries_are_one_in_their_order(
+    rag: SacRag, library: str, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(library, tmp_path / "copy.lib")
+    monkeypatch.chdir(tmp_path)
+    both = f"{library},copy.lib"
+    pid = client.start(both, *SETTINGS, 30.0)
+    try:
+        warm = found(f"{os.path.relpath(library)},./copy.lib")
+        with SacRag.open(both, device="cpu", dtype="float32") as cold:
+            same(warm.ask("Who planted the elm?", ASK), cold.ask("Who planted the elm?", ASK))
+        for other in (library, f"copy.lib,{library}", "copy.lib"):
+            assert Warm.at(other, *SETTINGS, never) is None
+    finally:
+        assert client.stop(both, *SETTINGS)
+        os.waitpid(pid, 0)
 
 
 def test_what_has_changed_on_disk_is_for_a_cold_process(

@@ -58,4 +58,4 @@ class SacRetriever(LibraryUser, BaseRetriever):
         rag = self.newest()
         both = all_of(self.where, where)
         hits = search(rag, query, self.k if k is None else k, self.search_type, both, rerank=self.rerank)
-        return to_documents(rag, hits)
+        return to_documents(rag, hits, both)

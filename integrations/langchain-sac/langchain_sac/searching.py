@@ -38,9 +38,13 @@ def query_vector(rag: SacRag, query: str) -> Any:
     return rag.embed([query], kind="query")[0]
 
 
-def to_documents(rag: SacRag, hits: Sequence[Hit]) -> list[Document]:
-    """Passages with their place, score and memory, and with the metadata of the documents they are from."""
-    metas = {d.uri: d.meta for d in rag.library.documents([h.passage.document for h in hits])}
+def to_documents(rag: SacRag, hits: Sequence[Hit], where: Mapping[str, Any] | None = None) -> list[Document]:
+    """Passages with their place, score and memory, and with the metadata of the documents they are from. where: the
+    filter by which they were found."""
+    from sac_rag.library.joined import owners_of
+
+    owners = owners_of(rag.library, [h.passage.document for h in hits], where)
+    metas = {uri: d.meta for uri, d in owners.items()}
     return [
         Document(
             page_content=h.passage.text, metadata=_about(rag, h, metas.get(h.passage.document, {})), id=h.passage.id

@@ -160,8 +160,10 @@ class SacVectorStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Whole documents in the order of `ids`; unknown ids are passed over."""
+        from sac_rag.library.joined import owners_of
+
         library = self.rag.newest()
-        found = {d.uri: d for d in library.documents(ids)}
+        found = owners_of(library, list(ids))
         return [whole(found[i], library.passages(i)) for i in dict.fromkeys(ids) if i in found]
 
     def similarity_search(
@@ -178,13 +180,13 @@ class SacVectorStore(VectorStore):
         self, query: str, k: int = 4, filter: dict[str, Any] | None = None, *, distinct: bool = False, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """As `similarity_search`, with the cosine similarity of each: 1 is the same direction."""
-        return self._documents(self._hits(query_vector(self.rag, query), k, filter, distinct), **kwargs)
+        return self._documents(self._hits(query_vector(self.rag, query), k, filter, distinct), filter, **kwargs)
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Document]:
         distinct = kwargs.pop("distinct", False)
-        return [d for d, _ in self._documents(self._hits(embedding, k, filter, distinct), **kwargs)]
+        return [d for d, _ in self._documents(self._hits(embedding, k, filter, distinct), filter, **kwargs)]
 
     def max_marginal_relevance_search(
         self,
@@ -212,7 +214,7 @@ class SacVectorStore(VectorStore):
 
         vector = np.asarray(embedding, np.float32)
         hits = self.rag.diverse(vector.tolist(), k, fetch=fetch_k, weight=lambda_mult, where=_checked(filter))
-        return [d for d, _ in self._documents(hits, **kwargs)]
+        return [d for d, _ in self._documents(hits, filter, **kwargs)]
 
     def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
         """A retriever whose documents carry sac_* metadata, for `format_docs_sac` and ChatSac; no two of the same
@@ -233,9 +235,13 @@ class SacVectorStore(VectorStore):
             np.asarray(vector, np.float32), None, k, mode="dense", where=where, distinct=distinct
         )
 
-    def _documents(self, hits: Sequence[Hit], sac_metadata: bool = False) -> list[tuple[Document, float]]:
+    def _documents(
+        self, hits: Sequence[Hit], where: dict[str, Any] | None, sac_metadata: bool = False
+    ) -> list[tuple[Document, float]]:
+        from sac_rag.library.joined import owners_of
+
         rag = self.rag
-        owners = {d.uri: d for d in rag.library.documents([h.passage.document for h in hits])}
+        owners = owners_of(rag.library, [h.passage.document for h in hits], _checked(where))
         found = []
         for hit in hits:
             if (p := hit.passage).document in owners:

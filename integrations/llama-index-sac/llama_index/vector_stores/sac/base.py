@@ -200,11 +200,12 @@ class SacVectorStore(BasePydanticVectorStore):
             own.append({"ref_doc_id": list(query.doc_ids)})
         where = all_of(where_of(query.filters), *own)
         if query.mode == VectorStoreQueryMode.MMR:
-            return self._result(self._diverse(query, wanted, where))
+            return self._result(self._diverse(query, wanted, where), where)
         vector = None if mode == "lexical" else self._vector(query)
         library = self._source.newest().newest()
         return self._result(
-            _best_of(wanted, wanted, lambda n: library.search(vector, query.query_str, n, mode=mode, where=where))
+            _best_of(wanted, wanted, lambda n: library.search(vector, query.query_str, n, mode=mode, where=where)),
+            where,
         )
 
     def _diverse(self, query: VectorStoreQuery, wanted: int, where: Mapping[str, Any] | None) -> dict[str, float]:
@@ -213,9 +214,11 @@ class SacVectorStore(BasePydanticVectorStore):
         vector, rag = self._vector(query).tolist(), self._source.newest()
         return _best_of(wanted, 4 * wanted, lambda n: rag.diverse(vector, n, fetch=n, weight=weight, where=where))
 
-    def _result(self, scores: Mapping[str, float]) -> VectorStoreQueryResult:
-        """Found documents as nodes, in their order."""
-        known = {d.uri: node_from(d) for d in self.rag.library.documents(list(scores))}
+    def _result(self, scores: Mapping[str, float], where: Mapping[str, Any] | None) -> VectorStoreQueryResult:
+        """Found documents as nodes, in their order. where: the filter by which they were found."""
+        from sac_rag.library.joined import owners_of
+
+        known = {uri: node_from(d) for uri, d in owners_of(self.rag.library, list(scores), where).items()}
         best = [(n, s) for uri, s in scores.items() if (n := known.get(uri)) is not None]
         return VectorStoreQueryResult(
             nodes=[self._tagged(node) for node, _ in best],
