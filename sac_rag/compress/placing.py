@@ -204,10 +204,12 @@ def _joined(
 
         def take(which: int, rows: slice, block: torch.Tensor, places: torch.Tensor | None = places) -> None:
             here = rows if places is None else places[rows]
-            if which:
-                values[here] = block.to(values.dtype)
+            made = block.to(values.dtype) if which else turned(block, keys.dtype, here)
+            held = values if which else keys
+            if isinstance(here, slice):
+                held[here] = made
             else:
-                keys[here] = turned(block, keys.dtype, here)
+                held.index_copy_(0, here, made)
 
         if decoder is None:  # beside others, hence `inner`
             for which, name in enumerate(("keys", "values")):
