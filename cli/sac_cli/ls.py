@@ -34,8 +34,7 @@ def ls(
     library: LibraryFolders = DEFAULT_LIBRARY,
     as_json: Json = False,
 ) -> None:
-    """List the documents of a library, or the passages of a document; of several libraries, with the library of each.
-    """
+    """List the documents of a library, or of several with the library of each; or the passages of a document."""
     from sac_rag.library.joined import places_of
     from sac_rag.library.library import Library
 

@@ -46,13 +46,17 @@ def test_thresholds_are_printed_and_only_written_when_asked(sac: Sac, mine: Path
     assert done.code == 0, done.err
     lines = [line.split("\t") for line in done.out.splitlines()]
     assert [(r[0], r[1], len(r)) for r in lines[:3]] == [("memory", "5", 10), ("memory", "15", 10), ("text", "", 10)]
-    assert [(r[0], r[1], len(r)) for r in lines[3:5]] == [("memory", "5", 9), ("memory", "15", 9)]
-    assert [r[1] for r in lines[5:]] == ["5"] * 5 + ["15"] * 5
+    assert [(r[0], r[1], len(r)) for r in lines[3:6]] == [("memory", "5", 8), ("memory", "15", 8), ("text", "", 8)]
+    assert [(r[0], r[1], len(r)) for r in lines[6:8]] == [("memory", "5", 9), ("memory", "15", 9)]
+    assert [r[1] for r in lines[8:]] == ["5"] * 5 + ["15"] * 5
     assert calibration(mine) == {}
 
     written = sac(*command, "--write", "--json")
     assert written.code == 0 and "6 runs were taken from kept" in written.err
-    assert set(written.json) == {"abstaining", "falling_back", "curve", "versions", "fingerprints", "written"}
+    assert set(written.json) == {
+        *("abstaining", "doubting", "falling_back", "curve"),
+        *("versions", "fingerprints", "written"),
+    }
     assert written.json["written"] is True and set(calibration(mine)) == {"5", "15"}
     entry = calibration(mine)["15"]
     assert entry["command"] == "sac calibrate dev.jsonl --ratio 5,15 --limit 5 --seed 0"
