@@ -54,6 +54,7 @@ def show_sources(answer: Answer) -> None:
             for n, h in enumerate(answer.sources, 1)
         ],
         numbers=("n", "score"),
+        cut="text",
     )
 
 

@@ -77,7 +77,7 @@ def _documents(opened: dict[str, Library], *, several: bool, as_json: bool) -> N
     cells = [
         (*(place,) * several, console.name(d.uri), d.media_type, d.passages, d.source_tokens) for place, d in found
     ]
-    console.table(heads, cells, numbers=("passages", "tokens"))
+    console.table(heads, cells, numbers=("passages", "tokens"), cut="type")
     for _, d in found:
         if d.stale:
             console.notice(f"{console.name(d.uri)} is of before: its newer version could not be read ({d.stale})")
@@ -107,4 +107,5 @@ def _passages(opened: dict[str, Library], wanted: str, library: str, *, several:
             for place, p in passages
         ],
         numbers=("n", "tokens"),
+        cut="text",
     )

@@ -113,7 +113,7 @@ _ALL_MINILM = Pinned(
     licence="Apache-2.0",
     stored_bytes=91_600_000,
     aliases=("sentence-transformers/all-minilm-l6-v2",),
-    fits=0.25,
+    fits=0.3,
 )
 
 PINNED: dict[str, Pinned] = {model.name: model for model in (_SMOLLM2, _ALL_MINILM)}
