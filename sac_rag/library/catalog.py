@@ -163,7 +163,7 @@ class Catalog:
                 refuse_wal(path)
                 return cls(connect(path, write=write, bounded=bounded, look=look), folder)
         except (FileNotFoundError, NotADirectoryError) as e:
-            remedy = "check the path, or make one with `sac index`"
+            remedy = "name another (--library), or make one with `sac index`"
             if "," in str(folder):
                 remedy = "name one alone; several are read by `sac ask`, `sac chat` and `sac ls`"
             raise LibraryNotFound(f"no library at {folder}: {remedy}") from e

@@ -42,8 +42,8 @@ class Pinned:
     aliases: tuple[str, ...] = ()
     """Other lower-case names of the very same files."""
     fits: float | None = None
-    """Of an embedder: the cosine that the best passage nearly always reaches where a library holds the answer; below
-    it, it most often holds none (docs/log.md, "a score below which")."""
+    """Of an embedder: the cosine that the best passage reaches for nearly all questions that a library can answer, and
+    for few others (docs/log.md, "a score below which the best passage hardly fits")."""
 
     @property
     def requirement(self) -> str:
