@@ -94,6 +94,26 @@ def test_asking_acts_on_the_card(sac: Sac, toys: Toys, mine: Path, documents: Pa
     assert "doubtful" in chat.err and "answering from plain text" in chat.err and "memory, or text" in chat.err
 
 
+def test_a_doubtful_answer_is_marked_on_standard_error(sac: Sac, toys: Toys, mine: Path, documents: Path) -> None:
+    assert sac("index", "docs", "-q", **{**toys.environment, "SAC_ADAPTER": str(mine)}).code == 0
+    card = json.loads((mine / "card.json").read_text())
+    never = {"abstain": {"memory": None, "text": None}, "fallback": None}
+    for limit in (None, 0.0):
+        entry = {**never, "doubt": {"memory": limit, "text": None}}
+        (mine / "card.json").write_text(json.dumps({**card, "calibration": {"5": entry}}))
+        told = sac("ask", "Where is the key?", "--json", **SHORT).json
+        assert told["doubtful"] is (limit is not None) and told["confidence"] < 0
+        line = f"doubtful: most answers of such confidence ({told['confidence']:.2f}) are wrong\n"
+        spoken = sac("ask", "Where is the key?", **SHORT)
+        assert (line in spoken.err) is told["doubtful"] and "doubtful" not in spoken.out
+        chat = sac("chat", stdin="Where is the key?\n", **SHORT)
+        assert ("doubtful: most answers of such confidence" in chat.err) is told["doubtful"]
+        assert "doubtful" not in sac("ask", "Where is the key?", "-q", **SHORT).err
+        both = [line.split("\t") for line in sac("ask", "Where is the key?", "--both", **SHORT).out.splitlines()]
+        row = next(cells for cells in both if cells[0] == "confidence")
+        assert [cell.endswith(", doubtful") for cell in row[1:3]] == [told["doubtful"], False]
+
+
 def test_wrong_arguments(sac: Sac, mine: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     dev = questions("dev.jsonl")
     for args, said in (

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sac_rag.answer.confidence import Thresholds
 from tests.serve.conftest import SECRETS, Live
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -131,6 +132,18 @@ def test_the_legend_shows_the_colours_that_the_text_has(page: Any, live: Live, s
     ).first.evaluate("e => getComputedStyle(e).backgroundColor")
     if SHOTS:
         page.screenshot(path=Path(SHOTS) / f"legend-{scheme}.png", full_page=True)
+
+
+def test_a_doubtful_answer_is_called_so(page: Any, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    confidence = live.rag.ask("When do the tides come?", max_new_tokens=9).confidence
+    page.goto(live.url)
+    page.wait_for_selector("#documents tr")
+    page.get_by_role("spinbutton", name="Tokens").fill("9")
+    for limit, shown in ((-1e6, f"{confidence:.2f}"), (0.0, f"{confidence:.2f}, doubtful")):
+        thresholds = Thresholds({"memory": None, "text": None}, None, {"memory": limit, "text": None})
+        monkeypatch.setattr(Thresholds, "known", lambda folder, ratio, found=thresholds: found)
+        answered(page, live, "When do the tides come?")
+        assert shown in page.locator("dl").inner_text().splitlines()
 
 
 def test_documents_are_added_and_removed(page: Any, live: Live, tmp_path: Path) -> None:
