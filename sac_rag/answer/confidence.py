@@ -27,7 +27,8 @@ class Thresholds:
     fallback: float | None
     """Below it, text answers better than memory."""
     doubt: Mapping[str, float | None] = field(default_factory=dict)
-    """Per reader: below it, an answer is marked as doubtful. Cards of before have none."""
+    """Per reader: below it, an answer is marked as doubtful. A reader that is not there was not measured, and its answers
+    are never marked: cards of before have none."""
 
     @classmethod
     def known(cls, folder: Path | None, ratio: float) -> Thresholds | None:
@@ -69,9 +70,9 @@ class Thresholds:
             )
         try:
             abstain = {r: _threshold(entry["abstain"][r]) for r in READERS}
-            doubt = {r: _threshold(entry["doubt"][r]) for r in READERS} if "doubt" in entry else {}
+            doubt = {r: _threshold(limit) for r, limit in entry.get("doubt", {}).items()}
             return cls(abstain, _threshold(entry["fallback"]), doubt)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise AdapterError(
                 f"{folder / 'card.json'}: calibration at {key_of(ratio)} is damaged ({error!r}): {remedy}"
             ) from error
