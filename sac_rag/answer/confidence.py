@@ -27,8 +27,8 @@ class Thresholds:
     fallback: float | None
     """Below it, text answers better than memory."""
     doubt: Mapping[str, float | None] = field(default_factory=dict)
-    """Per reader: below it, an answer is marked as doubtful. A reader that is not there was not measured, and its answers
-    are never marked: cards of before have none."""
+    """Per reader: below it, an answer is marked as doubtful. A reader that is not there was not measured, and its
+    answers are never marked: cards of before have none."""
 
     @classmethod
     def known(cls, folder: Path | None, ratio: float) -> Thresholds | None:
