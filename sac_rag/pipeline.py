@@ -531,7 +531,12 @@ class SacRag(Serving):
             return Stream(self.engine, self._chatting(question, own, conversation, stop))
         judged = own.abstain or own.fidelity == "auto"
         constraint = None if schema is None else self.held_to(schema, own)
-        thresholds = self._thresholds() if judged else None
+        if judged:
+            thresholds: Thresholds | None = self._thresholds()
+        elif schema is None and own.reader == "base":  # what thresholds were calibrated on
+            thresholds = Thresholds.known(self.engine.adapter_path, self.config.ratio)
+        else:
+            thresholds = None
         library, steps = self.newest(), Steps()
         if own.fidelity != "text":
             self.check()
@@ -556,11 +561,19 @@ class SacRag(Serving):
         def warn(read: Sequence[Hit]) -> list[str]:
             found = owners_of(library, [hit.passage.document for hit in read], where)
             stale = [d for _, d in sorted(found.items()) if d.stale]
-            return [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in stale]
+            told = [f"{d.uri} is of before: its newer version could not be read ({d.stale})" for d in stale]
+            return told if hits is not None or own.search == "lexical" else [*self._misfit(read), *told]
 
         more: dict[str, Any] = {"constraint": constraint, "heat": attended if heat else None, "steps": steps}
         plan = AnswerPlan(find, assemble, own, thresholds, conversation, warn, stop, **more)
         return Stream(self.engine, plan)
+
+    def _misfit(self, read: Sequence[Hit]) -> list[str]:
+        """A notice where no passage that was searched for and read is about what the question is about."""
+        best, fits = max((hit.score for hit in read), default=1.0), self.embedder.fits
+        if fits is None or best >= fits:
+            return []
+        return [f"the best passage hardly fits the question (score {best:.2f}): the answer may be made up"]
 
     def replay(
         self,

@@ -156,6 +156,9 @@ class Answer:
     """How the passages were read: "memory", "mixed" or "text"."""
     confidence: float = 0.0
     """Mean log-probability (nats) of the model's answer, its end included; that of `withheld` when it abstained."""
+    doubtful: bool = False
+    """Whether `confidence` lies below the adapter's threshold of doubt (`sac calibrate`): of such answers most are
+    wrong. False where the adapter has no such threshold."""
     fell_back: bool = False
     """Whether the answer from memory was doubtful and this one is from text (fidelity "auto")."""
     abstained: bool = False
@@ -177,6 +180,7 @@ class Answer:
             "answer": self.text,
             "fidelity": self.fidelity,
             "confidence": self.confidence,
+            "doubtful": self.doubtful,
             "fell_back": self.fell_back,
             "abstained": self.abstained,
             "finish_reason": self.finish_reason,

@@ -414,7 +414,7 @@ def test_sync_of_a_folder_removes_nothing_that_is_not_known_to_be_gone(docs, tin
         with monkeypatch.context() as patch:
             patch.setattr(os, "scandir", scan)
             report = rag.add(".", sync=True)
-        assert ("sub", "permission denied") in [(s.path, s.reason) for s in report.skipped]
+        assert ("sub/", "permission denied") in [(s.path, s.reason) for s in report.skipped]
         gone = {"0.md"} | {u for u in before if u.startswith("docs/") and u != "docs/memo"}
         assert before - {d.uri for d in rag.library.documents()} == gone and report.removed == len(gone)
 

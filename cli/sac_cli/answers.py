@@ -30,6 +30,8 @@ def speak(stream: Stream | Heard) -> Answer:
     console.write("\n")
     for notice in stream.answer.notices:
         console.notice(notice)
+    if stream.answer.doubtful:
+        console.hint(f"doubtful: most answers of such confidence ({stream.answer.confidence:.2f}) are wrong")
     return stream.answer
 
 
@@ -52,6 +54,7 @@ def show_sources(answer: Answer) -> None:
             for n, h in enumerate(answer.sources, 1)
         ],
         numbers=("n", "score"),
+        cut="text",
     )
 
 
@@ -91,6 +94,7 @@ def show_both(compressed: Answer, text: Answer) -> None:
         ("of it retrieval", *_seconds("retrieve_s", compressed, text), ""),
         ("of it loading", *_seconds("load_s", compressed, text), ""),
         ("tokens attended", compressed.usage.attended, text.usage.attended, f"{fewer:.1f}x fewer"),
+        ("confidence", *map(_confidence, (compressed, text)), ""),
         ("passages", len(compressed.sources), len(text.sources), ""),
     ]
     head = ("", "compressed", "text", "")
@@ -101,6 +105,10 @@ def show_both(compressed: Answer, text: Answer) -> None:
 
 def _seconds(name: str, *answers: Answer) -> list[str]:
     return [f"{getattr(a.timings, name):.3f}" for a in answers]
+
+
+def _confidence(answer: Answer) -> str:
+    return f"{answer.confidence:.2f}" + ", doubtful" * answer.doubtful
 
 
 def both_dict(compressed: Answer, text: Answer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`sac calibrate`: thresholds of confidence for `--abstain` and `--fidelity auto`."""
+"""`sac calibrate`: thresholds of confidence for `--abstain`, for `--fidelity auto` and for marking doubtful answers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sac_rag.evaluate.calibrate import Calibration
 
 ABSTAINING = ("precision", "recall", "kept", "f1_kept")
+DOUBTING = ("wrong", "right", "marked", "unmarked")
 
 
 @command(
@@ -57,11 +58,12 @@ def calibrate(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Find out when an answer is to be doubted: thresholds for --abstain and for --fidelity auto.
+    """Find out when an answer is to be doubted: thresholds for --abstain, for --fidelity auto and for marking answers.
 
     Every question is answered from its own passage and from another's, as memory and as text. Abstaining is judged by
-    how well it tells the two apart; falling back to text by the F1 it gains, "never" where no gain is certain. Use
-    questions that the adapter was not trained on, and report on others.
+    how well it tells the two apart; marking as doubtful by how well it tells right answers from wrong ones; falling
+    back to text by the F1 it gains. A threshold is "never" where no gain is certain. Use questions that the adapter was
+    not trained on, and report on others.
     """
     ratios = numbers(ratio, "--ratio")
     if report and (write or precision is not None):
@@ -108,8 +110,10 @@ def _written(
 def _tables(found: Sequence[Calibration]) -> dict[str, list[dict[str, Any]]]:
     """Flat rows; text, which is the same at every ratio, once."""
     abstaining = dict.fromkeys(row for rows in zip(*(c.abstaining for c in found), strict=True) for row in rows)
+    doubting = dict.fromkeys(row for rows in zip(*(c.doubting for c in found), strict=True) for row in rows)
     return {
         "abstaining": [dataclasses.asdict(row) for row in abstaining],
+        "doubting": [dataclasses.asdict(row) for row in doubting],
         "falling_back": [dataclasses.asdict(c.fallback) for c in found],
         "curve": [dataclasses.asdict(row) for c in found for row in c.curve],
     }
@@ -125,6 +129,17 @@ def _show(tables: dict[str, list[dict[str, Any]]]) -> None:
                 *(_percent(r["f1_all"]), f"{r['auroc']:.3f}"),
             )
             for r in tables["abstaining"]
+        ],
+        numbers=("ratio", "below", "n"),
+    )
+    console.table(
+        ("doubting", "ratio", "below", "n", "wrong", "right", "right if marked", "right if not"),
+        [
+            (
+                *(r["reader"], _ratio(r["ratio"]), _threshold(r["threshold"]), r["n"]),
+                *(_interval(r, name) for name in DOUBTING),
+            )
+            for r in tables["doubting"]
         ],
         numbers=("ratio", "below", "n"),
     )

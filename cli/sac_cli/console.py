@@ -138,8 +138,20 @@ def emit(value: Any) -> None:
     print(_CONTROL.sub(lambda found: json.dumps(found[0])[1:-1].replace("\x7f", "\\u007f"), line), flush=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[str] = ()) -> None:
-    """A table for people; the same cells separated by tabs, without a head, for programs. `numbers` align right."""
+LEAST = 20
+"""Characters that a column keeps which gives way to the others."""
+GAP = 3
+"""Characters between two columns."""
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[str] = (), cut: str | None = None
+) -> None:
+    """A table for people; the same cells separated by tabs, without a head, for programs.
+
+    numbers: columns that align right. cut: the column whose cells are cut, in place of a second line, where a row is
+    longer than the terminal is wide.
+    """
     cells = [[clean(_show(cell)) for cell in row] for row in rows]
     if not is_terminal():
         for row in cells:
@@ -149,12 +161,25 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: 
     from rich.table import Table
     from rich.text import Text
 
+    if cut is not None:
+        _cut(cells, columns, columns.index(cut))
     drawn, right = Table(box=box.SIMPLE_HEAD, pad_edge=False), set(numbers)
     for name in columns:
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in cells:
         drawn.add_row(*map(Text, row))
     out().print(drawn)
+
+
+def _cut(cells: list[list[str]], columns: Sequence[str], at: int) -> None:
+    """Cut the cells of a column to what the others leave of a line."""
+    from rich.cells import cell_len, set_cell_size
+
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    room = max(LEAST, out().width - sum(widths) + widths[at] - GAP * len(columns))
+    for row in cells:
+        if cell_len(row[at]) > room:
+            row[at] = set_cell_size(row[at].rstrip("…"), room - 1).rstrip() + "…"
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> None:

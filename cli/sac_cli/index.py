@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,9 +70,12 @@ def index(
     """Compress documents into a library, or bring it up to date.
 
     Unchanged documents are skipped, changed ones replaced passage by passage. The settings of a library are fixed when
-    it is made: later runs need none of them.
+    it is made: later runs need none of them. What cannot be read is skipped and listed with its reason; the exit code
+    is 1 where nothing could be read, and 0 otherwise.
     """
     indexing.check_paths(paths)
+    if not os.path.lexists(library):
+        indexing.check_files(paths)
     bound_caches()
     named = fields.given(SETTINGS, values)
     config, is_new = _config(library, named)

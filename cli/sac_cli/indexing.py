@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ import typer
 
 from sac_cli import console, interrupts
 from sac_rag.errors import DocumentError
+from sac_rag.text.formats import format_of
+from sac_rag.text.walk import os_reason, walk
 
 if TYPE_CHECKING:
     from sac_rag.config import ReadConfig
@@ -30,10 +33,48 @@ NAMES_SHOWN = 3
 
 
 def check_paths(paths: Sequence[str]) -> None:
-    """Refuse a path that names nothing before anything is loaded or made; patterns are judged where they are read."""
+    """Refuse a path that names nothing, and a folder that cannot be opened, before anything is loaded or made; patterns
+    are judged where they are read."""
     for path in paths:
-        if not os.path.lexists(path) and not any(mark in path for mark in "*?["):
-            raise DocumentError(path, "there is no such file or folder")
+        try:
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                os.scandir(path).close()
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            if not any(mark in path for mark in "*?["):
+                raise DocumentError(path, "there is no such file or folder") from None
+        except OSError as error:
+            reason = f"{os_reason(error)}: make it readable, or leave it out"
+            raise DocumentError(path, reason) from None
+
+
+def check_files(paths: Sequence[str]) -> None:
+    """Refuse paths without any file that may be read, before a library is made for them."""
+    skipped: list[str] = []
+    hidden = 0
+
+    def skip(path: str, reason: str) -> None:
+        skipped.append(reason)
+
+    def ignore(path: str, files: int) -> None:
+        nonlocal hidden
+        hidden += files
+
+    for path in walk(paths, on_skip=skip, on_ignored=ignore):
+        if format_of(path) is None:
+            skipped.append("unknown file type")
+        elif not os.access(path, os.R_OK):
+            skipped.append("permission denied")
+        else:
+            return
+    raise _no_file(paths, hidden, skipped)
+
+
+def _no_file(paths: Sequence[str], hidden: int, skipped: Sequence[str] = ()) -> DocumentError:
+    """skipped: the reason of each file that was found and not read."""
+    counts = [f"{count} {reason}" for reason, count in Counter(skipped).most_common()]
+    counts += [f"{hidden} hidden by .gitignore"] if hidden else []
+    reason = ", ".join(["no file to index", *counts])
+    return DocumentError(", ".join(paths), f"{reason}; hidden and ignored files must be given by name")
 
 
 def compress(
@@ -63,9 +104,7 @@ def compress(
         console.error("stopped: what is committed stays, and the same command goes on from there")
         raise typer.Exit(130) from None
     if not (report.files or report.skipped or report.removed):
-        hidden = sum(skip.files for skip in report.ignored)
-        why = f"no file to index, {hidden} hidden by .gitignore" if hidden else "no file to index"
-        raise DocumentError(", ".join(paths), f"{why}; hidden and ignored files must be given by name")
+        raise _no_file(paths, sum(skip.files for skip in report.ignored))
     return report
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,20 @@ class Thresholds:
     """Per reader: below it, the passages are taken not to say."""
     fallback: float | None
     """Below it, text answers better than memory."""
+    doubt: Mapping[str, float | None] = field(default_factory=dict)
+    """Per reader: below it, an answer is marked as doubtful. A reader that is not there was not measured, and its
+    answers are never marked: cards of before have none."""
+
+    @classmethod
+    def known(cls, folder: Path | None, ratio: float) -> Thresholds | None:
+        """Those in the card of an adapter folder; None when it has none that can be read."""
+        if folder is None:
+            return None
+        try:
+            state = os.stat(folder / "card.json")
+        except OSError:
+            return None
+        return _known(folder, ratio, (state.st_mtime_ns, state.st_size, state.st_ino))
 
     @classmethod
     def of(
@@ -53,20 +69,40 @@ class Thresholds:
                 f"doubtful: {remedy}, or ask without abstain and with fidelity memory, mixed or text"
             )
         try:
-            return cls({r: _threshold(entry["abstain"][r]) for r in READERS}, _threshold(entry["fallback"]))
-        except (KeyError, TypeError, ValueError) as error:
+            abstain = {r: _threshold(entry["abstain"][r]) for r in READERS}
+            doubt = {r: _threshold(limit) for r, limit in entry.get("doubt", {}).items()}
+            return cls(abstain, _threshold(entry["fallback"]), doubt)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise AdapterError(
                 f"{folder / 'card.json'}: calibration at {key_of(ratio)} is damaged ({error!r}): {remedy}"
             ) from error
 
     def to_mapping(self) -> dict[str, Any]:
         """As a card holds them."""
-        return {"abstain": dict(self.abstain), "fallback": self.fallback}
+        return {"abstain": dict(self.abstain), "fallback": self.fallback, "doubt": dict(self.doubt)}
 
     def abstains(self, fidelity: str, confidence: float, text: str) -> bool:
         """Whether an answer is withheld. A mixed prompt is judged as text, which its best passage is."""
-        limit = self.abstain["memory" if fidelity == "memory" else "text"]
+        limit = self.abstain[_reader(fidelity)]
         return says_nothing(text) or (limit is not None and confidence < limit)
+
+    def doubts(self, fidelity: str, confidence: float, text: str) -> bool:
+        """Whether an answer is marked as doubtful; NO_ANSWER in the model's own words never is."""
+        limit = self.doubt.get(_reader(fidelity))
+        return limit is not None and confidence < limit and not says_nothing(text)
+
+
+@functools.lru_cache(maxsize=16)
+def _known(folder: Path, ratio: float, state: tuple[int, ...]) -> Thresholds | None:
+    """state: of the card's file, so that a card which was calibrated meanwhile is read anew."""
+    try:
+        return Thresholds.of(folder, ratio)
+    except (AdapterError, ConfigError):
+        return None
+
+
+def _reader(fidelity: str) -> str:
+    return "memory" if fidelity == "memory" else "text"
 
 
 def key_of(ratio: float) -> str:

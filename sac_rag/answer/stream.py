@@ -29,8 +29,8 @@ class AnswerPlan:
     """How one question is answered.
 
     find: the hits. assemble: hits -> prompt, as `ask.fidelity` says or, when True, as text. thresholds: needed for
-    fidelity "auto" and for abstaining. conversation: where the answer is kept for the next question. warn: what a user
-    should know of the passages that were read.
+    fidelity "auto" and for abstaining; where there are none, no answer is marked as doubtful. conversation: where the
+    answer is kept for the next question. warn: what a user should know of the passages that were read.
     """
 
     find: Callable[[], Sequence[Hit]]
@@ -146,8 +146,9 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         bare = not hits and not earlier
         if bare or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text)):
             text, withheld = NO_ANSWER, text
+    given = not unasked and withheld is None
     alone = ""
-    if not unasked and withheld is None:
+    if given:
         alone = f"; the answer comes from {'earlier passages' if earlier else 'the model alone'}"
     if plan.searches and not found:
         notices.insert(0, f"no passage matched{alone}")
@@ -169,6 +170,7 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         tuple(notices),
         fidelity=fidelity,
         confidence=attempt.confidence,
+        doubtful=bool(thresholds and given and hits and thresholds.doubts(fidelity, attempt.confidence, text)),
         fell_back=fell_back,
         abstained=unasked or withheld is not None,
         withheld=withheld,

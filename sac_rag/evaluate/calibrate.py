@@ -22,11 +22,14 @@ from sac_rag.evaluate.tasks import check_names, load_task
 from sac_rag.evaluate.thresholds import (
     Abstaining,
     Bin,
+    Doubting,
     FallingBack,
     Pairs,
     abstain_threshold,
     abstaining,
     curve,
+    doubt_threshold,
+    doubting,
     fallback_threshold,
     falling_back,
 )
@@ -34,11 +37,13 @@ from sac_rag.evaluate.thresholds import (
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds at one ratio, and what they do to the questions at hand. abstaining: by reader, memory and text."""
+    """Thresholds at one ratio, and what they do to the questions at hand. abstaining, doubting: by reader, memory and
+    text."""
 
     ratio: float
     thresholds: Thresholds
     abstaining: tuple[Abstaining, ...]
+    doubting: tuple[Doubting, ...]
     fallback: FallingBack
     curve: tuple[Bin, ...]
 
@@ -98,13 +103,18 @@ def calibrate(
             thresholds = given[ratio]
         else:
             limits = {"memory": abstain_threshold(memory, precision), "text": abstain_threshold(text, precision)}
-            thresholds = Thresholds(limits, fallback_threshold(memory, text))
+            doubt = {"memory": doubt_threshold(memory), "text": doubt_threshold(text)}
+            thresholds = Thresholds(limits, fallback_threshold(memory, text), doubt)
         rows = (
             abstaining(memory, thresholds.abstain["memory"], reader="memory", ratio=ratio),
             abstaining(text, thresholds.abstain["text"], reader="text", ratio=None),
         )
+        marks = (
+            doubting(memory, thresholds.doubt.get("memory"), reader="memory", ratio=ratio),
+            doubting(text, thresholds.doubt.get("text"), reader="text", ratio=None),
+        )
         fallback = falling_back(memory, text, thresholds.fallback, ratio=ratio)
-        done.append(Calibration(ratio, thresholds, rows, fallback, curve(memory, text, ratio=ratio)))
+        done.append(Calibration(ratio, thresholds, rows, marks, fallback, curve(memory, text, ratio=ratio)))
     return done
 
 
@@ -129,6 +139,7 @@ def store(folder: Path, found: Sequence[Calibration], command: str) -> None:
             **c.thresholds.to_mapping(),
             "command": command,
             "abstaining": [dataclasses.asdict(a) for a in c.abstaining],
+            "doubting": [dataclasses.asdict(d) for d in c.doubting],
             "falling_back": dataclasses.asdict(c.fallback),
         }
         for c in found

@@ -17,6 +17,11 @@ NEVER = float(np.finfo(np.float64).min)
 """A confidence that no answer is below, unless it says itself that there is none."""
 
 
+RIGHT = 0.5
+"""Token F1 from which on an answer counts as right."""
+APART = 1.358
+"""How far right and wrong answers must stand apart at the best of all thresholds, as shares of each below it, times
+the root of (right * wrong / (right + wrong)): by luck alone 1 in 40 does, exp(-2 * 1.358 ** 2) (Smirnov 1939)."""
 BEST_OF_ALL = 2.716
 """Standard errors that the gain of the best of all thresholds must have: by luck alone 1 in 40 has as many,
 exp(-2.716 ** 2 / 2)."""
@@ -94,6 +99,37 @@ class Abstaining:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Doubting:
+    """What marking answers below a threshold as doubtful does to n questions, each asked of its own passage and of
+    another; shares of 1.
+
+    An answer from its own passage is right from an F1 of RIGHT on, one from another is wrong; NO_ANSWER in the model's
+    own words is neither. `_low` and `_high` are as of `Abstaining`.
+    """
+
+    reader: str
+    ratio: float | None
+    threshold: float | None
+    n: int
+    wrong: float | None
+    """Of the wrong answers, those marked."""
+    wrong_low: float | None
+    wrong_high: float | None
+    right: float | None
+    """Of the right answers, those marked."""
+    right_low: float | None
+    right_high: float | None
+    marked: float | None
+    """Of the marked answers from their own passage, those that are right."""
+    marked_low: float | None
+    marked_high: float | None
+    unmarked: float | None
+    """Of the others from their own passage, those that are right."""
+    unmarked_low: float | None
+    unmarked_high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FallingBack:
     """What answering doubtful questions again from text does to F1 (0..1); `gain` is over memory alone."""
 
@@ -144,6 +180,21 @@ def abstain_threshold(pairs: Pairs, precision: float | None = None) -> float | N
     return float(limits[best]) if best else None
 
 
+def doubt_threshold(pairs: Pairs) -> float | None:
+    """The confidence that tells right answers from wrong ones best: the share of the wrong ones below it less that of
+    the right ones is the largest. None, never, where luck alone may do as much."""
+    spoken, right = ~pairs.silent_own, pairs.f1 >= RIGHT
+    good = np.sort(pairs.own[spoken & right])
+    bad = np.sort(np.concatenate((pairs.own[spoken & ~right], pairs.other[~pairs.silent_other])))
+    if not (good.size and bad.size):
+        return None
+    limits = _candidates(np.concatenate((good, bad)))
+    apart = np.searchsorted(bad, limits, "left") / bad.size - np.searchsorted(good, limits, "left") / good.size
+    best = int(np.argmax(apart))
+    enough = APART * ((good.size + bad.size) / (good.size * bad.size)) ** 0.5
+    return float(limits[best]) if apart[best] > enough else None
+
+
 def fallback_threshold(memory: Pairs, text: Pairs) -> float | None:
     """The confidence of memory below which text answers better: where F1 gains most, and for certain (97.5 %).
 
@@ -165,11 +216,8 @@ def abstaining(pairs: Pairs, threshold: float | None, *, reader: str, ratio: flo
     """Measure a threshold."""
     own, other = pairs.abstained(threshold)
     table = np.stack([own, other, pairs.f1 * ~own], axis=1)
-    values, low, high = _shares(table.mean(0)), *_ends(_shares(resampled(table, "abstaining")))
-    found: dict[str, Any] = {}
-    for i, name in enumerate(("precision", "recall", "kept", "f1_kept")):
-        ends = {name: values[i], f"{name}_low": low[i], f"{name}_high": high[i]}
-        found |= {k: None if np.isnan(v) else float(v) for k, v in ends.items()}
+    values, draws = _shares(table.mean(0)), _shares(resampled(table, "abstaining"))
+    found = _named(("precision", "recall", "kept", "f1_kept"), values, draws)
     sure, order = pairs.sure()[0], np.sort(pairs.sure()[1])
     below = np.searchsorted(order, sure, "left") + np.searchsorted(order, sure, "right")
     return Abstaining(
@@ -181,6 +229,23 @@ def abstaining(pairs: Pairs, threshold: float | None, *, reader: str, ratio: flo
         auroc=float(below.mean() / (2 * order.size)),
         **found,
     )
+
+
+def doubting(pairs: Pairs, threshold: float | None, *, reader: str, ratio: float | None) -> Doubting:
+    """Measure a threshold of doubt."""
+    limit = NEVER if threshold is None else threshold
+    spoken, right, said = ~pairs.silent_own, pairs.f1 >= RIGHT, ~pairs.silent_other
+    own, other = spoken & (pairs.own < limit), said & (pairs.other < limit)
+    counts = (
+        *((own & ~right).astype(int) + other, (spoken & ~right).astype(int) + said),
+        *(own & right, spoken & right),
+        *(own & right, own),
+        *(spoken & ~own & right, spoken & ~own),
+    )
+    table = np.stack(counts, axis=1)
+    values, draws = _fractions(table.mean(0)), _fractions(resampled(table, "doubting"))
+    found = _named(("wrong", "right", "marked", "unmarked"), values, draws)
+    return Doubting(reader=reader, ratio=ratio, threshold=threshold, n=pairs.own.size, **found)
 
 
 def falling_back(memory: Pairs, text: Pairs, threshold: float | None, *, ratio: float) -> FallingBack:
@@ -234,6 +299,22 @@ def _shares(means: np.ndarray) -> np.ndarray:
     own, other, f1 = np.moveaxis(means, -1, 0)
     with np.errstate(invalid="ignore"):
         return np.stack([other / (own + other), other, 1 - own, f1 / (1 - own)], axis=-1)
+
+
+def _fractions(means: np.ndarray) -> np.ndarray:
+    """Of columns (part, whole, part, whole, …) the parts of their wholes; NaN for 0/0."""
+    with np.errstate(invalid="ignore"):
+        return means[..., ::2] / means[..., 1::2]
+
+
+def _named(names: Sequence[str], values: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
+    """Fields of values and of the ends of their intervals; None for NaN."""
+    low, high = _ends(draws)
+    found: dict[str, Any] = {}
+    for i, name in enumerate(names):
+        ends = {name: values[i], f"{name}_low": low[i], f"{name}_high": high[i]}
+        found |= {k: None if np.isnan(v) else float(v) for k, v in ends.items()}
+    return found
 
 
 def _ends(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

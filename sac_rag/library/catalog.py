@@ -163,9 +163,10 @@ class Catalog:
                 refuse_wal(path)
                 return cls(connect(path, write=write, bounded=bounded, look=look), folder)
         except (FileNotFoundError, NotADirectoryError) as e:
-            raise LibraryNotFound(
-                f"no library at {folder}: check the path, or make one with `sac index` or Library.create"
-            ) from e
+            remedy = "name another (--library), or make one with `sac index`"
+            if "," in str(folder):
+                remedy = "name one alone; several are read by `sac ask`, `sac chat` and `sac ls`"
+            raise LibraryNotFound(f"no library at {folder}: {remedy}") from e
         except OSError as e:
             raise LibraryError(
                 f"cannot look for {path}: {e.strerror}; check the path and the permissions of its folders"

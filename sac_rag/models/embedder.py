@@ -15,6 +15,7 @@ from sac_rag.config import DEFAULT_EMBEDDER, fingerprint
 from sac_rag.errors import ConfigError, ModelError, SacError, check_process
 from sac_rag.foreign import leaves, read_json, without_control
 from sac_rag.models.fingerprints import fingerprint_of, tokenizer_fingerprint_of
+from sac_rag.models.pinned import find_pinned
 from sac_rag.models.sources import resolve_embedder
 from sac_rag.records import unicode_of
 
@@ -90,6 +91,12 @@ class Embedder:
     def dim(self) -> int:
         """Length of a vector."""
         return self._plan.dim
+
+    @property
+    def fits(self) -> float | None:
+        """Cosine below which the best passage hardly fits a question; None where that has not been measured."""
+        pinned = find_pinned(self.name, "embedder")
+        return pinned.fits if pinned else None
 
     @property
     def fingerprint(self) -> str:

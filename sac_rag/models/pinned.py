@@ -41,6 +41,9 @@ class Pinned:
     """(text, token ids) that a converted tokenizer must give."""
     aliases: tuple[str, ...] = ()
     """Other lower-case names of the very same files."""
+    fits: float | None = None
+    """Of an embedder: the cosine that the best passage reaches for nearly all questions that a library can answer, and
+    for few others (docs/log.md, "a score below which the best passage hardly fits")."""
 
     @property
     def requirement(self) -> str:
@@ -110,6 +113,7 @@ _ALL_MINILM = Pinned(
     licence="Apache-2.0",
     stored_bytes=91_600_000,
     aliases=("sentence-transformers/all-minilm-l6-v2",),
+    fits=0.3,
 )
 
 PINNED: dict[str, Pinned] = {model.name: model for model in (_SMOLLM2, _ALL_MINILM)}

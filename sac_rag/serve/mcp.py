@@ -99,7 +99,10 @@ def make(libraries: ServedLibraries, *, over_http: bool = False) -> MCPServer:
         library: Library = "",
         where: Where = None,
     ) -> dict[str, Any]:
-        """Answer a question from the documents by the library's own small model: answer, confidence, sources."""
+        """Answer a question from the documents by the library's own small model: answer, confidence, sources.
+
+        Most answers that are marked as doubtful are wrong: read their sources.
+        """
 
         def run() -> dict[str, Any]:
             key = key_of(ctx)

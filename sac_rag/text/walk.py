@@ -15,7 +15,8 @@ from sac_rag.text.ignore import MOST_BYTES, MOST_RULES, Rules
 from sac_rag.text.ignore import pattern as pattern_rule
 
 OnSkip = Callable[[str, str], None]
-"""Called with (path, reason) for everything that is not indexed; the reason is one short lower-case phrase."""
+"""Called with (path, reason) for everything that is not indexed; a folder that cannot be opened ends in a slash. The
+reason is one short lower-case phrase."""
 
 OnIgnored = Callable[[str, int], None]
 """Called with (path, number of files of known formats) for a file or folder that .gitignore files exclude."""
@@ -120,7 +121,7 @@ def _folder(root: Path, pattern: tuple[str, ...] | None, on_skip: OnSkip, on_ign
             with os.scandir(path) as entries:
                 names = [(e.name, _is_real_folder(e)) for e in entries if not e.name.startswith(".")]
         except OSError as error:
-            on_skip(str(path), os_reason(error))
+            on_skip(os.path.join(path, ""), os_reason(error))
             continue
         here = base / path.relative_to(root)
         rules = _with_rules_of(here, rules)

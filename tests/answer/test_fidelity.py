@@ -147,12 +147,15 @@ def test_which_passages_are_text_goes_by_rank_tokens_and_score(case):
 
 @pytest.fixture
 def calibrated(tiny_adapter, tiny_config, tmp_path):
-    """calibrated(memory=…, text=…, fallback=…): a library whose adapter has these thresholds; None: no calibration."""
+    """calibrated(memory=…, text=…, fallback=…, doubt=…): a library whose adapter has these thresholds; without any, no
+    calibration."""
     folder = tmp_path / "adapter"
     shutil.copytree(tiny_adapter, folder)
 
     def make(**limits) -> SacRag:
         entry = {"abstain": {r: limits.get(r) for r in ("memory", "text")}, "fallback": limits.get("fallback")}
+        if "doubt" in limits:
+            entry["doubt"] = limits["doubt"]
         card = json.loads((folder / "card.json").read_text())
         (folder / "card.json").write_text(json.dumps({**card, "calibration": {"5": entry} if limits else {}}))
         rag = SacRag.index([], tmp_path / "a.lib", dataclasses.replace(tiny_config, adapter=str(folder)))
@@ -233,6 +236,56 @@ def test_a_doubtful_answer_is_withheld(calibrated):
         assert unread.abstained and unread.sources == () and unread.notices[-1] == "no passage was read"
 
 
+def test_a_doubtful_answer_is_marked_by_the_threshold_of_the_card(calibrated, tmp_path):
+    with calibrated(doubt={"memory": 0.0, "text": None}) as rag:
+        marked = rag.ask(QUESTION, **SHORT)
+        assert marked.doubtful and marked.account()["doubtful"] is True and not marked.abstained
+        assert (
+            not rag.ask(QUESTION, **SHORT, text=True).doubtful
+            and not rag.ask(QUESTION, **SHORT, fidelity="mixed").doubtful
+        )
+        nothing = rag.ask(QUESTION, **SHORT, where={"n": 9})
+        alone = rag.ask(QUESTION, **SHORT, where={"n": 9}, closed_book=True)
+        assert not nothing.doubtful and not alone.doubtful, "calibrated was what is read from passages"
+        path = tmp_path / "adapter" / "card.json"
+        card = json.loads(path.read_text())
+        low = marked.confidence - 0.01
+        for entry, doubtful in (
+            ({"doubt": {"memory": marked.confidence + 0.01, "text": None}}, True),
+            ({"doubt": {"memory": low, "text": None}}, False),
+            ({}, False),
+            ({"doubt": {"memory": 1.0, "text": None}}, False),
+        ):
+            given = {"abstain": {"memory": None, "text": None}, "fallback": None, **entry}
+            path.write_text(json.dumps({**card, "calibration": {"5": given}}, indent=len(str(entry))))
+            assert rag.ask(QUESTION, **SHORT).doubtful is doubtful, "a card that was calibrated meanwhile counts"
+        with pytest.raises(AdapterError, match="calibration at 5 is damaged"):
+            rag.ask(QUESTION, **SHORT, abstain=True)
+
+
+def test_a_withheld_answer_is_not_marked_as_well(calibrated):
+    with calibrated(memory=0.0, doubt={"memory": 0.0, "text": 0.0}) as rag:
+        withheld = rag.ask(QUESTION, **SHORT, abstain=True)
+        assert withheld.abstained and not withheld.doubtful
+        assert rag.ask(QUESTION, **SHORT, fidelity="text", abstain=True).doubtful
+
+
+def test_a_passage_that_hardly_fits_is_told(calibrated, monkeypatch):
+    from sac_rag.models.embedder import Embedder
+
+    with calibrated() as rag:
+        best = max(hit.score for hit in rag.retrieve(QUESTION, AskConfig(k=2)))
+        assert rag.embedder.fits is None and rag.ask(QUESTION, **SHORT).notices == ()
+        monkeypatch.setattr(Embedder, "fits", best + 0.01)
+        told = f"the best passage hardly fits the question (score {best:.2f}): the answer may be made up"
+        assert rag.ask(QUESTION, **SHORT).notices == rag.ask(QUESTION, **SHORT, text=True).notices == (told,)
+        assert rag.ask(QUESTION, **SHORT, search="lexical").notices == (), "a share of words is no cosine"
+        assert rag.ask(QUESTION, **SHORT, hits=rag.retrieve(QUESTION)).notices == (), "the caller chose them"
+        assert rag.ask(QUESTION, **SHORT, where={"n": 9}).notices == ("no passage matched",)
+        monkeypatch.setattr(Embedder, "fits", best)
+        assert rag.ask(QUESTION, **SHORT).notices == ()
+
+
 def test_a_fallback_is_judged_again(calibrated):
     with calibrated(fallback=0.0, text=0.0, memory=None) as rag:
         stream = rag.stream(QUESTION, **SHORT, fidelity="auto", abstain=True)
@@ -257,7 +310,9 @@ def test_without_calibration_the_remedy_is_named(calibrated, tmp_path):
 
 @pytest.mark.parametrize(
     "entry", [{}, {"abstain": {"memory": -1}, "fallback": None}, {"abstain": {"memory": "x", "text": 0}, "fallback": 0},
-              {"abstain": {"memory": 1.5, "text": -1}, "fallback": None}, []]
+              {"abstain": {"memory": 1.5, "text": -1}, "fallback": None}, [],
+              {"abstain": {"memory": -1, "text": -1}, "fallback": None, "doubt": {"memory": "x", "text": None}},
+              {"abstain": {"memory": -1, "text": -1}, "fallback": None, "doubt": []}]
 )  # fmt: skip
 def test_a_damaged_calibration_is_an_error(tiny_adapter, tmp_path, entry):
     shutil.copytree(tiny_adapter, tmp_path / "a")
@@ -276,6 +331,9 @@ def test_the_models_own_words_count_as_no_answer():
     never = Thresholds({"memory": None, "text": -1.0}, None)
     assert never.abstains("memory", -0.1, NO_ANSWER) and not never.abstains("memory", -9.0, "Ada")
     assert never.abstains("text", -1.1, "Ada") and never.abstains("mixed", -1.1, "Ada")
+    doubted = Thresholds({"memory": None, "text": None}, None, {"memory": -1.0, "text": None})
+    assert doubted.doubts("memory", -1.1, "Ada") and not doubted.doubts("memory", -9.0, NO_ANSWER)
+    assert not doubted.doubts("mixed", -9.0, "Ada") and not never.doubts("memory", -9.0, "Ada")
 
 
 @pytest.mark.parametrize(

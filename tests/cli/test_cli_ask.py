@@ -12,7 +12,7 @@ from cli_toys import Sac, Toys
 from sac_cli import console
 from sac_rag.errors import ConfigError
 
-ANSWER = {"answer", "fidelity", "confidence", "fell_back", "abstained", "finish_reason", "cut"}
+ANSWER = {"answer", "fidelity", "confidence", "doubtful", "fell_back", "abstained", "finish_reason", "cut"}
 ANSWER |= {"sources", "usage", "timings"}
 SOURCE = {"document", "start", "end", "score", "fused", "text"}
 USAGE = {"attended_tokens", "memory_tokens", "source_tokens", "completion_tokens", "reused_tokens"}

@@ -46,13 +46,17 @@ def test_thresholds_are_printed_and_only_written_when_asked(sac: Sac, mine: Path
     assert done.code == 0, done.err
     lines = [line.split("\t") for line in done.out.splitlines()]
     assert [(r[0], r[1], len(r)) for r in lines[:3]] == [("memory", "5", 10), ("memory", "15", 10), ("text", "", 10)]
-    assert [(r[0], r[1], len(r)) for r in lines[3:5]] == [("memory", "5", 9), ("memory", "15", 9)]
-    assert [r[1] for r in lines[5:]] == ["5"] * 5 + ["15"] * 5
+    assert [(r[0], r[1], len(r)) for r in lines[3:6]] == [("memory", "5", 8), ("memory", "15", 8), ("text", "", 8)]
+    assert [(r[0], r[1], len(r)) for r in lines[6:8]] == [("memory", "5", 9), ("memory", "15", 9)]
+    assert [r[1] for r in lines[8:]] == ["5"] * 5 + ["15"] * 5
     assert calibration(mine) == {}
 
     written = sac(*command, "--write", "--json")
     assert written.code == 0 and "6 runs were taken from kept" in written.err
-    assert set(written.json) == {"abstaining", "falling_back", "curve", "versions", "fingerprints", "written"}
+    assert set(written.json) == {
+        *("abstaining", "doubting", "falling_back", "curve"),
+        *("versions", "fingerprints", "written"),
+    }
     assert written.json["written"] is True and set(calibration(mine)) == {"5", "15"}
     entry = calibration(mine)["15"]
     assert entry["command"] == "sac calibrate dev.jsonl --ratio 5,15 --limit 5 --seed 0"
@@ -88,6 +92,26 @@ def test_asking_acts_on_the_card(sac: Sac, toys: Toys, mine: Path, documents: Pa
     assert "doubtful" in auto["notices"][0]
     chat = sac("chat", "--fidelity", "auto", stdin="Where is the key?\n/text\n/text\n", **SHORT)
     assert "doubtful" in chat.err and "answering from plain text" in chat.err and "memory, or text" in chat.err
+
+
+def test_a_doubtful_answer_is_marked_on_standard_error(sac: Sac, toys: Toys, mine: Path, documents: Path) -> None:
+    assert sac("index", "docs", "-q", **{**toys.environment, "SAC_ADAPTER": str(mine)}).code == 0
+    card = json.loads((mine / "card.json").read_text())
+    never = {"abstain": {"memory": None, "text": None}, "fallback": None}
+    for limit in (None, 0.0):
+        entry = {**never, "doubt": {"memory": limit, "text": None}}
+        (mine / "card.json").write_text(json.dumps({**card, "calibration": {"5": entry}}))
+        told = sac("ask", "Where is the key?", "--json", **SHORT).json
+        assert told["doubtful"] is (limit is not None) and told["confidence"] < 0
+        line = f"doubtful: most answers of such confidence ({told['confidence']:.2f}) are wrong\n"
+        spoken = sac("ask", "Where is the key?", **SHORT)
+        assert (line in spoken.err) is told["doubtful"] and "doubtful" not in spoken.out
+        chat = sac("chat", stdin="Where is the key?\n", **SHORT)
+        assert ("doubtful: most answers of such confidence" in chat.err) is told["doubtful"]
+        assert "doubtful" not in sac("ask", "Where is the key?", "-q", **SHORT).err
+        both = [line.split("\t") for line in sac("ask", "Where is the key?", "--both", **SHORT).out.splitlines()]
+        row = next(cells for cells in both if cells[0] == "confidence")
+        assert [cell.endswith(", doubtful") for cell in row[1:3]] == [told["doubtful"], False]
 
 
 def test_wrong_arguments(sac: Sac, mine: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:

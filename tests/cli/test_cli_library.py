@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -116,6 +117,51 @@ def test_paths_that_name_nothing(sac: Sac, library: str) -> None:
     assert result.code == 1 and "empty.txt" in result.err
 
 
+def denied(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Folders of these names cannot be opened, whoever runs the tests."""
+    scandir = os.scandir
+
+    def scan(path: Any) -> Any:
+        if os.path.basename(os.path.normpath(path)) in names:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+
+
+def test_a_folder_that_cannot_be_opened_makes_no_library(
+    sac: Sac, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures" / "private").mkdir(parents=True)
+    (tmp_path / "pictures" / "a.jpg").write_bytes(b"no text")
+    denied(monkeypatch, "docs", "private")
+    for command in ("index", "add"):
+        refused = sac(command, "docs")
+        assert (refused.code, refused.out) == (1, "") and refused.err == (
+            "error: docs: permission denied: make it readable, or leave it out\n"
+        )
+    refused = sac("index", "docs", "--library", "new.lib")
+    assert refused.code == 1 and "permission denied" in refused.err and not (tmp_path / "new.lib").exists()
+    refused = sac("index", "pictures", "--library", "new.lib")
+    assert refused.code == 1 and not (tmp_path / "new.lib").exists()
+    assert "no file to index, 1 unknown file type, 1 permission denied;" in refused.err
+
+
+def test_a_denied_folder_below_is_skipped_as_files_are(
+    sac: Sac, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "docs" / "private").mkdir()
+    (tmp_path / "docs" / "private" / "diary.txt").write_text("Nobody may read this.")
+    denied(monkeypatch, "private")
+    done = sac("index", "docs")
+    assert done.code == 0 and "skipped docs/private/: permission denied" in done.err
+    told = sac("index", "docs", "--json").json
+    assert {"path": "docs/private/", "reason": "permission denied", "files": 1} in told["skipped"]
+    assert told["unchanged"] == 2
+    strict = sac("index", "docs", "--strict")
+    assert strict.code == 1 and "docs/private/: permission denied" in strict.err
+
+
 def test_nothing_to_index_is_a_failure(sac: Sac, library: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".hidden.txt").write_text("Nobody asked for this.")
@@ -140,6 +186,27 @@ def test_a_library_keeps_its_settings(sac: Sac, library: str, flag: tuple[str, s
     result = sac("index", "docs", *flag)
     assert result.code == 3
     assert flag[0][2:].replace("-", "_") in result.err and flag[1] in result.err
+
+
+def test_ls_of_several_libraries(sac: Sac, library: str, tmp_path: Path, toys: Toys) -> None:
+    (tmp_path / "log.txt").write_text("The lamp burned whale oil until 1911, says the log.")
+    assert sac("index", "log.txt", "docs/keys.txt", "--library", "other.lib", **toys.environment).code == 0
+    both = f"--library={library},other.lib"
+    rows = sac("ls", both, "--json").json["documents"]
+    assert [(r["library"], r["document"]) for r in rows] == [
+        *((library, "docs/keys.txt"), (library, "docs/travel.md")),
+        *(("other.lib", "docs/keys.txt"), ("other.lib", "log.txt")),
+    ]
+    assert [line.split("\t")[:2] for line in sac("ls", both).out.splitlines()][3] == ["other.lib", "log.txt"]
+    inside = sac("ls", "docs/keys.txt", both, "--json").json["passages"]
+    assert {p["library"] for p in inside} == {library, "other.lib"}
+    assert {p["library"] for p in sac("ls", "log.txt", both, "--json").json["passages"]} == {"other.lib"}
+    for named in ((library, "other.lib"), ("other.lib",)):
+        refused = sac("ls", *named)
+        assert refused.code != 0 and f"write `sac ls --library {','.join(named)}`" in refused.err
+    assert "2 documents are named" in sac("ls", "log.txt", "docs/keys.txt").err
+    alone = sac("info", both)
+    assert alone.code == 3 and "name one alone" in alone.err and "Library.create" not in alone.err
 
 
 def test_ls(sac: Sac, library: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_toys import Sac
+from rich.cells import cell_len
 
 sys.path.append(str(Path(__file__).parents[1] / "library"))
 
@@ -135,3 +136,17 @@ def test_two_names_of_one_look_are_told_apart(sac: Sac, tmp_path: Path) -> None:
 def test_conditions_take_such_names(sac: Sac, library: str) -> None:
     result = sac("ask", "Trips?", "--json", "--where", 'document="docs/travel.md"', "--max-new-tokens", "1")
     assert {s["document"] for s in result.json["sources"]} == {"docs/travel.md"}
+
+
+@pytest.mark.parametrize("width", [50, 80, 110])
+def test_a_column_is_cut_so_that_a_row_stays_one_line(
+    terminal: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = [(1, "docs/canal.md", "The Erie Canal spans 363 miles and joins the Hudson to the Great Lakes, " * 2)]
+    rows += [(2, "docs/漢字.md", "漢字" * 60), (3, "docs/short.md", "Short.")]
+    console.table(("n", "document", "text"), rows, numbers=("n",), cut="text")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert len(lines) == 2 + len(rows) and max(map(cell_len, lines)) <= width
+    assert [line.endswith("…") for line in lines[2:]] == [True, True, False]
+    assert min(map(cell_len, lines[2:4])) >= width - 4, "what there is of the line is used"

@@ -63,6 +63,7 @@ def test_calibrating_measures_what_was_answered(write_set, own, tmp_path):
         assert memory.threshold == c.thresholds.abstain["memory"] and text.threshold == c.thresholds.abstain["text"]
         assert c.fallback.n == memory.n == text.n == 14 and sum(b.n for b in c.curve) == 28
         assert c.fallback.threshold == c.thresholds.fallback
+        assert [(d.reader, d.threshold) for d in c.doubting] == list(c.thresholds.doubt.items())
     assert found[0].abstaining[1] == found[1].abstaining[1]
 
     again = Results(tmp_path / "r")
@@ -83,10 +84,11 @@ def test_calibrating_measures_what_was_answered(write_set, own, tmp_path):
 def test_a_report_measures_given_thresholds_without_choosing(write_set, own, tmp_path):
     file, results = write_set("lamps", contexts=5), Results(tmp_path / "r")
     (chosen,) = calibrate([file], results=results, **own)
-    given = Thresholds({"memory": -1e-9, "text": None}, -1e-9)
+    given = Thresholds({"memory": -1e-9, "text": None}, -1e-9, {"memory": -1e-9})
     (row,) = calibrate([file], given={5.0: given}, results=results, **own)
     assert row.thresholds is given and row.abstaining[0].kept == 0 and row.abstaining[0].f1_kept is None
     assert row.abstaining[1].kept == 1 and row.fallback.share == 1
+    assert row.doubting[0].wrong == 1 and row.doubting[1].wrong == 0 and row.doubting[1].threshold is None
     assert row.fallback.f1_auto == pytest.approx(row.fallback.f1_text) and row.curve == chosen.curve
 
 
@@ -101,7 +103,7 @@ def test_the_card_keeps_thresholds_and_the_fingerprint_stays(write_set, own, tmp
     card = Card.read(folder)
     assert set(card.calibration) == {"5", "15"} and card.calibration["15"]["command"] == "second"
     assert stored(folder, [15], model="", adapter="") == {15.0: found[0].thresholds}
-    assert card.calibration["15"]["falling_back"]["n"] == 8
+    assert card.calibration["15"]["falling_back"]["n"] == card.calibration["15"]["doubting"][0]["n"] == 8
     assert {**vars(card), "calibration": {}} == vars(before)
     assert (folder / "adapter.safetensors").read_bytes() == weights
     fresh = Engine(own["model"], "sac", own["adapter"], device="cpu", dtype="float32")

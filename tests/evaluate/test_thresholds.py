@@ -11,6 +11,8 @@ from sac_rag.evaluate.thresholds import (
     abstain_threshold,
     abstaining,
     curve,
+    doubt_threshold,
+    doubting,
     fallback_threshold,
     falling_back,
 )
@@ -91,6 +93,38 @@ def test_shares_are_as_counted_and_lie_in_their_intervals():
     for name in ("precision", "recall", "kept", "f1_kept"):
         low, value, high = (getattr(row, name + end) for end in ("_low", "", "_high"))
         assert low < value < high and 0.02 < high - low < 0.25, name
+
+
+def test_doubt_parts_right_answers_from_wrong_ones():
+    own, other = [-0.1, -0.2, -0.3, -0.9] * 5, [-0.8, -1.0, -1.2, -0.15] * 5
+    p = pairs(own, other, [1, 0.6, 0.5, 0.4] * 5, silent_other=[3, 7, 11, 15, 19])
+    t = doubt_threshold(p)
+    assert t == pytest.approx(-0.55), "an own answer of F1 0.4 is wrong, and the model's own NO_ANSWER is neither"
+    row = doubting(p, t, reader="memory", ratio=5.0)
+    assert (row.wrong, row.right, row.marked, row.unmarked, row.n) == (1, 0, 0, 1, 20)
+    half = doubting(p, -0.25, reader="memory", ratio=5.0)
+    assert (half.wrong, half.right, half.marked, half.unmarked) == (1, pytest.approx(1 / 3), 0.5, 1)
+    assert half.right_low < half.right < half.right_high
+    never = doubting(p, None, reader="memory", ratio=5.0)
+    assert (never.wrong, never.right, never.marked, never.unmarked) == (0, 0, None, 0.75)
+
+
+def test_the_threshold_of_doubt_is_the_best_of_all_and_no_luck():
+    p = noisy()
+    spoken, right = ~p.silent_own, p.f1 >= 0.5
+    good, bad = p.own[spoken & right], np.concatenate((p.own[spoken & ~right], p.other[~p.silent_other]))
+
+    def apart(t):
+        return (bad < t).mean() - (good < t).mean()
+
+    best = doubt_threshold(p)
+    assert best is not None and apart(best) >= max(map(apart, [*good, *bad, 0.0])) - 1e-12 and -3 < best < 0
+    found = 0
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        found += doubt_threshold(pairs(-draw.random(60), -draw.random(60), draw.random(60))) is not None
+    assert found <= 10, "one in forty by luck alone"
+    assert doubt_threshold(pairs([-0.1, -0.2], [-1.0, -2.0], [0, 0])) is None, "none is right"
 
 
 def test_falling_back_where_text_is_better():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sac_rag.answer.confidence import Thresholds
 from tests.serve.conftest import SECRETS, Live
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -101,6 +102,48 @@ def test_anchors_that_were_attended_are_shown_where_that_is_asked_for(page: Any,
         heats = spans.evaluate_all("all => all.map(e => Number(e.style.getPropertyValue('--heat')))")
         assert heats == pytest.approx([share / hottest for *_, share in anchors], abs=2e-3)
     assert f"{100 * want.heat.passages:.1f} %" in page.locator("dl").inner_text()
+    assert page.locator(".of-heat").inner_text().endswith(f"{100 * hottest:.2f} %"), "the legend ends at the hottest"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_legend_shows_the_colours_that_the_text_has(page: Any, live: Live, scheme: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sac_rag.answer.spans.answering_span", lambda answer, passage: (2, 6))
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(live.url)
+    page.wait_for_selector("#documents tr")
+    answered(page, live, "When do the tides come?")
+    assert page.locator(".of-marks").is_visible() and not page.locator(".of-heat").is_visible()
+    page.get_by_label("show which anchors were attended").check()
+    answered(page, live, "When do the tides come?")
+    page.wait_for_selector(".anchor")
+    scale, article = page.locator(".scale").bounding_box(), page.locator("article").bounding_box()
+    assert scale["width"] > 40 and scale["x"] + scale["width"] < article["x"] + article["width"]
+    hottest = page.locator(".anchor").evaluate_all(
+        "all => getComputedStyle(all.find(e => e.style.getPropertyValue('--heat') === '1.000')).backgroundColor"
+    )
+    ends = page.locator(".scale").evaluate("e => getComputedStyle(e).backgroundImage")
+    colours = "(of) => { const c = document.createElement('canvas').getContext('2d'); c.fillStyle = of;"
+    colours += " c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data] }"
+    last = ends[ends.rindex("rgb") : -1]
+    assert page.evaluate(colours, last) == page.evaluate(colours, hottest)
+    assert page.locator(".legend mark").evaluate("e => getComputedStyle(e).backgroundColor") == page.locator(
+        ".sources mark"
+    ).first.evaluate("e => getComputedStyle(e).backgroundColor")
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / f"legend-{scheme}.png", full_page=True)
+
+
+def test_a_doubtful_answer_is_called_so(page: Any, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    confidence = live.rag.ask("When do the tides come?", max_new_tokens=9).confidence
+    page.goto(live.url)
+    page.wait_for_selector("#documents tr")
+    page.get_by_role("spinbutton", name="Tokens").fill("9")
+    for limit, shown in ((-1e6, f"{confidence:.2f}"), (0.0, f"{confidence:.2f}, doubtful")):
+        thresholds = Thresholds({"memory": None, "text": None}, None, {"memory": limit, "text": None})
+        monkeypatch.setattr(Thresholds, "known", lambda folder, ratio, found=thresholds: found)
+        answered(page, live, "When do the tides come?")
+        assert shown in page.locator("dl").inner_text().splitlines()
 
 
 def test_documents_are_added_and_removed(page: Any, live: Live, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ function finish(shape, library, content) {
     "in all": `${timings.total_s.toFixed(3)} s`,
     "tokens attended": `${count.format(usage.attended_tokens)}, for ${count.format(usage.source_tokens)} of the text`,
     "in the cache": bytes(usage.attended_tokens * library.slot_bytes),
-    confidence: content.confidence.toFixed(2),
+    confidence: content.confidence.toFixed(2) + (content.doubtful ? ", doubtful" : ""),
     "read as": content.fidelity + (content.fell_back ? ", after a doubtful answer from memory" : ""),
   };
   if (heat) facts["attention on the anchors"] = `${(100 * heat.passages).toFixed(1)} %`;
@@ -164,8 +164,13 @@ function finish(shape, library, content) {
     );
   }
   const hottest = Math.max(...content.sources.flatMap((s) => (s.heat ?? []).map(([, , share]) => share)));
+  shape.querySelector(".of-marks").hidden = !content.sources.some((s) => s.answer_span);
+  shape.querySelector(".of-heat").hidden = !(hottest > 0);
+  shape.querySelector(".most").textContent = percent(hottest);
   shape.querySelector(".sources").append(...content.sources.map((s, index) => source(s, index, hottest)));
 }
+
+const percent = (share) => `${(100 * share).toFixed(2)} %`;
 
 // The text of a passage from `start` to `end`, its anchors as hot as their share of the hottest.
 function* pieces(points, heat, start, end, hottest) {
@@ -177,7 +182,7 @@ function* pieces(points, heat, start, end, hottest) {
     const anchor = document.createElement("span");
     anchor.className = "anchor";
     anchor.textContent = points.slice(first, last).join("");
-    anchor.title = `${(100 * share).toFixed(2)} % of the attention`;
+    anchor.title = `${percent(share)} of the attention`;
     anchor.style.setProperty("--heat", (share / hottest).toFixed(3));
     yield anchor;
     at = last;
