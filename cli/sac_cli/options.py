@@ -57,6 +57,8 @@ Dtype = Annotated[
 
 def local(library: str) -> str:
     """The folder of a library: of one in an object store, a copy that is up to date."""
+    if "://" not in library:  # most are folders, and need nothing of what follows
+        return library
     from sac_rag.library.joined import SEPARATOR, places_of
     from sac_rag.remote import copy_of, is_remote
 
