@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 from sac_cli.main import tree
 from sac_cli.shell import commands_below
 from sac_rag import __all__ as public

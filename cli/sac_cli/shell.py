@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from sac_cli import console
 from sac_cli.fields import Setting
 
+
 def _sparing(parameter: Any) -> Any:
     """Let values of a parameter that need no checking pass unchecked: none, a default number, a text where one is
     wanted. The parser checks with pydantic, whose import takes longer than most commands work."""
