@@ -122,20 +122,18 @@ def which(rng: random.Random, a: Paragraph, b: Paragraph, people: dict[str, Para
     if a.died and b.died and a.died[0] != b.died[0]:
         first, last = (a, b) if a.died < b.died else (b, a)
         late = rng.random() < 0.5
-        yield (
-            f"Who died {'later' if late else rng.choice(EARLIER)}, {either(rng, a.title, b.title)}?",
-            (last if late else first).title,
-        )
+        yield f"Who died {'later' if late else rng.choice(EARLIER)}, {either(rng, a.title, b.title)}?", (
+            last if late else first
+        ).title
         lived = [p.died[0] - p.born[0] for p in (a, b)] if a.born and b.born else [0, 0]  # type: ignore[index]
         if abs(lived[0] - lived[1]) > 1 and rng.random() < 0.5:
             yield f"Who lived longer, {either(rng, a.title, b.title)}?", (a if lived[0] > lived[1] else b).title
     if a.year and b.year and a.kind == b.kind and a.year != b.year:
         late = rng.random() < 0.5
         verb = rng.choice(("was released", "came out"))
-        yield (
-            f"Which {a.kind} {verb} {rng.choice(ways[late])}, {either(rng, a.title, b.title)}?",
-            (a if (a.year > b.year) == late else b).title,
-        )
+        yield f"Which {a.kind} {verb} {rng.choice(ways[late])}, {either(rng, a.title, b.title)}?", (
+            a if (a.year > b.year) == late else b
+        ).title
     if a.nation and b.nation and bool(a.year) == bool(b.year):
         same = "yes" if a.nation == b.nation else "no" if not a.nation & b.nation else ""
         pair = both(rng, a.title, b.title)

@@ -40,7 +40,9 @@ class LlmLingua2(KeepsText):
         return super().identity() | ({} if self._model else {"classifier_sha256": shipped_sha256()})
 
     def keep(self, contexts: Sequence[Sequence[Chunk]], ratios: Sequence[float]) -> list[list[torch.Tensor]]:
-        return [[self._kept(chunk, ratio) for chunk in chunks] for chunks, ratio in zip(contexts, ratios, strict=True)]
+        return [
+            [self._kept(chunk, ratio) for chunk in chunks] for chunks, ratio in zip(contexts, ratios, strict=True)
+        ]
 
     def _kept(self, chunk: Chunk, ratio: float) -> torch.Tensor:
         if not len(chunk):
