@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import typer
-
-from sac_cli.main import app
+from sac_cli.main import tree
 from sac_cli.shell import commands_below
 from sac_rag import __all__ as public
 from sac_rag import errors
@@ -195,7 +193,7 @@ def command(found: Any, path: str) -> Iterator[str]:
 def commands() -> Iterator[str]:
     yield "# Commands\n"
     yield MADE
-    root = typer.main.get_command(app)
+    root = tree()
     yield "Every command also takes `--help` and the first three of these. After `sac --install-completion` Tab"
     yield "completes commands and flags.\n"
     every = [p for p in root.params if p.name not in TYPERS]  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sac_cli import console
@@ -117,6 +116,8 @@ def both_dict(compressed: Answer, text: Answer) -> dict[str, Any]:
 
 def summary(answers: list[Answer], right: int, slot_bytes: int) -> dict[str, Any]:
     """What several answers cost in the middle, and how many were right."""
+    from statistics import median
+
     slots = median(a.usage.attended for a in answers)
     return {
         "first_token_s": median(a.timings.first_token_s for a in answers),

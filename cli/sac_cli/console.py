@@ -120,6 +120,9 @@ def hint(message: str) -> None:
 
 
 def _line(text: str, style: str) -> None:
+    if not sys.stderr.isatty() and not {"FORCE_COLOR", "TTY_COMPATIBLE"} & set(os.environ):
+        print(text, file=sys.stderr)  # as the library of colours does, which need not be imported for it
+        return
     from rich.text import Text
 
     err().print(Text(text, style=style), soft_wrap=True)

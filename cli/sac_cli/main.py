@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,8 +22,6 @@ COMMANDS = (
     *("train", "eval", "reproduce", "calibrate", "codec", "bench", "models", "doctor"),
 )
 """One module each; the order of `sac --help`."""
-for _name in COMMANDS:
-    importlib.import_module(f"sac_cli.{_name}")
 
 HELP = (
     "Compress documents once; every later question reads the compressed memory instead of the text.\n\n"
@@ -58,6 +56,17 @@ def root(
     console.set_flags(quiet=quiet, verbose=verbose, no_color=no_color)
 
 
+def tree(*names: str) -> Any:
+    """The commands of these names as the parser's tree; all commands where none is named.
+
+    What a command line does not name is neither imported nor built: that takes longer than most commands work.
+    """
+    for name in names or COMMANDS:
+        importlib.import_module(f"sac_cli.{name}")
+    app.registered_commands.sort(key=lambda added: COMMANDS.index(str(added.name)))
+    return with_environment(typer.main.get_command(app))
+
+
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code: 0 ok, 1 failure, 2 usage, 3 no library
     or one that is not used, 130 Ctrl-C."""
@@ -65,11 +74,13 @@ def run(args: Sequence[str]) -> int:
     if "--no-color" in args:  # help and usage errors are printed before flags are read
         console.set_flags(no_color=True)
     try:
-        command = with_environment(typer.main.get_command(app))
         # A broken sac.toml must not hide the help that explains it, nor what a shell completes.
         plain = {"--help", "-h", "--version"} & set(args) or "_SAC_COMPLETE" in os.environ
-        found = {} if plain else settings.defaults(command, Path.cwd())
-        command.main(args=list(args), prog_name="sac", default_map=found)
+        sources = [] if plain else settings.sources(Path.cwd())
+        first = next((word for word in args if not word.startswith("-")), "")
+        # A file is read against the flags of all commands, and a wrong word is compared with all names.
+        command = tree(first) if first in COMMANDS and not sources else tree()
+        command.main(args=list(args), prog_name="sac", default_map=settings.defaults(command, sources))
         return 0
     except SystemExit as end:  # how the parser ends a run, also a good one
         return end.code if isinstance(end.code, int) else int(end.code is not None)

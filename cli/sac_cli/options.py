@@ -15,7 +15,6 @@ import typer
 from sac_cli import console
 from sac_rag.errors import ConfigError, LibraryError, did_you_mean
 from sac_rag.foreign import parse_json
-from sac_rag.library.filters import all_of, fitting
 
 if TYPE_CHECKING:
     from sac_rag.config import IndexConfig
@@ -58,6 +57,8 @@ Dtype = Annotated[
 
 def local(library: str) -> str:
     """The folder of a library: of one in an object store, a copy that is up to date."""
+    if "://" not in library:  # most are folders, and need nothing of what follows
+        return library
     from sac_rag.library.joined import SEPARATOR, places_of
     from sac_rag.remote import copy_of, is_remote
 
@@ -168,6 +169,10 @@ def where_of(conditions: Sequence[str]) -> Mapping[str, Any] | None:
     prints such a name as. A condition that begins with a brace is a filter in JSON, as `SacRag.ask(where=…)` takes it.
     All must hold.
     """
+    if not conditions:
+        return None
+    from sac_rag.library.filters import all_of
+
     found: dict[str, list[Any]] = {}
     others: list[Mapping[str, Any]] = []
     for condition in conditions:
@@ -205,6 +210,8 @@ def _values(text: str) -> list[Any]:
 
 
 def _json(condition: str) -> Mapping[str, Any]:
+    from sac_rag.library.filters import fitting
+
     try:
         where: Mapping[str, Any] = parse_json(condition)
         fitting(where)

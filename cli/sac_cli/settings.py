@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,9 @@ from sac_cli import fields
 from sac_cli.shell import commands_below, settable
 from sac_rag.errors import ConfigError, did_you_mean
 from sac_rag.foreign import read_text
-from sac_rag.models.pinned import find_pinned
 
 NAME = "sac.toml"
 MOST_BYTES = 1 << 20
-
-
-def _names(*places: str) -> frozenset[str]:
-    return frozenset(setting.name for place in places for setting in fields.settings_of(place))
 
 
 PLACES = {
@@ -33,21 +29,37 @@ PLACES = {
     *("adapter", "full_ft_adapter", "from", "teacher", "recipe", "rerank", "reader_from", "gguf", "plots"),
 }
 """Flags that it may set to what lies in the working folder; names of adapters and recipes are such too."""
-FREE = (
-    _names("sac_rag.config:AskConfig", "sac_rag.train.config:TrainConfig")
-    | _names("sac_rag.train.objectives.reading:ReaderSettings", "sac_rag.train.objectives.texts:BothSettings")
-    | _names("sac_rag.train.objectives.base:ReadingSettings", "sac_rag.train.objectives.questions:QuestionSettings")
-    | {"ratio", "codec", "method", "passage_tokens", "overlap", "strict", "min_dead", "encoding", "main_text"}
-    | {"quiet", "verbose", "no_color", "json", "where", "text", "both", "device", "dtype"}
-    | {"reader", "prompt", "track", "sets", "pool", "contexts", "limit", "batch", "precision", "report"}
-    | {"steps_scale", "micro_tokens", "option", "licence"}
-    | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole", "start")}
-    | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
-    | {f"placing_{name}" for name in ("positions", "order", "prior")}
-    | {"passages", "step", "deep", "wait", "missing_ok", "scale", "only", "systems", "faithful"}
-    | {"tokens", "questions", "rounds", "quick", "mine", "warm", "idle", "stop"}
-) - PLACES
-"""Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error."""
+
+
+@cache
+def free() -> frozenset[str]:
+    """Flags that a file of the working folder may set to anything: the worst they bring is a bad answer, or an error.
+
+    The sources of settings are parsed for it: only a run with such a file waits for that.
+    """
+    documented = (
+        "sac_rag.config:AskConfig",
+        "sac_rag.train.config:TrainConfig",
+        "sac_rag.train.objectives.reading:ReaderSettings",
+        "sac_rag.train.objectives.texts:BothSettings",
+        "sac_rag.train.objectives.base:ReadingSettings",
+        "sac_rag.train.objectives.questions:QuestionSettings",
+    )
+    named = (
+        {"ratio", "codec", "method", "passage_tokens", "overlap", "strict", "min_dead", "encoding", "main_text"}
+        | {"quiet", "verbose", "no_color", "json", "where", "text", "both", "device", "dtype"}
+        | {"reader", "prompt", "track", "sets", "pool", "contexts", "limit", "batch", "precision", "report"}
+        | {"steps_scale", "micro_tokens", "option", "licence"}
+        | {f"lora_{name}" for name in ("rank", "alpha", "targets", "whole", "start")}
+        | {f"layout_{name}" for name in ("prefix", "before", "after", "end", "separator")}
+        | {f"placing_{name}" for name in ("positions", "order", "prior")}
+        | {"passages", "step", "deep", "wait", "missing_ok", "scale", "only", "systems", "faithful"}
+        | {"tokens", "questions", "rounds", "quick", "mine", "warm", "idle", "stop"}
+    )
+    fields_of = (setting.name for place in documented for setting in fields.settings_of(place))
+    return frozenset(named.union(fields_of) - PLACES)
+
+
 MODELS = {"model": "base", "base": "base", "embedder": "embedder"}
 """As PLACES, or to a default model: flag -> kind."""
 
@@ -102,10 +114,11 @@ def _toml(path: Path, name: str) -> dict[str, Any] | None:
         raise ConfigError(f"{name} cannot be read: {why}") from error
 
 
-def defaults(root: Any, folder: Path) -> dict[str, Any]:
-    """The settings for a run in a folder as the tree of defaults that the parser asks below flags and environment."""
+def defaults(root: Any, found_in: Iterable[Source]) -> dict[str, Any]:
+    """The settings of files, the weaker first, as the tree of defaults that the parser asks below flags and
+    environment. root: the tree of all commands, unless there is no file."""
     found = _defaults(root, {}, {}, Source("", {}, None))
-    for source in sources(folder):
+    for source in found_in:
         found = _merged(found, _defaults(root, source.content, {}, source))
     return found
 
@@ -154,7 +167,7 @@ def _confine(flag: str, value: Any, where: str, folder: Path) -> None:
         f"This folder may be somebody else's: if it is what you want, give --{flag.replace('_', '-')}, set "
         f"SAC_{flag.upper()}, or write it into {user_file()}"
     )
-    if flag in FREE:
+    if flag in free():
         if flag == "option":  # of a method: a text, a number, or a place
             for item in value if isinstance(value, list) else [value]:
                 name = str(item).partition("=")[2]
@@ -163,6 +176,8 @@ def _confine(flag: str, value: Any, where: str, folder: Path) -> None:
         return
     if flag not in PLACES and flag not in MODELS:
         raise ConfigError(f"{where}: {flag!r} is not set by a file in the working folder. {instead}")
+    from sac_rag.models.pinned import find_pinned
+
     for item in value if isinstance(value, list) else str(value).split(","):
         name = str(item).rpartition("=")[2] if flag == "adapter" else str(item)
         if flag in MODELS and find_pinned(name, MODELS[flag]):

@@ -8,9 +8,52 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from sac_cli import console
 from sac_cli.fields import Setting
+
+
+def _sparing(parameter: Any) -> Any:
+    """Let values of a parameter that need no checking pass unchecked: none, a default number, a text where one is
+    wanted. The parser checks with pydantic, whose import takes longer than most commands work."""
+    checked, many = parameter.process_value, parameter.multiple or parameter.nargs == -1
+    wanted = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+
+    def plain(value: Any) -> bool:
+        if value is None:
+            return not parameter.required
+        if many:
+            return bool(value) and wanted == list[str] and all(type(item) is str for item in value)
+        default = type(value) in (int, float) and value is parameter.default
+        return default or (type(value) is str and wanted is str)
+
+    def process_value(context: Any, value: Any) -> Any:
+        if not plain(value):
+            return checked(context, value)
+        if many:
+            value = list(value) if value else ()
+        return value if parameter.callback is None else parameter.callback(context, parameter, value)
+
+    parameter.process_value = process_value
+    return parameter
+
+
+class _Sparing:
+    """A command whose parameters are sparing, that of --help too."""
+
+    def get_params(self, context: Any) -> list[Any]:
+        found = super().get_params(context)  # type: ignore[misc]
+        return [p if "process_value" in vars(p) else _sparing(p) for p in found]
+
+
+class Command(_Sparing, TyperCommand):
+    pass
+
+
+class Group(_Sparing, TyperGroup):
+    pass
+
 
 # Locals stay out of tracebacks: they would show pieces of documents.
 _SHELL: dict[str, Any] = {
@@ -19,7 +62,7 @@ _SHELL: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-app = typer.Typer(name="sac", **_SHELL)
+app = typer.Typer(name="sac", cls=Group, **_SHELL)
 
 NOT_SETTINGS = {"help", "version", "install_completion", "show_completion"}
 """Flags that are neither read from the environment nor from sac.toml."""
@@ -37,7 +80,7 @@ _GLOBAL = [
 
 def group(name: str, help_text: str) -> typer.Typer:
     """A command with commands of its own, such as `sac models`."""
-    inner = typer.Typer(name=name, help=help_text, **_SHELL)
+    inner = typer.Typer(name=name, cls=Group, help=help_text, **_SHELL)
     app.add_typer(inner)
     return inner
 
@@ -65,7 +108,7 @@ def command(
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        to.command(name, help=_paragraphs(function), epilog=examples(example))(run)
+        to.command(name, cls=Command, help=_paragraphs(function), epilog=examples(example))(run)
         return function
 
     return wrap

@@ -10,6 +10,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -162,14 +163,25 @@ class Engine(Encoder):
     ) -> None:
         super().__init__(model, method, adapter, option=option, device=device, dtype=dtype, fetch=fetch)
         backbone = self.method.backbone
+        self._packed: Future[None] | None = None
         if not self.method.reads_with_lora:
-            backbone.pack()
+            # Beside what a question needs first, the embedder and the library; `busy` waits for it.
+            beside = ThreadPoolExecutor(1, "sac-packing")
+            self._packed = beside.submit(backbone.pack)
+            beside.shutdown(wait=False)
         self.reader = self._reading(backbone, use_lora=self.method.reads_with_lora)
         self.service = Service(self.reader, self.busy)
         """Answers questions of all threads as one batch."""
         self._adapted: Service | None = None
         self.grammars = Grammars(backbone.tokenizer, sorted(self.reader.stop_ids), self.busy)
         """What answers are held to."""
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        with super().busy():
+            if self._packed is not None:
+                self._packed.result()
+            yield
 
     @functools.cached_property
     def tool_format(self) -> ToolFormat:

@@ -8,7 +8,7 @@ other `families`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -19,7 +19,7 @@ from torch import nn
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.attention import attend_packed, front_at, fronts_of
-from sac_rag.compress.lora import adapt, adapt_by_peft, layers_of
+from sac_rag.compress.lora import Held, adapt, adapt_by_peft, held_of, layers_of
 from sac_rag.compress.norm import rms_norm
 from sac_rag.compress.packed import Packed, is_batch_invariant, pack
 from sac_rag.compress.rope import angles, turn
@@ -139,7 +139,8 @@ class Backbone:
         self, model: Any, tokenizer: Any, lora: LoraSpec | None = None, *, trains: bool = False, starts: bool = True
     ) -> None:
         """trains: LoRA is peft's, as training is built on it; else ours, the same without the time that peft takes.
-        starts: else ours, and what methods learn, hold no values until an adapter's are loaded."""
+        starts: else ours, and what methods learn, hold no values until an adapter's are loaded, and the encoder is
+        made at its first use: answering needs none."""
         family = family_of(model.config.to_dict(), "the base model")
         known = {"q_proj", "k_proj", "v_proj", "o_proj", *family.norms}
         if strange := {n for n, _ in model.model.layers[0].self_attn.named_children()} ^ known:
@@ -154,9 +155,21 @@ class Backbone:
         self.tokenizer = tokenizer
         self.config = model.config
         self.lora, self.starts = lora, starts
-        self.encoder = _with_lora(self.decoder, lora, trains, starts) if lora else self.decoder
+        self._held: dict[str, Held] = {}
+        if lora and (trains or starts):
+            self.encoder = _with_lora(self.decoder, lora, trains)
+        elif lora:
+            self._held = held_of(self.decoder, _adapted(self.decoder, lora), lora.rank)
         self.inv_freq = self.decoder.model.rotary_emb.inv_freq.float()
         self.rope_scaling = float(self.decoder.model.rotary_emb.attention_scaling)
+
+    @cached_property
+    def encoder(self) -> Any:
+        """The decoder with LoRA; itself where there is none."""
+        if self.lora is None:
+            return self.decoder
+        with torch.inference_mode(False):  # whoever asks first, it is the same
+            return _with_lora(self.decoder, self.lora, held=self._held)
 
     @property
     def device(self) -> torch.device:
@@ -222,6 +235,13 @@ class Backbone:
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """LoRA parameters by name (`model.layers.I.MODULE.lora_A.weight`), fp32."""
+        if self._held:
+            kinds = ("lora_A", "lora_B")
+            return (
+                (f"{name}.{kind}.weight", parameter)
+                for name, held in self._held.items()
+                for kind, parameter in zip(kinds, held, strict=True)
+            )
         named = self.encoder.named_parameters()
         return ((n.replace(".default", ""), p) for n, p in named if "lora_" in n)
 
@@ -632,22 +652,27 @@ def _linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.add(module.base_layer(x), low, alpha=module.scaling["default"])
 
 
-def _with_lora(model: Any, spec: LoraSpec, trains: bool, starts: bool) -> Any:
-    """A structural copy of `model` that shares every weight tensor and carries a fresh LoRA (B = 0)."""
-    shared: dict[int, Any] = {id(t): t for t in _tensors(model)}
-    twin = copy.deepcopy(model, shared)
+def _adapted(model: Any, spec: LoraSpec) -> list[str]:
+    """Names of the layers that a LoRA adapts."""
     # The encoder stops at the last layer's K and V: LoRA on what is never computed would be dead weight.
     last, computed = f"model.layers.{model.config.num_hidden_layers - 1}.", ("k_proj", "v_proj")
-    names = [n for n in layers_of(twin, spec.targets) if spec.whole or n.endswith(computed) or not n.startswith(last)]
+    found = layers_of(model, spec.targets)
+    return [n for n in found if spec.whole or n.endswith(computed) or not n.startswith(last)]
+
+
+def _with_lora(model: Any, spec: LoraSpec, trains: bool = False, held: Mapping[str, Held] | None = None) -> Any:
+    """A structural copy of `model` that shares every weight tensor and carries a LoRA: a fresh one (B = 0), or what is
+    held."""
+    shared: dict[int, Any] = {id(t): t for t in _tensors(model)}
+    twin = copy.deepcopy(model, shared)
+    names = _adapted(twin, spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a run repeats, whatever chance was used before it
         if trains:
             twin = adapt_by_peft(twin, names, spec.rank, spec.alpha)
         else:
-            twin = adapt(twin, names, spec.rank, spec.alpha, starts=starts)
-        if spec.start == "rank" and (
-            trains or starts
-        ):  # A is stored (inputs, rank) there, and started as if inputs were outputs
+            twin = adapt(twin, names, spec.rank, spec.alpha, held)
+        if spec.start == "rank" and not held:  # A is stored (inputs, rank) there, and started as if inputs were outputs
             for name, parameter in twin.named_parameters():
                 if "lora_A" in name:
                     nn.init.uniform_(parameter, -(spec.rank**-0.5), spec.rank**-0.5)

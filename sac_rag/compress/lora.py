@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,11 +12,8 @@ NAME = "default"
 """What the one adaptation of a layer is called in the names of its parameters."""
 
 
-class _Empty(nn.Linear):
-    """A linear layer whose weight holds no values until some are loaded."""
-
-    def reset_parameters(self) -> None:
-        """Nothing is drawn: that takes as long as all else of an adapter."""
+Held = tuple[nn.Parameter, nn.Parameter]
+"""The weights A and B of a layer's LoRA."""
 
 
 class LoraLinear(nn.Module):
@@ -25,21 +22,22 @@ class LoraLinear(nn.Module):
     A, (rank, inputs), and B, (outputs, rank), are fp32 on the device of W; A starts at values that W's dtype holds.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, *, starts: bool = True) -> None:
-        """starts: else A and B hold no values until some are loaded."""
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, held: Held | None = None) -> None:
+        """held: A and B as they are to be, in place of fresh ones."""
         super().__init__()
         self.base_layer = base
         self.in_features, self.out_features = base.in_features, base.out_features
         self.scaling = {NAME: alpha / rank}
         shapes = (base.in_features, rank), (rank, base.out_features)
-        down, up = ((nn.Linear if starts else _Empty)(*shape, bias=False) for shape in shapes)
-        if starts:
+        down, up = (nn.Linear(*shape, bias=False, device="meta" if held else None) for shape in shapes)
+        if held:
+            down.weight, up.weight = held
+        else:
             nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
             nn.init.zeros_(up.weight)
-        like: torch.Tensor = base.weight
-        self.lora_A, self.lora_B = (
-            nn.ModuleDict({NAME: layer.to(device=like.device, dtype=like.dtype).float()}) for layer in (down, up)
-        )
+            like: torch.Tensor = base.weight
+            down, up = (layer.to(device=like.device, dtype=like.dtype).float() for layer in (down, up))
+        self.lora_A, self.lora_B = nn.ModuleDict({NAME: down}), nn.ModuleDict({NAME: up})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) -> (..., outputs), in the dtype of x."""
@@ -54,12 +52,26 @@ def layers_of(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     return [name for name in linear if name.rpartition(".")[2] in targets]
 
 
-def adapt(model: nn.Module, names: Sequence[str], rank: int, alpha: float, *, starts: bool = True) -> nn.Module:
-    """The model itself, its layers of these names with a `LoraLinear` around each. starts: as there."""
+def held_of(model: nn.Module, names: Sequence[str], rank: int) -> dict[str, Held]:
+    """Room for the LoRA of layers of a model, by their names: fp32, without values until some are loaded."""
+    found = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear), name
+        shapes = (rank, layer.in_features), (layer.out_features, rank)
+        down, up = (nn.Parameter(torch.empty(shape, device=layer.weight.device)) for shape in shapes)
+        found[name] = down, up
+    return found
+
+
+def adapt(
+    model: nn.Module, names: Sequence[str], rank: int, alpha: float, held: Mapping[str, Held] | None = None
+) -> nn.Module:
+    """The model itself, its layers of these names with a `LoraLinear` around each: fresh ones, or what is held."""
     for name in names:
         parent, _, last = name.rpartition(".")
         owner = model.get_submodule(parent)
-        setattr(owner, last, LoraLinear(getattr(owner, last), rank, alpha, starts=starts))
+        setattr(owner, last, LoraLinear(getattr(owner, last), rank, alpha, held[name] if held else None))
     return model
 
 

@@ -26,7 +26,7 @@ _START = (
     "sys.exit(load('sac_cli.main').run(sys.argv[2:]))"
 )
 _IMPORT = re.compile(r"import time:\s*(\d+) \|\s*\d+ \| ( *)(\S+)")
-PACKAGES = ("torch", "numpy", "faiss", "transformers", "tokenizers", "safetensors", "bm25s", "rich", "typer", "sac_rag")
+PACKAGES = ("torch", "numpy", "faiss", "transformers", "tokenizers", "safetensors", "rich", "typer", "sac_rag")
 """Packages whose imports are told apart; what they import themselves is theirs where it is of the same package."""
 
 

@@ -30,6 +30,13 @@ _ACCENTS = re.compile(
     "|(?<=[\u0400-\u04ff])[\u0300-\u0305\u0307-\u036f]+"  # but the breve, which makes another letter
     "|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u0652]"  # vowel points of Hebrew and Arabic
 )
+STOP = frozenset(
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
+    "to was will with".split()
+)
+"""English stop words, Lucene's list."""
+K1, B = 1.5, 0.75
+"""How soon a further occurrence of a word counts for less, and how much the length of a passage does."""
 
 
 def plain(text: str) -> str:
@@ -43,10 +50,7 @@ def plain(text: str) -> str:
 
 def words(texts: Iterable[str]) -> list[list[str]]:
     """Index terms of each text."""
-    from bm25s.stopwords import STOPWORDS_EN
-
-    stop = frozenset(STOPWORDS_EN)
-    split = [[w for w in _WORD.findall(plain(text)) if w not in stop] for text in texts]
+    split = [[w for w in _WORD.findall(plain(text)) if w not in STOP] for text in texts]
     stemmer = _stemmer()
     if stemmer is None:
         return split
@@ -76,20 +80,16 @@ def _stemmer() -> Any:
 class LexicalIndex:
     """BM25 over passages: `build` it from (row key, text) pairs, or `parse` what `serialize` gave."""
 
-    def __init__(self, keys: np.ndarray, vocabulary: Sequence[str], bm25: Any) -> None:
-        self._keys, self._bm25 = keys, bm25
+    def __init__(self, keys: np.ndarray, vocabulary: Sequence[str], scores: Mapping[str, np.ndarray]) -> None:
+        """scores: as of `_scores`; empty where the vocabulary is."""
+        self._keys, self._scores = keys, scores
         self._vocabulary = {w: i for i, w in enumerate(vocabulary)}
 
     @classmethod
     def build(cls, keys: Sequence[int], texts: Iterable[str]) -> LexicalIndex:
         split = words(texts)
         vocabulary = sorted({w for text in split for w in text})
-        bm25 = _bm25()
-        if vocabulary:
-            number = {w: i for i, w in enumerate(vocabulary)}
-            ids = [[number[w] for w in text] for text in split]
-            bm25.index((ids, number), create_empty_token=False, show_progress=False)
-        return cls(np.asarray(keys, np.int64), vocabulary, bm25)
+        return cls(np.asarray(keys, np.int64), vocabulary, _scores(split, vocabulary) if vocabulary else {})
 
     @classmethod
     def parse(cls, data: bytes) -> LexicalIndex:
@@ -105,9 +105,7 @@ class LexicalIndex:
             _check(keys, vocabulary, arrays)
         except (SafetensorError, ValueError, TypeError, KeyError) as e:
             raise LibraryCorrupt(f"the lexical index does not parse: {e!r}") from e
-        bm25 = _bm25()
-        bm25.scores = {**arrays, "num_docs": len(keys)}
-        return cls(keys, vocabulary, bm25)
+        return cls(keys, vocabulary, arrays)
 
     def is_of(self, keys: Sequence[int]) -> bool:
         """Whether it is an index of the passages of these row keys, in their order."""
@@ -117,14 +115,13 @@ class LexicalIndex:
         from safetensors.numpy import save
 
         text = "\n".join(self._vocabulary).encode()  # a term holds no white space
-        arrays = {k: v for k, v in self._bm25.scores.items() if k != "num_docs"} if self._vocabulary else {}
-        data: bytes = save({**arrays, "keys": self._keys, "vocabulary": np.frombuffer(text, np.uint8)})
+        data: bytes = save({**self._scores, "keys": self._keys, "vocabulary": np.frombuffer(text, np.uint8)})
         return data
 
     def most(self, text: str) -> float:
         """An upper bound of the score of any passage, above 0: each word of the text as often as can be."""
         count = len(self._keys)
-        indptr = self._bm25.scores["indptr"] if self._vocabulary else None
+        indptr = self._scores.get("indptr")
         total = 0.0
         for word in words([text])[0]:
             at = self._vocabulary.get(word)
@@ -137,7 +134,11 @@ class LexicalIndex:
         ids = [self._vocabulary[w] for w in words([text])[0] if w in self._vocabulary]
         if not ids:
             return []
-        scores = self._bm25.get_scores_from_ids(ids)
+        data, indices, indptr = (self._scores[name] for name in ("data", "indices", "indptr"))
+        scores = np.zeros(len(self._keys), np.float32)
+        for i in ids:
+            term = slice(indptr[i], indptr[i + 1])
+            np.add.at(scores, indices[term], data[term])
         keep = scores > 0
         if allowed is not None:
             keep &= np.isin(self._keys, np.fromiter(allowed, np.int64, len(allowed)))
@@ -167,9 +168,17 @@ def _check(keys: np.ndarray, vocabulary: Sequence[str], arrays: Mapping[str, np.
         raise ValueError("a score is NaN or infinite")
 
 
-def _bm25() -> Any:
-    import bm25s
-
-    bm25 = bm25s.BM25(method="lucene", backend="numpy", csc_backend="numpy")
-    bm25.nonoccurrence_array = None  # this variant has none; set where an index is parsed instead of built, too
-    return bm25
+def _scores(split: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, np.ndarray]:
+    """What each term (column) gives each passage (row) that has it: the columns one after the other as `data` and
+    `indices`, their bounds as `indptr`. The bits are those of bm25s, whose import takes longer than all of this."""
+    number = {word: i for i, word in enumerate(vocabulary)}
+    lengths = np.array([len(text) for text in split])
+    terms = np.fromiter((number[word] for text in split for word in text), np.int64, int(lengths.sum()))
+    pairs, counts = np.unique(terms << 32 | np.repeat(np.arange(len(split)), lengths), return_counts=True)
+    terms, rows = pairs >> 32, pairs & 0xFFFFFFFF
+    frequencies = np.bincount(terms, minlength=len(vocabulary))
+    rarity = [math.log(1 + (len(split) - f + 0.5) / (f + 0.5)) for f in frequencies.tolist()]
+    long = K1 * ((1 - B) + B * lengths / lengths.mean())
+    data = np.array(rarity, np.float32)[terms] * (counts / (long[rows] + counts))
+    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(frequencies)])
+    return {"data": data.astype(np.float32), "indices": rows.astype(np.int32), "indptr": indptr}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
@@ -76,7 +75,6 @@ def serve(
     listening = bound(limits)
     host, port = listening.getsockname()[:2]
     told(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of each index at DEBUG, whatever is asked for
     tracing = Tracing.exporting(texts=limits.otel_texts) if limits.otel else None
     server_of(create_app(libraries, limits, keys, tracing), limits).run(sockets=[listening])
 

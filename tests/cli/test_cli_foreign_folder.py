@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from cli_toys import Sac, Toys
 
 sys.path.append(str(Path(__file__).parents[1] / "security"))
@@ -18,14 +17,13 @@ sys.path.append(str(Path(__file__).parents[1] / "library"))
 
 from test_foreign_catalog import rewritten
 
-from sac_cli import settings
-from sac_cli.main import app
-from sac_cli.shell import settable, with_environment
+from sac_cli import main, settings
+from sac_cli.shell import settable
 from sac_rag.errors import ConfigError
 
 
 def tree(folder: Path) -> dict[str, Any]:
-    return settings.defaults(with_environment(typer.main.get_command(app)), folder)
+    return settings.defaults(main.tree(), settings.sources(folder))
 
 
 @pytest.fixture
@@ -119,7 +117,7 @@ def test_what_it_may_say(sac: Sac, library: str, toys: Toys, tmp_path: Path) -> 
 
 def test_every_flag_is_free_a_place_a_model_or_not_for_such_files() -> None:
     """A new flag is none of them until somebody decides so, and no name in the lists is of a flag that is gone."""
-    root = with_environment(typer.main.get_command(app))
+    root = main.tree()
 
     def flags(command: Any) -> set[str]:
         return {*settable(command)}.union(*map(flags, getattr(command, "commands", {}).values()))
@@ -130,7 +128,7 @@ def test_every_flag_is_free_a_place_a_model_or_not_for_such_files() -> None:
     refused |= {"otel", "otel_texts"}  # who is told of it
     refused |= {"requests_per_minute", "concurrent", "max_tokens", "body_bytes", "timeout", "grace"}
     refused |= {"file_bytes", "text_chars", "memory_bytes", "cpu_s", "wall_s"}  # limits on what lies in it
-    groups = [settings.FREE, settings.PLACES, set(settings.MODELS), refused]
+    groups = [settings.free(), settings.PLACES, set(settings.MODELS), refused]
     assert set().union(*groups) == flags(root)
     assert sum(map(len, groups)) == len(flags(root))
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from cli_toys import Sac
 
-from sac_cli.main import app
-from sac_cli.shell import commands_below, flag_of, settable, with_environment
+from sac_cli.main import tree
+from sac_cli.shell import commands_below, flag_of, settable
 
-ROOT = with_environment(typer.main.get_command(app))
+ROOT = tree()
 HEAVY = ("torch", "transformers", "faiss", "numpy", "peft", "sentence_transformers", "click")
 
 

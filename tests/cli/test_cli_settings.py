@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from cli_toys import Sac
 
-from sac_cli import settings
-from sac_cli.main import app
-from sac_cli.shell import with_environment
+from sac_cli import main, settings
 from sac_rag.errors import ConfigError
 
 
 def tree(folder: Path) -> dict[str, Any]:
-    return settings.defaults(with_environment(typer.main.get_command(app)), folder)
+    return settings.defaults(main.tree(), settings.sources(folder))
 
 
 def test_precedence(sac: Sac, library: str, tmp_path: Path) -> None:

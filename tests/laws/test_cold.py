@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 HEAVY = ("peft", "transformers.models", "transformers.modeling_utils", "torch._dynamo", "torch._inductor", "sympy.core")
 """What a question must not import, once its model is known to the cache and its library to the gate."""
-NOT_FOR_LISTS = ("torch", "transformers", "tokenizers", "huggingface_hub", "peft", "sac_rag.compress.backbone")
+NOT_FOR_LISTS = (
+    *("torch", "transformers", "tokenizers", "huggingface_hub", "peft", "sac_rag.compress.backbone"),
+    *("pydantic", "rich", "bm25s", "scipy", "statistics", "sac_cli.train", "sac_cli.serve", "sac_rag.train"),
+)
 """What a look into a catalog must not import."""
+NOT_WITHOUT_CHANGE = ("numpy", "faiss")
+"""What it must not import where it changes nothing."""
+NOT_FOR_A_WARM_ANSWER = (*NOT_FOR_LISTS, *NOT_WITHOUT_CHANGE, "sqlite3", "sac_rag.library")
+"""What asking a warm process must not import."""
 ASK = """
 from sac_rag import AskConfig, SacRag
 from sac_rag.answer.conversation import Conversation
@@ -77,7 +85,20 @@ def library(
 
 def test_a_question_imports_no_modelling_code(library: str, environment: dict[str, str]) -> None:
     modules = loaded(ASK.format(library=library), environment)
-    assert "torch" in modules and not among(modules, HEAVY)
+    assert "torch" in modules and not among(modules, (*HEAVY, "bm25s", "scipy"))
+
+
+def test_a_question_makes_no_encoder(library: str, environment: dict[str, str]) -> None:
+    """The LoRA twin is made when something is compressed, which leaves answers as they are."""
+    code = ASK.format(library=library) + (
+        "    backbone = rag.engine.method.backbone\n"
+        "    assert backbone.lora and 'encoder' not in vars(backbone)\n"
+        "    before = rag.ask('Who approves trips?', AskConfig(max_new_tokens=3)).text\n"
+        "    assert rag.engine.compress(['Trips are approved by Ada.'], 5.0)[0].keys.isfinite().all()\n"
+        "    assert 'encoder' in vars(backbone)\n"
+        "    assert rag.ask('Who approves trips?', AskConfig(max_new_tokens=3)).text == before\n"
+    )
+    loaded(code, environment)
 
 
 def test_sac_ask_imports_no_modelling_code(library: str, environment: dict[str, str]) -> None:
@@ -93,6 +114,37 @@ def test_looking_into_a_library_imports_no_model(library: str, environment: dict
     words = [*words, "--library", library]
     modules = loaded(f"from sac_cli.main import run\nassert run({words!r}) == 0", environment)
     assert "sac_rag.library.library" in modules and not among(modules, NOT_FOR_LISTS)
+    assert words[0] == "rm" or not among(modules, NOT_WITHOUT_CHANGE)
+
+
+def test_asking_a_warm_process_imports_next_to_nothing(library: str, environment: dict[str, str]) -> None:
+    """In place of the warm process stands a socket that answers at once."""
+    code = f"""
+import dataclasses, json, socket, threading
+from pathlib import Path
+from sac_rag.records import Answer, Timings, Usage
+from sac_rag.warm.place import socket_of
+path = socket_of({library!r}, "auto", "auto", make=True)
+path.unlink(missing_ok=True)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(str(path))
+listener.listen()
+
+def serve():
+    listener.accept()[0].close()  # whether somebody listens
+    connection = listener.accept()[0]
+    connection.makefile("rb").readline()
+    answer = dataclasses.asdict(Answer("Ada Quill", (), Usage(1, 1, 1, 1), Timings(0.0, 0.0, 0.0, 0.0)))
+    for event in ({{"pid": 1}}, {{"piece": "Ada Quill"}}, {{"answer": answer}}):
+        connection.sendall(json.dumps(event).encode() + b"\\n")
+
+threading.Thread(target=serve, daemon=True).start()
+from sac_cli.main import run
+assert run(["ask", "Who approves trips?", "--library", {library!r}]) == 0
+"""
+    with tempfile.TemporaryDirectory(prefix="sac-") as runtime:  # short, as paths of sockets are
+        modules = loaded(code, {**environment, "XDG_RUNTIME_DIR": runtime})
+    assert "sac_rag.warm.client" in modules and not among(modules, NOT_FOR_A_WARM_ANSWER)
 
 
 def test_the_first_question_of_a_machine_is_answered_all_the_same(

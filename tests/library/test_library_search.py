@@ -18,7 +18,7 @@ from library_support import memory_of, passages_of
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.errors import LibraryError
 from sac_rag.library import vectors
-from sac_rag.library.lexical import words
+from sac_rag.library.lexical import STOP, LexicalIndex, words
 from sac_rag.library.library import Library
 from sac_rag.records import Document, Hit, Passage
 
@@ -185,6 +185,31 @@ def test_lexical_equals_bm25_word_by_word(world: Any) -> None:
             assert all(h.dense is h.fused is None for h in hits)
             most = greatest(passages, text)
             assert all(0 < h.score <= 1 and h.score == pytest.approx(h.lexical / most, rel=1e-5) for h in hits)
+
+
+def test_lexical_scores_are_those_of_bm25s_bit_by_bit() -> None:
+    import bm25s
+    from bm25s.stopwords import STOPWORDS_EN
+    from safetensors.numpy import load
+
+    rng = np.random.default_rng(7)
+    vocabulary = [f"word{i}" for i in range(90)] + ["stones", "the"]
+    texts = [" ".join(rng.choice(vocabulary, size)) for size in rng.integers(0, 60, 200)]
+    split = words(texts)
+    terms = sorted({w for text in split for w in text})
+    number = {w: i for i, w in enumerate(terms)}
+    theirs = bm25s.BM25(method="lucene", backend="numpy", csc_backend="numpy")
+    ids = [[number[w] for w in text] for text in split]
+    theirs.index((ids, number), create_empty_token=False, show_progress=False)
+    index = LexicalIndex.build(range(len(texts)), texts)
+    ours = load(index.serialize())
+    assert set(STOPWORDS_EN) == STOP and ours["vocabulary"].tobytes().decode().split("\n") == terms
+    for name in ("data", "indices", "indptr"):
+        assert ours[name].dtype == theirs.scores[name].dtype
+        assert ours[name].tobytes() == theirs.scores[name].tobytes()
+    for text in ("word3 stone word3", "word89"):
+        found = theirs.get_scores_from_ids([number[w] for w in words([text])[0]])
+        assert dict(index.search(text, None)) == {i: float(s) for i, s in enumerate(found) if s > 0}
 
 
 def test_hybrid_is_reciprocal_rank_fusion(world: Any) -> None:
