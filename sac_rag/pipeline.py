@@ -34,7 +34,7 @@ from sac_rag.errors import ConfigError, LibraryError, LibraryMismatch, MemoryDam
 from sac_rag.indexing import Indexer, IndexReport, KnownVectors, Listen, Notice, RayWorkers, Workers
 from sac_rag.library.catalog import STALE, Head
 from sac_rag.library.filters import plain
-from sac_rag.library.joined import AnyLibrary, JoinedLibrary, check_alike, owners_of, places_of
+from sac_rag.library.joined import AnyLibrary, JoinedLibrary, check_alike, owners_of
 from sac_rag.library.library import GcReport, Library, Stats
 from sac_rag.library.opening import codec_state_of, compare, head_of
 from sac_rag.library.opening import plain as plain_fingerprint
@@ -46,6 +46,7 @@ from sac_rag.models.adapters import codec_state, usual_codec
 from sac_rag.models.embedder import Embedder
 from sac_rag.models.pinned import PINNED
 from sac_rag.models.reranker import CrossEncoder, Reranker, reranked
+from sac_rag.places import places_of
 from sac_rag.records import Answer, Document, Heat, Hit, Passage, nfc, unicode_of
 from sac_rag.remote import copy_of, is_remote
 from sac_rag.text.readers import read_bytes

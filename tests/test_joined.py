@@ -16,7 +16,8 @@ from langchain_sac.searching import to_documents
 from sac_rag import SacRag
 from sac_rag.answer.conversation import Conversation
 from sac_rag.errors import ConfigError, LibraryMismatch, LibraryNotFound, MemoryDamaged, PassageGone
-from sac_rag.library.joined import JoinedLibrary, owners_of, places_of
+from sac_rag.library.joined import JoinedLibrary, owners_of
+from sac_rag.places import places_of
 from sac_rag.records import Document, Hit
 
 TOPICS = "tides canal bridge whale rooster lighthouse harbour engine comet orchard".split()

@@ -35,8 +35,8 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List the documents of a library, or of several with the library of each; or the passages of a document."""
-    from sac_rag.library.joined import places_of
     from sac_rag.library.library import Library
+    from sac_rag.places import places_of
 
     wanted = _document(document or [])
     with ExitStack() as stack:

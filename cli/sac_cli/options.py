@@ -59,7 +59,7 @@ def local(library: str) -> str:
     """The folder of a library: of one in an object store, a copy that is up to date."""
     if "://" not in library:  # most are folders, and need nothing of what follows
         return library
-    from sac_rag.library.joined import SEPARATOR, places_of
+    from sac_rag.places import SEPARATOR, places_of
     from sac_rag.remote import copy_of, is_remote
 
     places = places_of(library)
@@ -72,8 +72,8 @@ def local(library: str) -> str:
 def check_present(library: str) -> None:
     """Fail before the slow imports when there is nothing at all, of a folder; raises LibraryNotFound."""
     if "://" not in library and not os.path.lexists(library):
-        from sac_rag.library.joined import places_of
         from sac_rag.library.library import Library
+        from sac_rag.places import places_of
 
         for place in places_of(library):
             if not os.path.lexists(place):

@@ -12,7 +12,6 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from sac_rag.library.opening import differing
 from sac_rag.library.search import search
 from sac_rag.library.sizes import Stats
 from sac_rag.library.view import View
+from sac_rag.places import SEPARATOR
 from sac_rag.records import Hit, Passage
 
 if TYPE_CHECKING:
@@ -35,24 +35,6 @@ if TYPE_CHECKING:
     from sac_rag.library.lexical import LexicalIndex
 
 T = TypeVar("T")
-SEPARATOR = ","
-"""Between the places of libraries that are named together."""
-
-
-def places_of(library: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The places that are named: one, several, or several in one text with commas between them. A folder whose own
-    name has a comma is one. Raises ConfigError for none, and for one that is named twice."""
-    if isinstance(library, str | os.PathLike):
-        text = os.fspath(library)
-        found = [text] if SEPARATOR not in text or os.path.lexists(text) else text.split(SEPARATOR)
-    else:
-        found = [os.fspath(place) for place in library]
-    if not found or (len(found) > 1 and not all(found)):
-        raise ConfigError(f"library is {library!r}; name one, or several with a comma between them")
-    real = [place if "://" in place else os.path.realpath(place) for place in found]
-    if twice := [place for at, place in zip(real, found, strict=True) if real.count(at) > 1]:
-        raise ConfigError(f"library {twice[0]} is named twice: name it once")
-    return found
 
 
 def check_alike(settings: Mapping[str, Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import all_of
-from sac_rag.library.joined import places_of
+from sac_rag.places import places_of
 from sac_rag.serve.errors import ApiError
 from sac_rag.serve.keys import Key
 

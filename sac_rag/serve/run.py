@@ -9,8 +9,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from sac_rag.errors import ConfigError
-from sac_rag.library.joined import places_of
 from sac_rag.pipeline import SacRag
+from sac_rag.places import places_of
 from sac_rag.remote import is_remote
 from sac_rag.serve.app import create_app
 from sac_rag.serve.connections import protocol

@@ -16,7 +16,7 @@ from sac_rag import errors
 from sac_rag.config import AskConfig
 from sac_rag.errors import SacError
 from sac_rag.foreign import parse_object
-from sac_rag.library.joined import places_of
+from sac_rag.places import places_of
 from sac_rag.records import Answer, Hit, Passage, Timings, Usage
 from sac_rag.warm.place import connect, socket_of
 

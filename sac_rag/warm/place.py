@@ -14,9 +14,9 @@ from pathlib import Path
 
 from sac_rag import __version__
 from sac_rag.errors import ConfigError
-from sac_rag.library.joined import places_of
 from sac_rag.models.cache import cache_root
 from sac_rag.models.notes import version_of
+from sac_rag.places import places_of
 
 PROTOCOL = 2
 LONGEST = 100

@@ -127,6 +127,7 @@ def test_every_flag_is_free_a_place_a_model_or_not_for_such_files() -> None:
     refused |= {"host", "port", "keys", "folder", "open_to_all", "read_only"}  # who is let in to what
     refused |= {"otel", "otel_texts"}  # who is told of it
     refused |= {"requests_per_minute", "concurrent", "max_tokens", "body_bytes", "timeout", "grace"}
+    refused |= {"connections", "patience"}
     refused |= {"file_bytes", "text_chars", "memory_bytes", "cpu_s", "wall_s"}  # limits on what lies in it
     groups = [settings.free(), settings.PLACES, set(settings.MODELS), refused]
     assert set().union(*groups) == flags(root)

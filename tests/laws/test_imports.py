@@ -19,7 +19,7 @@ SHELLS = {
     "llama_index": ROOT / "integrations/llama-index-sac/llama_index",
 }
 
-BASE = {"errors", "config", "families", "records", "registry", "foreign"}
+BASE = {"errors", "config", "families", "records", "registry", "foreign", "places"}
 WRITING = BASE | {"text", "compress"}
 READING = WRITING | {"models", "library", "answer"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "families": {"errors"},
     "config": {"errors"},
     "registry": {"errors"},
+    "places": {"errors"},
     "processes": {"errors"},
     "samples": set(),
     "text": BASE,

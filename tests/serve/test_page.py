@@ -79,7 +79,7 @@ def test_the_span_that_says_it_is_marked(page: Any, live: Live, monkeypatch: pyt
     page.wait_for_selector("#documents tr")
     answered(page, live, "When do the tides come?")
     passages = [h.passage.text for h in live.rag.retrieve("When do the tides come?")]
-    assert page.locator("mark").all_inner_texts() == [p[2:6] for p in passages]
+    assert page.locator(".sources mark").all_inner_texts() == [p[2:6] for p in passages]
     assert [p.text_content() for p in page.locator(".sources p").all()] == passages
 
 
