@@ -39,6 +39,7 @@ from rich.progress import Progress
 
 from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.engine import Engine
+from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Reader, Sampling, decode
 from sac_rag.compress.adapter import write_atomic
 from sac_rag.config import DEFAULT_MODEL, MAX_PASSAGE_TOKENS
@@ -199,10 +200,11 @@ class Speaker:
         method, owners = self.method, [i for i in rows for _ in asked[i]]
         front = method.backbone.template(method.layout.prefix)
         decoding = self.reader.start()
-        session = decoding.read([[[*front, *method.backbone.tokens(texts[i])]] for i in rows])
+        read = {i: [*front, *method.backbone.tokens(texts[i])] for i in rows}
+        session = decoding.read([[ids] for ids in read.values()])
         session.keep([rows.index(i) for i in owners])
         decoding.read([[question_ids(method, question)] for i in rows for question in asked[i]], session)
-        made = decoding.enter(session, [Sampling(max_new_tokens=tokens)] * len(owners))
+        made = decoding.enter(session, [Prompt((read[i],)) for i in owners], [Sampling(tokens)] * len(owners))
         while not decoding.done:
             decoding.advance()
         said: dict[int, list[str]] = {i: [] for i in rows}

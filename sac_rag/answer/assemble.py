@@ -63,7 +63,8 @@ def memory_prompt(
     parts = [[m.to(device=method.backbone.device)] for m in memories[:kept]]
     front = (method.passages(parts, placing=own),) if parts or ahead else ()
     source = sum(m.source_len for m in memories[:kept])
-    return Assembled(Prompt((*front, ids)), tuple(hits[:kept]), source, "memory", _notices(len(hits), kept))
+    prompt = Prompt((*front, ids), texts=_texts(hits[:kept]))
+    return Assembled(prompt, tuple(hits[:kept]), source, "memory", _notices(len(hits), kept))
 
 
 def text_prompt(method: Method, hits: Sequence[Hit], question: str, *, reserve: int = 64) -> Assembled:
@@ -112,7 +113,7 @@ def mixed_prompt(
     front = [*head, *body, *gap]
     tail = method.passages(parts, placing=policy, start=len(front))
     source = len(body) + sum(m.source_len for m in memories[: kept - texts])
-    prompt = Prompt((front, tail, ids))
+    prompt = Prompt((front, tail, ids), texts=_texts(hits[texts:kept]))
     return Assembled(prompt, tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept), texts=texts)
 
 
@@ -125,6 +126,10 @@ def texts_of(method: Method, hits: Sequence[Hit], *, passages: int, tokens: int,
             break
         count += 1
     return count
+
+
+def _texts(hits: Sequence[Hit]) -> tuple[str, ...]:
+    return tuple(h.passage.text for h in hits)
 
 
 def _joined(texts: Sequence[Sequence[int]], gap: Sequence[int]) -> list[int]:

@@ -52,6 +52,8 @@ class MemorySource:
     """passage ids -> the memories of each, several where it is longer than one may be."""
     holds: Callable[[str], bool]
     """passage id -> whether it is there."""
+    texts: Callable[[Sequence[str]], Sequence[str]] = tuple
+    """passage ids -> what they say, as far as it is known."""
 
 
 def chat_prompt(
@@ -296,7 +298,8 @@ def _laid(method: Method, groups: Sequence[str | list[str]], source: MemorySourc
             else:
                 parts.append(ids)
             position += len(ids)
-    return Prompt(tuple(parts))
+    named = [passage_id for group in groups if isinstance(group, list) for passage_id in group]
+    return Prompt(tuple(parts), texts=tuple(source.texts(named)))
 
 
 def _ids(method: Method, text: str, *, behind_memory: bool) -> list[int]:

@@ -115,6 +115,11 @@ class PassageCache:
         with self._lock:
             return self._passages(text_id)
 
+    def text(self, text_id: str) -> str | None:
+        """What it says; None when it is not held."""
+        with self._lock:
+            return self._held[text_id].text if self._passages(text_id) else None
+
     def extent(self, text_id: str) -> tuple[int, int] | None:
         """(anchors, source tokens), or None."""
         with self._lock:

@@ -35,6 +35,8 @@ class Prompt:
     parts: tuple[Piece, ...]
     notices: tuple[str, ...] = ()
     """What a user should know of how it was made."""
+    texts: tuple[str, ...] = ()
+    """Of the passages that its memories stand for, best first: what an answer is likely to quote."""
 
     @property
     def tokens(self) -> int:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from sac_rag.answer.constrained import Constraint, Guide
+from sac_rag.answer.drafts import DRAFT_TOKENS, Drafter
 from sac_rag.answer.prompt import Prompt
 from sac_rag.compress.backbone import Backbone
-from sac_rag.compress.session import Session
+from sac_rag.compress.session import BATCH_TOKENS, Session
 from sac_rag.config import check_sampling
 from sac_rag.errors import ConfigError
 
@@ -57,10 +58,14 @@ class Completion:
 class Row:
     """One prompt being completed."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, drafter: Drafter) -> None:
         self.completion = Completion([], 0.0, False)
         self.sampling = sampling
         self.last = 0
+        """The token that was chosen and not read yet."""
+        self.passes = 0
+        """Passes of the model behind that of the prompt: fewer than tokens where drafts were right."""
+        self._drafter = drafter
         self.error: ConfigError | None = None
         """Why this row, and no other, cannot go on."""
         self._generator = _generator(sampling.seed) if sampling.temperature else None
@@ -89,6 +94,11 @@ class Row:
         self.last = token
         return token
 
+    def draft(self, most: int) -> list[int]:
+        """Up to `most` tokens that may follow the last one."""
+        left = self.sampling.max_new_tokens - len(self.completion.token_ids) - 1
+        return self._drafter.draft(self.completion.token_ids, min(most, left))
+
     @property
     def done(self) -> bool:
         c = self.completion
@@ -98,12 +108,20 @@ class Row:
 class Decoding:
     """Rows being completed as one batch: new ones join while others are under way, done ones leave.
 
-    Nothing runs between two calls; dropping the object ends the work.
+    Nothing runs between two calls; dropping the object ends the work. draft_tokens: longest draft of a row.
     """
 
-    def __init__(self, backbone: Backbone, stop_ids: frozenset[int], *, use_lora: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        stop_ids: frozenset[int],
+        *,
+        use_lora: bool = False,
+        draft_tokens: int = DRAFT_TOKENS,
+    ) -> None:
         self.rows: list[Row] = []
         self._backbone, self._stop_ids, self._use_lora = backbone, stop_ids, use_lora
+        self._draft_tokens = draft_tokens
         self._session: Session | None = None
 
     @property
@@ -113,7 +131,7 @@ class Decoding:
     @torch.inference_mode()
     def admit(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> list[Row]:
         """Read prompts and choose their first tokens; the rows are under way from then on, unless done at once."""
-        return self.enter(self.read([p.after(0) for p in prompts]), samplings)
+        return self.enter(self.read([p.after(0) for p in prompts]), prompts, samplings)
 
     @torch.inference_mode()
     def read(self, parts: Sequence[Sequence[object]], onto: Session | None = None) -> Session:
@@ -124,10 +142,10 @@ class Decoding:
         return onto
 
     @torch.inference_mode()
-    def enter(self, session: Session, samplings: Sequence[Sampling]) -> list[Row]:
-        """Take the rows of a session in and choose their first tokens."""
-        rows = [Row(s) for s in samplings]
-        self._choose(rows, session.logits)
+    def enter(self, session: Session, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> list[Row]:
+        """Take the rows of a session in, which has read these prompts, and choose their first tokens."""
+        rows = [Row(s, Drafter(self._backbone, p)) for p, s in zip(prompts, samplings, strict=True)]
+        self._choose(rows, session.logits, [()] * len(rows))
         if self._session is None or not self.rows:
             self._session = session
         else:
@@ -137,12 +155,23 @@ class Decoding:
 
     @torch.inference_mode()
     def advance(self) -> list[Row]:
-        """One more token for every row under way; those rows, each with its new token or at its end."""
+        """One more token for every row under way, and as many as a draft of it was right about; those rows, each with
+        its new tokens or at its end."""
         self.leave([r for r in self.rows if r.done])
         if self._session is None or not self.rows:
             return []
-        logits = self._session.step(torch.tensor([r.last for r in self.rows], device=self._backbone.device))
-        self._choose(self.rows, logits)
+        most = min(self._draft_tokens, BATCH_TOKENS // len(self.rows) - 1)
+        drafts = [row.draft(most) for row in self.rows]
+        for row in self.rows:
+            row.passes += 1
+        if not any(drafts):
+            logits = self._session.step(torch.tensor([r.last for r in self.rows], device=self._backbone.device))
+            self._choose(self.rows, logits, drafts)
+        else:
+            ends = self._session.positions
+            logits = self._session.extend([[r.last, *draft] for r, draft in zip(self.rows, drafts, strict=True)])
+            chosen = self._choose(self.rows, logits, drafts)
+            self._session.rewind([end + count for end, count in zip(ends, chosen, strict=True)])
         return list(self.rows)
 
     @torch.inference_mode()
@@ -163,24 +192,45 @@ class Decoding:
         index = next((i for i, r in enumerate(self.rows) if r is row), None)
         return None if index is None or self._session is None else self._session.row(index)
 
-    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
+    def _choose(self, rows: Sequence[Row], logits: torch.Tensor, drafts: Sequence[Sequence[int]]) -> list[int]:
+        """Choose the tokens of each row behind its last one and those of its draft, as long as they are the draft's;
+        how many. logits: (1 + draft of each row, vocabulary)."""
         logprobs = logits.float().log_softmax(-1)
-        for row, line, best in zip(rows, logprobs, logprobs.argmax(-1).tolist(), strict=True):
+        sizes = [1 + len(draft) for draft in drafts]
+        best = iter(logprobs.argmax(-1).split(sizes))
+        lines = zip(rows, logprobs.split(sizes), best, drafts, strict=True)
+        return [self._taken(row, own, first.tolist(), draft) for row, own, first, draft in lines]
+
+    def _taken(self, row: Row, logprobs: torch.Tensor, best: Sequence[int], draft: Sequence[int]) -> int:
+        """Choose a row's tokens one by one until it is done or one is another than the draft's; how many."""
+        taken, token = 0, -1
+        while True:
             try:
-                row.choose(line, best, self._stop_ids)
+                token = row.choose(logprobs[taken], best[taken], self._stop_ids)
             except ConfigError as error:  # of its constraint
                 row.error = error
+            taken += 1
+            if row.done or taken > len(draft) or token != draft[taken - 1]:
+                return taken
 
 
 class Reader:
     """Generates from one backbone; `stop_ids` end an answer. Callers see to it that one thread at a time is inside."""
 
-    def __init__(self, backbone: Backbone, stop_ids: Sequence[int], *, use_lora: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        stop_ids: Sequence[int],
+        *,
+        use_lora: bool = False,
+        draft_tokens: int = DRAFT_TOKENS,
+    ) -> None:
         self.backbone, self.stop_ids, self.use_lora = backbone, frozenset(stop_ids), use_lora
+        self.draft_tokens = draft_tokens
 
     def start(self) -> Decoding:
         """An empty decoding of this reader."""
-        return Decoding(self.backbone, self.stop_ids, use_lora=self.use_lora)
+        return Decoding(self.backbone, self.stop_ids, use_lora=self.use_lora, draft_tokens=self.draft_tokens)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
         """Complete all prompts as one batch."""

@@ -230,7 +230,7 @@ class Service:
             pass
 
     def _turn(self) -> bool:
-        """Take in what waits and make one token for each row; False when there is nothing more to do.
+        """Take in what waits and make a token or more for each row; False when there is nothing more to do.
 
         Nothing of a request stays behind in the frame that waits for the next: it may hold a library open.
         """
@@ -326,7 +326,8 @@ class Service:
                 self._begin([job], [part])
 
     def _enter(self, jobs: Sequence[_Job], session: Session) -> None:
-        for job, row in zip(jobs, self._decoding.enter(session, [j.sampling for j in jobs]), strict=True):
+        rows = self._decoding.enter(session, [j.prompt for j in jobs], [j.sampling for j in jobs])
+        for job, row in zip(jobs, rows, strict=True):
             job.row = row
             self._under_way.append(job)
             job.turn_to("decode")
@@ -356,7 +357,7 @@ class Service:
             self._kept.append(best)
         job.reused, position = job.prompt.extent(shared)
         job.turn_to("prefill", **_sizes(rest), reused=job.reused, rows=1)
-        session.rewind(position)
+        session.rewind([position])
         return self._decoding.read([rest], onto=session)
 
     def _report(self) -> None:
@@ -404,7 +405,7 @@ class Service:
             if job.step is not None:
                 job.step.error = None if how is None else type(how).__name__
                 if job.row is not None:
-                    job.step.counts["tokens"] = len(job.row.completion.token_ids)
+                    job.step.counts |= {"tokens": len(job.row.completion.token_ids), "passes": job.row.passes}
                 job.turn_to(None)
             job.sink(how)
 

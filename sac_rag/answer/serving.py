@@ -32,7 +32,7 @@ from sac_rag.answer.tags import PassageRef, Tagger
 from sac_rag.answer.tools import Calling, Tool, ToolFormat, calling
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.config import AskConfig, IndexConfig, check_history
-from sac_rag.errors import ConfigError, LibraryLocked
+from sac_rag.errors import ConfigError, LibraryLocked, SacError
 from sac_rag.library.filters import plain
 from sac_rag.library.joined import AnyLibrary
 from sac_rag.models.embedder import Embedder
@@ -370,7 +370,14 @@ class Serving:
         def holds(passage_id: str) -> bool:
             return self._loose.extent(passage_id) is not None or library.holds(passage_id)
 
-        return MemorySource(library.secret.hex(), functools.partial(self._extents, library), load, holds)
+        def texts(ids: Sequence[str]) -> list[str]:
+            held = {i: said for i in ids if (said := self._loose.text(i)) is not None}
+            stored = [i for i in ids if i not in held]
+            with contextlib.suppress(SacError):  # a passage whose text is damaged may have a sound memory
+                held |= {p.id: p.text for p in library.get(stored)}
+            return [held[i] for i in ids if i in held]
+
+        return MemorySource(library.secret.hex(), functools.partial(self._extents, library), load, holds, texts)
 
 
 def _covers(passages: Sequence[Passage], text: str) -> bool:

@@ -25,9 +25,9 @@ BLOCK = 64
 whatever stands beside it, and an answer depends neither on what is answered at the same time nor on how much of its
 prompt was read before."""
 
-BATCH_ROWS = 16
-"""Rows that take a step together where a row's products change with the number of rows
-(`Backbone.is_batch_invariant`): kernels choose another way to sum behind 16 of them, if they do."""
+BATCH_TOKENS = 16
+"""Tokens that are read together where a token's products change with their number (`Backbone.is_batch_invariant`):
+kernels choose another way to sum behind 16 of them, if they do."""
 
 SLOTS_PER_CALL = 512
 """Slots that one token's attention passes over in the time that a call of its own takes."""
@@ -86,6 +86,18 @@ class Session:
 
         Raises MemoryInvalid for a memory that was placed elsewhere than where it stands.
         """
+        self.logits = self._read(parts)
+        return self.logits
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read a few tokens of every row, one at least, and return the logits behind each, (tokens, vocabulary), row by
+        row: the bits that as many steps would give, as long as no row has more than `BATCH_TOKENS`."""
+        logits = self._read([[row] for row in tokens], every=True)
+        self.logits = logits[torch.tensor([len(row) for row in tokens]).cumsum(0) - 1]
+        return logits
+
+    def _read(self, parts: Sequence[Sequence[Part]], *, every: bool = False) -> torch.Tensor:
+        """Logits behind the last token of each row, or behind every one."""
         self._steps = {}
         laid = [_prefill_of(row, start) for row, start in zip(parts, self._next, strict=True)]
         starts = [row.starts(filled) for row, filled in zip(laid, self._filled, strict=True)]
@@ -112,13 +124,12 @@ class Session:
                 )
 
             positions = torch.cat([laid[i].positions for i in rows])
-            last = torch.tensor(sizes).cumsum(0) - 1
+            scored = None if every else torch.tensor(sizes).cumsum(0) - 1
             together = torch.cat([ids[i] for i in rows])
-            return self._backbone.walk(together, positions, mix, scored=last, use_lora=self._use_lora)
+            return self._backbone.walk(together, positions, mix, scored=scored, use_lora=self._use_lora)
 
         self._next = [int(row.positions[-1]) + 1 for row in laid]
-        self.logits = self._in_batches(walk, 1)
-        return self.logits
+        return self._in_batches(walk, lengths)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Read one more token per row, (rows,), and return the next logits."""
@@ -135,14 +146,20 @@ class Session:
             return self._backbone.walk(tokens[at], positions[at], steps.mix_at(filled[at]), use_lora=self._use_lora)
 
         self._next = [n + 1 for n in self._next]
-        self.logits = self._in_batches(walk, BATCH_ROWS)
+        self.logits = self._in_batches(walk, [1] * self.rows)
         return self.logits
 
-    def _in_batches(self, walk: Callable[[range], torch.Tensor], most: int) -> torch.Tensor:
-        """Next logits of all rows, by `walk` over ranges of them: all at once, or at most so many where a row's bits
-        change with the number of rows."""
-        size = self.rows if self._backbone.is_batch_invariant else most
-        return torch.cat([walk(range(at, min(at + size, self.rows))) for at in range(0, self.rows, size)])
+    def _in_batches(self, walk: Callable[[range], torch.Tensor], tokens: Sequence[int]) -> torch.Tensor:
+        """Logits of all rows, by `walk` over ranges of them: all at once, or as many as have `BATCH_TOKENS` in all
+        where a token's bits change with their number. tokens: of each row."""
+        if self._backbone.is_batch_invariant:
+            return walk(range(self.rows))
+        ranges, first = list[range](), 0
+        for row in range(1, self.rows + 1):
+            if row == self.rows or sum(tokens[first : row + 1]) > BATCH_TOKENS:
+                ranges.append(range(first, row))
+                first = row
+        return torch.cat([walk(rows) for rows in ranges])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
@@ -168,21 +185,30 @@ class Session:
             one._bias = [b[:, :, :n].clone() for b, n in zip(one._bias, widths, strict=True)] if biased else None
         return one
 
-    def rewind(self, position: int) -> None:
-        """Forget, in a session of one row, all that stands at `position` or behind it.
+    def rewind(self, positions: Sequence[int]) -> None:
+        """Forget all that stands at a row's position or behind it.
 
-        Raises ValueError for several rows, and for a position that was not reached or lies inside a memory.
+        Raises ValueError for a position that a row has not reached or that lies inside a memory; then nothing is
+        forgotten.
         """
-        if self.rows != 1 or not 0 <= position <= self._next[0]:
-            raise ValueError(f"cannot rewind {self.rows} rows, read up to {self._next}, to position {position}")
-        stands = tuple(m for m in self._stands[0] if m.start < position)
-        if stands and stands[-1].next_position > position:
-            raise ValueError(f"cannot rewind to {position}, inside the memory that begins at {stands[-1].start}")
-        tokens = position - sum(m.next_position - m.start for m in stands)
-        self._filled = torch.full_like(self._filled, tokens) + sum(m.counts for m in stands)
-        self._next, self._stands, self._steps = [position], [stands], {}
-        for layer, bias in enumerate(self._bias or ()):  # tokens may come to stand where a memory was
-            bias[0, :, :, 0].masked_fill_(_from(self._filled[0, layer], bias.shape[2]).to(bias.device), 0)
+        kept = []
+        for position, end, stands in zip(positions, self._next, self._stands, strict=True):
+            if not 0 <= position <= end:
+                raise ValueError(f"cannot rewind a row that is read up to {end} to position {position}")
+            kept.append(tuple(m for m in stands if m.start < position))
+            if kept[-1] and kept[-1][-1].next_position > position:
+                raise ValueError(f"cannot rewind to {position}, inside the memory that begins at {kept[-1][-1].start}")
+        gone = [stands[len(stay) :] for stands, stay in zip(self._stands, kept, strict=True)]
+        fewer = [
+            end - position - sum(m.next_position - m.start for m in memories)
+            for position, end, memories in zip(positions, self._next, gone, strict=True)
+        ]
+        self._filled = self._filled - torch.tensor(fewer)[:, None, None]
+        for row, memories in enumerate(gone):
+            self._filled[row] -= sum(m.counts for m in memories)
+            for layer, bias in enumerate((self._bias or ()) if memories else ()):  # tokens may come to stand there
+                bias[row, :, :, 0].masked_fill_(_from(self._filled[row, layer], bias.shape[2]).to(bias.device), 0)
+        self._next, self._stands, self._steps = list(positions), kept, {}
 
     def join(self, other: Session) -> None:
         """Take the rows of another session of the same backbone in behind one's own; `other` is spent."""

@@ -79,10 +79,10 @@ def prompts_of(
             asked.source_tokens = sum(kv.source_len for kv in made)
         with torch.inference_mode():
             memories = [method.memory(parts, layout=layout) for parts in compressed]
-    for i, (_, questions) in enumerate(contexts):
+    for i, (text, questions) in enumerate(contexts):
         for question, tail in zip(questions, tails[i], strict=True):
             front = (memories[i], tail) if memories else ([*prefix, *ids[i], *tail],)
-            asked.prompts.append(Prompt(front))
+            asked.prompts.append(Prompt(front, texts=(text,) if memories else ()))
             asked.questions.append(question)
     return asked
 

@@ -89,6 +89,10 @@ class Tokenizer:
         found = self._backend.token_to_id(tokens)
         return self.unk_token_id if found is None else found
 
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
+        """The tokens of the vocabulary as it writes them; None for an id that it has not."""
+        return [self._backend.id_to_token(i) for i in ids]
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False, **_: Any) -> str:
         """The text of ids, its spaces as they are."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)

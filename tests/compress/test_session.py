@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from sac_rag.compress.anchor_kv import AnchorKV, Memory, Slots
 from sac_rag.compress.backbone import Backbone, Reading
-from sac_rag.compress.placing import compose
+from sac_rag.compress.placing import Placing, compose
 from sac_rag.compress.session import BLOCK, SLOTS_PER_CALL, Session, _near
 from sac_rag.errors import MemoryInvalid
 from sac_rag.families import FAMILIES
@@ -192,14 +192,31 @@ def test_a_row_taken_out_and_rewound_is_the_shorter_row(sac):
     batch.read([[text(2, 3)], [text(5, 4)]])
     one = batch.row(1)
     assert one.slots == memory.slots + 11
-    one.rewind(memory.next_position + 4)
+    one.rewind([memory.next_position + 4])
     assert one.slots == memory.slots + 4
     one.read([[text(3, 5)]])
     want = Session(b, [[memory, text(6, 2)[:4], text(3, 5)]])
     torch.testing.assert_close(one.logits, want.logits, **CLOSE)
-    batch.step(torch.tensor([3, 4]))
-    with pytest.raises(ValueError, match="cannot rewind 2 rows"):
-        batch.rewind(1)
+
+
+def test_rows_are_rewound_each_to_its_own_place(sac):
+    """In a batch whose second row adds a bias to a memory's scores, as far as into the prompt."""
+    method, kvs = sac
+    b = method.backbone
+    biased = method.passages([[kv] for kv in kvs], placing=Placing(prior=0.7))
+    rows = [[text(40, 1)], [biased, text(6, 2)], [method.memory(kvs[:1]), text(9, 3)]]
+    with torch.inference_mode():
+        batch = Session(b, rows)
+        batch.extend([text(4, 4), text(2, 5), text(1, 6)])
+        with pytest.raises(ValueError, match="read up to 44 to position 45"):
+            batch.rewind([45, 0, 0])
+        ends = batch.positions
+        batch.rewind([30, ends[1] - 1, 0])
+        turns = [text(3, 7), text(2, 8), text(5, 9)]
+        batch.read([[turn] for turn in turns])
+        left = [[text(40, 1)[:30]], [biased, text(6, 2), text(2, 5)[:1]], []]
+        for row, (parts, turn) in enumerate(zip(left, turns, strict=True)):
+            torch.testing.assert_close(batch.logits[row], Session(b, [[*parts, turn]]).logits[0], **CLOSE)
 
 
 REAL = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
@@ -235,7 +252,7 @@ def test_rows_that_must_not_be_multiplied_together_compute_the_same(make_backbon
     b, rows = make_backbone(lora=False), [5, 70, 12, 1, 33]
     prompts = [[text(3, n), placed(b, 20 + n, n, start=3), text(n, n)] for n in rows]
     tokens, turns = torch.tensor(text(len(rows), 9)), [[text(2 + i, i)] for i in range(len(rows))]
-    monkeypatch.setattr("sac_rag.compress.session.BATCH_ROWS", 2)
+    monkeypatch.setattr("sac_rag.compress.session.BATCH_TOKENS", 2)
     numbers = []
     walk = b.walk
 
@@ -264,6 +281,27 @@ def test_kernels_with_several_ways_to_sum_are_found_out(monkeypatch):
     assert Backbone(tiny_llama(), byte_tokenizer()).is_batch_invariant, "measured in bf16 alone"
     monkeypatch.setattr("sac_rag.compress.packed.F.linear", changing)
     assert not b.is_batch_invariant
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sizes", [(1, 2, 8), (5, 5), (15, 1), (2, 2, 2, 2, 2, 2)], ids=str)
+def test_tokens_that_are_read_together_have_the_bits_of_steps(family, sizes):
+    """Behind uneven and biased memories, of rows that take turns of unlike length, in bf16 and packed."""
+    b = Backbone(tiny_model(family, hidden_size=256).bfloat16(), byte_tokenizer())
+    b.pack()
+    memory = compose([uneven(b, 90, 1), uneven(b, 40, 2)], b.inv_freq, biases=[0.0, -0.7])
+    prompts = [[memory, text(7, 1)], [text(60, 2)], [placed(b, 30, 3), text(3, 3)]][: 16 // max(sizes)]
+    with torch.inference_mode():
+        steps, together = Session(b, prompts), Session(b, prompts)
+        for turn, size in enumerate(sizes):
+            said = [text(max(1, size - row), 10 * turn + row) for row in range(len(prompts))]
+            logits = together.extend(said).split([len(row) for row in said])
+            for row, (tokens, got) in enumerate(zip(said, logits, strict=True)):
+                alone = steps.row(row)
+                want = torch.cat([alone.step(torch.tensor([t])) for t in tokens])
+                assert torch.equal(got, want) and torch.equal(together.logits[row], want[-1])
+            steps.read([[row] for row in said])
+            assert together.positions == steps.positions
 
 
 @pytest.mark.parametrize("cuts", [(1,), (63,), (64, 65), (100,), (7, 90, 139)], ids=str)
@@ -427,14 +465,14 @@ def test_a_rewound_session_is_a_fresh_one(keep):
         session = Session(b, [parts])
         for n in range(70):
             session.step(torch.tensor(text(1, n)))
-        session.rewind(keep)
+        session.rewind([keep])
         assert session.positions == [keep]
         fresh = Session(b, [[*left, *more]])
         session.read([more])
         assert torch.equal(session.logits, fresh.logits) and session.slots == fresh.slots
         tokens = torch.tensor([5])
         assert torch.equal(session.step(tokens), fresh.step(tokens))
-        session.rewind(keep + 30)
+        session.rewind([keep + 30])
         session.read([[text(9, 4)]])
         assert torch.equal(session.logits, Session(b, [[*left, *more]]).logits)
 
@@ -444,12 +482,12 @@ def test_a_session_rewinds_to_places_that_it_has_read(make_backbone):
     session = Session(b, [[text(10, 1), placed(b, 100, 1, start=10), text(10, 2)]])
     for position in (-1, 121):
         with pytest.raises(ValueError, match=f"to position {position}"):
-            session.rewind(position)
+            session.rewind([position])
     for position in (11, 109):
         with pytest.raises(ValueError, match="inside the memory that begins at 10"):
-            session.rewind(position)
+            session.rewind([position])
     assert session.positions == [120]
-    session.rewind(120)
-    session.rewind(10)
+    session.rewind([120])
+    session.rewind([10])
     with pytest.raises(ValueError, match="cannot rewind"):
-        session.rewind(110)
+        session.rewind([110])

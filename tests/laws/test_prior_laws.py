@@ -124,7 +124,7 @@ def test_company_and_history_change_nothing(family):
         assert all(map(torch.equal, stepped(taken.row(1)), want))
         again = Session(method.backbone, [prompt])
         stepped(again)
-        again.rewind(0)
+        again.rewind([0])
         again.read([other])
         assert all(map(torch.equal, stepped(again), plainly)), "nothing of what stood there is left"
 
