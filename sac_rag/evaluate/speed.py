@@ -12,13 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from sac_rag.answer.reader import decode
+from sac_rag.answer.reader import Reader, Sampling
 from sac_rag.config import AskConfig
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.cost import measured
@@ -268,27 +268,48 @@ def compressing(
     return rows
 
 
-def decoding(rag: SacRag, question: str, machine: Machine, *, k: int, tokens: int, rounds: int = 5) -> Row:
-    """Tokens a second of one answer behind its memories, and what reading the weights once a token allows."""
-    from sac_rag.answer.reader import Sampling
-
-    found = rag.retrieve(question, AskConfig(k=k))
-    laid = rag.assemble(found, question, AskConfig(k=k, max_new_tokens=tokens))
-    sampling = Sampling(max_new_tokens=tokens, min_new_tokens=tokens)
-    speeds, text = list[float](), ""
-    for turn in range(rounds + 1):
-        generation = rag.engine.service.submit(laid.prompt, sampling)
-        ids = [next(generation)]
-        began = time.perf_counter()
-        ids += generation
-        if turn and len(ids) > 1:
-            speeds.append((len(ids) - 1) / (time.perf_counter() - began))
-        text = decode(rag.engine.method.backbone.tokenizer, ids)
-    least = Work.of(rag.engine.method.backbone, 1, laid.prompt.slots + laid.prompt.tokens)
-    floor = 1 / machine.least(least.bytes_moved, least.flops)
-    return {
-        "tokens": tokens,
-        "tokens_per_s": median(speeds) if speeds else 0.0,
-        "floor_per_s": floor,
-        "text": text[:40],
+def decoding(
+    rag: SacRag, questions: Sequence[str], machine: Machine, *, k: int, tokens: int, rounds: int = 5
+) -> list[Row]:
+    """Tokens a second behind the first, of answers as they end by themselves and of one that goes on for `tokens`, one
+    by one, without drafts and with them; and the passes a second that reading the weights allows."""
+    usual = rag.engine.reader
+    plain = Reader(usual.backbone, sorted(usual.stop_ids), use_lora=usual.use_lora, draft_tokens=0)
+    free = Sampling(max_new_tokens=tokens)
+    cases = {"answers": (questions, free), "long": (questions[:1], replace(free, min_new_tokens=tokens))}
+    prompts = {
+        q: rag.assemble(rag.retrieve(q, AskConfig(k=k)), q, AskConfig(k=k, max_new_tokens=tokens)).prompt
+        for q in questions
     }
+    rows: list[Row] = []
+    for name, (asked, sampling) in cases.items():
+        for reader in (plain, usual):
+            seconds, written, passes = list[float](), 0, 0
+            for turn in range(rounds + 1):
+                spent, written, passes = 0.0, 0, 0
+                for question in asked:
+                    with rag.engine.busy():
+                        running = reader.start()
+                        (row,) = running.admit([prompts[question]], [sampling])
+                        began = time.perf_counter()
+                        while not running.done:
+                            running.advance()
+                    spent += time.perf_counter() - began
+                    written += len(row.completion.token_ids) + row.completion.ended - 1
+                    passes += row.passes
+                if turn:
+                    seconds.append(spent)
+            slots = sum(prompts[q].slots + prompts[q].tokens for q in asked) // len(asked)
+            least = Work.of(usual.backbone, 1, slots)
+            rows.append(
+                {
+                    "text": name,
+                    "drafts of": reader.draft_tokens,
+                    "questions": len(asked),
+                    "tokens": written,
+                    "passes": passes,
+                    "tokens_per_s": written / median(seconds) if seconds else 0.0,
+                    "floor_passes_per_s": 1 / machine.least(least.bytes_moved, least.flops),
+                }
+            )
+    return rows

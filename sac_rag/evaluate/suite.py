@@ -93,8 +93,9 @@ def run(plan: Plan, *, device: str = "auto", dtype: str = "auto", listen: Listen
                     tables["cold"] = speed.cold(usual, asked[0], k=k, tokens=plan.tokens, rounds=rounds)
                 elif part == "decoding":
                     long = plan.tokens if plan.quick else 64
-                    row = speed.decoding(usual, asked[0], machine, k=k, tokens=long, rounds=plan.rounds)
-                    tables["decoding"] = [row]
+                    tables["decoding"] = speed.decoding(
+                        usual, asked[: 2 if plan.quick else 12], machine, k=k, tokens=long, rounds=plan.rounds
+                    )
                 elif part == "serving":
                     tables["serving"] = speed.serving(
                         usual, asked, plan.in_flight, k=k, tokens=plan.tokens, listen=listen

@@ -59,7 +59,9 @@ def test_every_part_is_measured_and_rows_agree(plan):
         assert five["attended"] < two["attended"] < whole["attended"] <= text["attended"]
     assert [r["cold"] for r in tables["cold"]] == ["process", "disk", "warm"]
     assert tables["cold"][0]["answer_s"] > tables["cold"][2]["answer_s"]
-    assert tables["decoding"][0]["tokens_per_s"] > 0
+    stepwise, drafted, *long = tables["decoding"]
+    assert stepwise["tokens"] == drafted["tokens"] == stepwise["passes"] >= drafted["passes"] > 0
+    assert [r["tokens"] for r in long] == [3, 3] and all(r["tokens_per_s"] > 0 for r in tables["decoding"])
     assert [r["in_flight"] for r in tables["serving"]] == [1, 2]
     assert all(r["times"] == pytest.approx(r["memory_per_s"] / r["text_per_s"]) for r in tables["serving"])
     assert [r["ratio"] for r in tables["indexing"]] == [2, 5] and all(r["of_prefill"] > 0 for r in tables["indexing"])
