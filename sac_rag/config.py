@@ -28,6 +28,8 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 AUTO = "auto"
 """A codec that is chosen by the adapter; a library has one that has a name."""
+MAX_EVIDENCE = 16
+"""Most sentences that are read as text beside memory."""
 MAX_PASSAGE_TOKENS = 510
 """Sub-context length of the paper: no passage and no compressed chunk is longer."""
 
@@ -159,6 +161,9 @@ class AskConfig:
     fidelity: str = "memory"
     """How passages are read: "memory"; "text"; "mixed" (the best as text, the rest as memory); "auto" (memory, and
     text when that answer is doubtful; needs `sac calibrate`)."""
+    evidence: int = 0
+    """Sentences of the passages in memory that are read as text beside it, those that share most words with the
+    question."""
     reader: str = "base"
     """What reads memory: "base", the model as it is (the paper's), or "adapter", with the adapter's own reader where it
     has one: better answers from the same library, at the price of a second copy of the model in memory."""
@@ -195,6 +200,8 @@ class AskConfig:
             raise ConfigError(f"min_score is {self.min_score}; a cosine similarity lies in -1..1, None keeps all")
         if self.candidates < 1:
             raise ConfigError(f"candidates is {self.candidates}; a reranker needs at least 1")
+        if not 0 <= self.evidence <= MAX_EVIDENCE:
+            raise ConfigError(f"evidence is {self.evidence} sentences; use 0..{MAX_EVIDENCE}")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         check_history(self.history)

@@ -678,11 +678,14 @@ class SacRag(Serving):
             if conversation is not None:
                 source = self._memory_source(library)
                 asked: dict[str, Any] = {"placing": placing, "reserve": reserve, "history": ask.history}
+                asked["evidence"] = ask.evidence
                 laid = conversation.assembled(method, hits, texts, question, source, **asked)
             elif text or ask.fidelity == "text":
                 laid = text_prompt(method, hits, question, reserve=reserve)
             else:
-                laid = mixed_prompt(method, hits, texts, memories, question, placing=placing, reserve=reserve)
+                laid = mixed_prompt(
+                    method, hits, texts, memories, question, evidence=ask.evidence, placing=placing, reserve=reserve
+                )
             step.counts |= {"passages": len(laid.hits), "slots": laid.anchors, "source_tokens": laid.source_tokens}
         return laid
 

@@ -11,6 +11,7 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
 from sac_rag.errors import ConfigError
 from sac_rag.records import Hit
+from sac_rag.text.evidence import evidence_text
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,18 @@ class Assembled:
         return self.prompt.slots
 
 
-def question_ids(method: Method, question: str) -> list[int]:
-    """Ids of the question in its template; the question's own text never becomes a special token."""
+def question_ids(method: Method, question: str, evidence: str = "") -> list[int]:
+    """Ids of the question in its template, behind what is read as text beside memory; neither text ever becomes a
+    special token."""
     backbone, layout = method.backbone, method.layout
-    return [*backbone.template(layout.before), *backbone.tokens(question), *backbone.template(layout.after)]
+    asked = [*backbone.template(layout.before), *backbone.tokens(question), *backbone.template(layout.after)]
+    return [*evidence_ids(method, evidence), *asked]
+
+
+def evidence_ids(method: Method, evidence: str) -> list[int]:
+    """Ids of text that stands between memory and question, as one more passage would."""
+    backbone = method.backbone
+    return [*backbone.template(method.layout.separator), *backbone.tokens(evidence)] if evidence else []
 
 
 def memory_prompt(
@@ -47,16 +56,17 @@ def memory_prompt(
     memories: Sequence[AnchorKV],
     question: str,
     *,
+    evidence: int = 0,
     placing: Placing | None = None,
     reserve: int = 64,
 ) -> Assembled:
     """The question behind the memories of the hits (given best first); the lowest ranked are dropped when they do not
     fit.
 
-    placing: in place of the method's own. reserve: tokens kept free for the answer. Raises ConfigError when the
-    question alone is too long.
+    evidence: sentences of these that are read as text, too. placing: in place of the method's own. reserve: tokens kept
+    free for the answer. Raises ConfigError when the question alone is too long.
     """
-    ids = question_ids(method, question)
+    ids = question_ids(method, question, evidence_text(_texts(hits), question, evidence))
     own, ahead = placing or method.placing, method.ahead()
     sizes = [own.span([m]) for m in memories]
     kept = _fitting(method, sizes, own.span(ahead) + len(ids), reserve)
@@ -86,6 +96,7 @@ def mixed_prompt(
     memories: Sequence[AnchorKV],
     question: str,
     *,
+    evidence: int = 0,
     placing: Placing | None = None,
     reserve: int = 64,
 ) -> Assembled:
@@ -96,9 +107,10 @@ def mixed_prompt(
     fits is text, or none is, the prompt is that of `text_prompt` or `memory_prompt`.
     """
     if not texts:
-        return memory_prompt(method, hits, memories, question, placing=placing, reserve=reserve)
+        return memory_prompt(method, hits, memories, question, evidence=evidence, placing=placing, reserve=reserve)
     backbone, layout = method.backbone, method.layout
-    head, ids = backbone.template(layout.prefix), question_ids(method, question)
+    head = backbone.template(layout.prefix)
+    ids = question_ids(method, question, evidence_text(_texts(hits[texts:]), question, evidence))
     gap = backbone.template(layout.separator)
     read = [backbone.tokens(h.passage.text) for h in hits[:texts]]
     policy = placing or method.placing

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from sac_rag.answer.assemble import evidence_ids
 from sac_rag.answer.prompt import Piece, Prompt, Recall
 from sac_rag.answer.tags import PassageRef
 from sac_rag.answer.tools import Tool, ToolCall, ToolFormat, described, format_of
@@ -306,9 +307,12 @@ def _ids(method: Method, text: str, *, behind_memory: bool) -> list[int]:
     backbone, before = method.backbone, method.layout.before
     if isinstance(text, _Trusted):
         return backbone.template(text)
-    if behind_memory and before and text.startswith(before):
-        # Cut where the adapter's training data was cut.
-        return [*backbone.template(before), *backbone.tokens(text[len(before) :])]
+    gap, plain = method.layout.separator, before and backbone.tokens(before) == backbone.template(before)
+    evidence, found, question = text.partition(before) if behind_memory and plain else ("", "", "")
+    if found and (not evidence or (gap and evidence.startswith(gap))):
+        # Cut where the adapter's training data was cut; words of a message never become special tokens.
+        quoted = evidence_ids(method, evidence.removeprefix(gap))
+        return [*quoted, *backbone.template(before), *backbone.tokens(question)]
     return backbone.tokens(text)
 
 

@@ -13,6 +13,7 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
 from sac_rag.errors import ConfigError
 from sac_rag.records import Hit
+from sac_rag.text.evidence import evidence_text
 
 Turn: TypeAlias = tuple[Message, Message]
 """A question, with its passages in front, and its answer."""
@@ -74,12 +75,13 @@ class Conversation:
         placing: Placing | None = None,
         reserve: int = 64,
         history: str = "auto",
+        evidence: int = 0,
     ) -> Assembled:
         """The prompt of a next question over these hits, of which the first `texts` are read as text.
 
-        history: as in AskConfig. Where all does not fit the context, the oldest turns are left out, and forgotten, then
-        the lowest ranked hits. reserve: tokens kept free for the answer. Raises ConfigError when the question alone is
-        too long.
+        history, evidence: as in AskConfig. Where all does not fit the context, the oldest turns are left out, and
+        forgotten, then the lowest ranked hits. reserve: tokens kept free for the answer. Raises ConfigError when the
+        question alone is too long.
         """
         *front, (_, asked) = layout_messages(method, "", question)
         system = [Message(role, (text,)) for role, text in front]
@@ -91,7 +93,9 @@ class Conversation:
         whole, gone = _without_gone(self._turns[len(aside) :], source)
         turns, kept = whole, len(hits)
         while True:
-            user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), asked))
+            said = evidence_text([h.passage.text for h in hits[texts:kept]], question, evidence)
+            quoted = (method.layout.separator + said,) if said else ()
+            user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), *quoted, asked))
             prompt = chat_prompt(method, [*system, *(m for t in turns for m in t), user], source, placing=placing)
             position = prompt.extent(len(prompt.units()))[1]
             if position <= limit:

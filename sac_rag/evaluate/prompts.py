@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sac_rag.answer.assemble import question_ids
+from sac_rag.answer.assemble import evidence_ids, question_ids
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Completion, Reader, Sampling, decode
 from sac_rag.compress.layout import PromptLayout
@@ -16,6 +16,7 @@ from sac_rag.compress.templates import joined_ids
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.readers import QuestionReader
 from sac_rag.library.codecs import get_codec
+from sac_rag.text.evidence import evidence_text
 from sac_rag.train.data import Question
 
 ANSWER_TOKENS = 32
@@ -58,10 +59,11 @@ def prompts_of(
     """
     backbone, asked = method.backbone, Asked()
 
-    def asking(question: str) -> list[int]:
-        return joined_ids(backbone, layout, question) if layout else question_ids(method, question)
+    def asking(text: str, question: str) -> list[int]:
+        beside = evidence_ids(method, evidence_text((text,), question, reader.evidence))
+        return [*beside, *(joined_ids(backbone, layout, question) if layout else question_ids(method, question))]
 
-    tails = [[asking(q.question) for q in questions] for _, questions in contexts]
+    tails = [[asking(text, q.question) for q in questions] for text, questions in contexts]
     prefix = backbone.template((layout or method.layout).prefix)
     ahead = len(prefix) + (method.placing.span([method.prefix]) if layout and method.prefix else 0)
     ids: list[list[int]] = [[] for _ in contexts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from sac_rag.answer.assemble import Assembled, text_prompt
@@ -11,7 +12,7 @@ from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.selectors import anchor_count
 from sac_rag.compress.words import most, scores_of
-from sac_rag.config import MAX_PASSAGE_TOKENS, AskConfig, check_ratio
+from sac_rag.config import MAX_EVIDENCE, MAX_PASSAGE_TOKENS, AskConfig, check_ratio
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.tasks import Task
 from sac_rag.records import Hit
@@ -61,6 +62,8 @@ class QuestionReader:
     """How retrieved passages are laid out for it: as `AskConfig.fidelity`."""
     mixes: ClassVar[bool] = False
     """Whether it goes by how many passages are read as text."""
+    evidence: int = 0
+    """Sentences of the passages in memory that it reads as text: as `AskConfig.evidence`."""
     wide: ClassVar[int] = 1
     """So many times more of its prompts are decoded together."""
 
@@ -106,13 +109,14 @@ class Compressed(QuestionReader):
     fidelity = "memory"
 
     def label(self, method: str, ratio: float | None) -> str:
-        return f"{method} {ratio:g}x" if ratio else self.name
+        more = f" + {self.evidence}" if self.evidence else ""
+        return f"{method} {ratio:g}x{more}" if ratio else self.name
 
     def write(self, method: Method, ids: Sequence[Sequence[int]], ratio: float | None) -> list[list[AnchorKV]]:
         return written(method, ids, ratio or 1.0)
 
     def assembled(self, rag: SacRag, method: Method, hits: Sequence[Hit], question: str, ask: AskConfig) -> Assembled:
-        return rag.assemble(hits, question, ask)
+        return rag.assemble(hits, question, replace(ask, evidence=self.evidence))
 
 
 class Mixed(Compressed):
@@ -165,9 +169,15 @@ class Words(FullFt):
 
 
 def reader_of(name: str) -> QuestionReader:
-    """A reader by name; raises ConfigError naming those there are."""
-    reader: QuestionReader = READERS.load(name)()
+    """A reader by name, or NAME+N for one of memory that reads N sentences of the text beside it; raises ConfigError
+    naming those there are."""
+    base, plus, count = name.partition("+")
+    reader: QuestionReader = READERS.load(base)()
     reader.name = name
+    if plus:
+        if not reader.compressed or not count.isdecimal() or not 1 <= int(count) <= MAX_EVIDENCE:
+            raise ConfigError(f"reader is {name!r}; NAME+N is a reader of memory and 1..{MAX_EVIDENCE} sentences")
+        reader.evidence = int(count)
     return reader
 
 

@@ -155,8 +155,8 @@ def _library(
 
 def _asked(ask: AskConfig, reader: QuestionReader, placing: Placing) -> dict[str, Any]:
     """The settings of `ask` that decide a reader's answers; how passages are read is the reader's own."""
-    left_out = {"fidelity", "reader", "abstain", "closed_book", "placing", "order", "prior", "history", "small_talk"}
-    left_out |= {*(() if reader.mixes else MIXING), *(() if ask.rerank else ("rerank", "candidates"))}
+    left_out = {"fidelity", "reader", "evidence", "abstain", "closed_book", "placing", "order", "prior", "history"}
+    left_out |= {"small_talk", *(() if reader.mixes else MIXING), *(() if ask.rerank else ("rerank", "candidates"))}
     asked = {name: value for name, value in asdict(ask).items() if name not in left_out}
     asked["seed"] = ask.seed or 0  # a greedy answer has none, and runs were stored under 0
     # Order and prior are named only where they say something: runs from before there were any are still found.

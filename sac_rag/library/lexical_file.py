@@ -93,14 +93,14 @@ def _split(folder: Path, number: int) -> tuple[bytes, bytes]:
 
 def _digest(head: Head, data: bytes) -> bytes:
     """XXH3-128 over the bytes and what they must belong to."""
-    from sac_rag.library.lexical import rules
+    from sac_rag.bm25 import rules
 
     return _hash([*_passages(head), rules()], data)
 
 
 def _of_before(head: Head, data: bytes) -> set[bytes]:
     """Digests that these bytes would have by other rules, or as they were made when the FAISS file covered all."""
-    from sac_rag.library.lexical import KNOWN_RULES, rules
+    from sac_rag.bm25 import KNOWN_RULES, rules
 
     belongs = [[*_passages(head), by] for by in KNOWN_RULES if by != rules()]
     if head.changed == head.faiss:

@@ -19,7 +19,7 @@ SHELLS = {
     "llama_index": ROOT / "integrations/llama-index-sac/llama_index",
 }
 
-BASE = {"errors", "config", "families", "records", "registry", "foreign", "places"}
+BASE = {"errors", "config", "families", "records", "registry", "foreign", "places", "bm25"}
 WRITING = BASE | {"text", "compress"}
 READING = WRITING | {"models", "library", "answer"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "registry": {"errors"},
     "places": {"errors"},
+    "bm25": set(),
     "processes": {"errors"},
     "samples": set(),
     "text": BASE,

@@ -12,7 +12,8 @@ import xxhash
 from library_support import DIM, FINGERPRINT, fill, put
 
 from sac_rag.library import folder as files
-from sac_rag.library import lexical, lexical_file
+from sac_rag import bm25
+from sac_rag.library import lexical_file
 from sac_rag.library.lexical import LexicalIndex
 from sac_rag.library.library import Library
 
@@ -120,7 +121,7 @@ def test_one_of_another_library_or_other_rules_is_not_used(
     assert answers(folder) == found and builds == [6]
     Library.open(folder, write=True).close()
     builds.clear()
-    monkeypatch.setattr(lexical, "_stemmer", lambda: None)
+    monkeypatch.setattr(bm25, "_stemmer", lambda: None)
     assert answers(folder) != found and builds == [6]
 
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from library_support import memory_of, passages_of
 
+from sac_rag.bm25 import STOP, words
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.errors import LibraryError
 from sac_rag.library import vectors
-from sac_rag.library.lexical import STOP, LexicalIndex, words
+from sac_rag.library.lexical import LexicalIndex
 from sac_rag.library.library import Library
 from sac_rag.records import Document, Hit, Passage
 
