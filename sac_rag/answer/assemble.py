@@ -9,6 +9,7 @@ from sac_rag.answer.prompt import Prompt
 from sac_rag.compress.anchor_kv import AnchorKV
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
+from sac_rag.compress.templates import evidence_ids
 from sac_rag.errors import ConfigError
 from sac_rag.records import Hit
 from sac_rag.text.evidence import evidence_text
@@ -41,13 +42,7 @@ def question_ids(method: Method, question: str, evidence: str = "") -> list[int]
     special token."""
     backbone, layout = method.backbone, method.layout
     asked = [*backbone.template(layout.before), *backbone.tokens(question), *backbone.template(layout.after)]
-    return [*evidence_ids(method, evidence), *asked]
-
-
-def evidence_ids(method: Method, evidence: str) -> list[int]:
-    """Ids of text that stands between memory and question, as one more passage would."""
-    backbone = method.backbone
-    return [*backbone.template(method.layout.separator), *backbone.tokens(evidence)] if evidence else []
+    return [*evidence_ids(backbone, layout, evidence), *asked]
 
 
 def memory_prompt(

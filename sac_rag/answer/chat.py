@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sac_rag.answer.assemble import evidence_ids
 from sac_rag.answer.prompt import Piece, Prompt, Recall
 from sac_rag.answer.tags import PassageRef
 from sac_rag.answer.tools import Tool, ToolCall, ToolFormat, described, format_of
 from sac_rag.compress.anchor_kv import AnchorKV, Memory
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
-from sac_rag.compress.templates import DIRECT
+from sac_rag.compress.templates import DIRECT, evidence_ids
 from sac_rag.errors import ConfigError
 
 Content: TypeAlias = tuple[str | PassageRef, ...]
@@ -311,7 +310,7 @@ def _ids(method: Method, text: str, *, behind_memory: bool) -> list[int]:
     evidence, found, question = text.partition(before) if behind_memory and plain else ("", "", "")
     if found and (not evidence or (gap and evidence.startswith(gap))):
         # Cut where the adapter's training data was cut; words of a message never become special tokens.
-        quoted = evidence_ids(method, evidence.removeprefix(gap))
+        quoted = evidence_ids(backbone, method.layout, evidence.removeprefix(gap))
         return [*quoted, *backbone.template(before), *backbone.tokens(question)]
     return backbone.tokens(text)
 

@@ -69,6 +69,11 @@ def layout_of(tokenizer: Any, name: str = "qa") -> PromptLayout:
     return PromptLayout(prefix=prefix, before=before, after=after, end=end)
 
 
+def evidence_ids(backbone: Backbone, layout: PromptLayout, evidence: str) -> list[int]:
+    """Ids of text that stands between memory and question, as one more passage would."""
+    return [*backbone.template(layout.separator), *backbone.tokens(evidence)] if evidence else []
+
+
 def joined_ids(backbone: Backbone, layout: PromptLayout, question: str) -> list[int]:
     """Ids of everything between memory and answer, the question tokenised together with the words around it.
 

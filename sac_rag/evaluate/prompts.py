@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sac_rag.answer.assemble import evidence_ids, question_ids
+from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Completion, Reader, Sampling, decode
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
-from sac_rag.compress.templates import joined_ids
+from sac_rag.compress.templates import evidence_ids, joined_ids
 from sac_rag.errors import ConfigError
 from sac_rag.evaluate.readers import QuestionReader
 from sac_rag.library.codecs import get_codec
@@ -60,7 +60,7 @@ def prompts_of(
     backbone, asked = method.backbone, Asked()
 
     def asking(text: str, question: str) -> list[int]:
-        beside = evidence_ids(method, evidence_text((text,), question, reader.evidence))
+        beside = evidence_ids(backbone, layout or method.layout, evidence_text((text,), question, reader.evidence))
         return [*beside, *(joined_ids(backbone, layout, question) if layout else question_ids(method, question))]
 
     tails = [[asking(text, q.question) for q in questions] for text, questions in contexts]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.selectors import anchor_count
-from sac_rag.compress.templates import layout_of
-from sac_rag.config import MAX_PASSAGE_TOKENS
+from sac_rag.compress.templates import evidence_ids, layout_of
+from sac_rag.config import MAX_EVIDENCE, MAX_PASSAGE_TOKENS
 from sac_rag.errors import ConfigError
 from sac_rag.records import NO_ANSWER
+from sac_rag.text.evidence import evidence_text
 from sac_rag.train.batch import Batch, Row, asking, joined
 from sac_rag.train.config import TrainConfig
 from sac_rag.train.data import Mixture, TokenisedContext
@@ -63,6 +65,11 @@ class QuestionSettings(ReadingSettings):
     """Names of other prompts than the adapter's own layout, of `sac_rag.compress.templates`."""
     prompt_share: float = 0.5
     """Share of contexts that are read in one of `prompts`."""
+    evidence_share: float = 0.0
+    """Share of contexts whose questions stand behind sentences of the texts in memory as well, as an answer with
+    `AskConfig.evidence` is read."""
+    most_evidence: int = 3
+    """Most such sentences; from one to this many are drawn."""
     mismatch_share: float = 0.0
     """Share of contexts whose questions stand behind other passages, with "The passages do not say." as the answer."""
     distil_weight: float = 0.0
@@ -76,6 +83,8 @@ class QuestionSettings(ReadingSettings):
             raise ConfigError(f"length_norm is {self.length_norm:g}; it must lie in 0..1")
         if self.near_most < 1 or not 0 < self.rank_decay <= 1:
             raise ConfigError(f"near_most {self.near_most} (>= 1), rank_decay {self.rank_decay:g} (above 0, at most 1)")
+        if not 1 <= self.most_evidence <= MAX_EVIDENCE:
+            raise ConfigError(f"most_evidence is {self.most_evidence}; use 1..{MAX_EVIDENCE}")
         if not 0 <= self.distil_weight < math.inf:
             raise ConfigError(f"distil_weight is {self.distil_weight:g}; it is at least 0")
 
@@ -183,13 +192,18 @@ def question_batch(
         ask, end = asking(backbone, layout, own=other is None), backbone.template(layout.end)
         batch.layouts.append(other)
         front = _front(i, contexts, settings, rng)
+        if settings.evidence_share and rng.random() < settings.evidence_share:
+            texts = [backbone.tokenizer.decode(list(contexts[j].ids)) for j in front]
+            shown = _behind_evidence(backbone, layout, ask, texts, rng.randint(1, settings.most_evidence))
+        else:
+            shown = ask
         pairs = rng.sample(c.pairs, min(QUESTIONS * c.texts, len(c.pairs)))
         if c.quoted:
             front, rows = [i], [r._replace(weight=settings.quote_weight, recall=True) for r in quotes(ask, c.ids, rng)]
         elif i in front:
-            rows = [_answer(ask(q), [*a, *end], settings.length_norm, pair=(q, a)) for q, a in pairs]
+            rows = [_answer(shown(q), [*a, *end], settings.length_norm, pair=(q, a)) for q, a in pairs]
         else:
-            rows = [_answer(ask(q), [*backbone.tokens(NO_ANSWER), *end], settings.length_norm) for q, _ in pairs[:1]]
+            rows = [_answer(shown(q), [*backbone.tokens(NO_ANSWER), *end], settings.length_norm) for q, _ in pairs[:1]]
         batch.examples += 1 if c.quoted else len(rows)
         if settings.recall_weight and not c.quoted and i in front and len(c.ids) > RECALLED + 2 * CUE:
             start = rng.randrange(len(c.ids) - RECALLED - CUE)
@@ -205,6 +219,22 @@ def question_batch(
         else:
             batch.add(method.pieces(c.ids), ratio, front, rows, biases)
     return batch
+
+
+def _behind_evidence(
+    backbone: Backbone,
+    layout: PromptLayout,
+    ask: Callable[[Sequence[int]], list[int]],
+    texts: Sequence[str],
+    count: int,
+) -> Callable[[Sequence[int]], list[int]]:
+    """As `ask`, behind the sentences of texts, given best first, that fit the question."""
+
+    def shown(question: Sequence[int]) -> list[int]:
+        words = backbone.tokenizer.decode(list(question))
+        return [*evidence_ids(backbone, layout, evidence_text(texts, words, count)), *ask(question)]
+
+    return shown
 
 
 def _answer(
