@@ -226,6 +226,29 @@ def test_other_prompts_carry_the_same_answers_and_loss_reaches_the_encoder(make_
     assert all(g.any() for g in prefix), "the adapter's own prefix stands in front of the memory in every prompt"
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["own prompt", "another"])
+def test_questions_stand_behind_sentences_of_what_is_in_memory(make_sac, named):
+    """Of the passages by their ranks, in front of the question as answering puts them; what is recalled has none."""
+    method = make_sac(layout=PromptLayout())
+    b = method.backbone
+    other = PromptLayout("<|im_start|>user\nRead:", "\nNow ", "<|im_end|>\n<|im_start|>assistant\n")
+    pairs = ((b.tokens("Who went by boat?"), b.tokens("Ada")),)
+    texts = [f"House {i} is green. Ada went to Rome by boat {i}. It rained." for i in range(4)]
+    contexts = [TokenisedContext(b.tokens(text), pairs) for text in texts]
+    settings = settings_of(
+        evidence_share=1.0, most_evidence=2, distractor_share=1.0, prompt_share=float(named), recall_weight=1.0
+    )
+    batch = question_batch(contexts, [3.0] * 4, method, settings, random.Random(0), (other,) if named else ())
+    counts = set()
+    for rows in batch.readings:
+        read = b.tokenizer.decode(rows[0].ids[: rows[0].first])
+        gap, evidence = read.partition("\nNow " if named else "\nQuestion: ")[0].split("\n\n")
+        assert gap == "" and all(line.startswith("Ada went to Rome by boat") for line in evidence.split("\n"))
+        counts.add(evidence.count("\n") + 1)
+        assert all("\n\n" not in b.tokenizer.decode(row.ids[: row.first]) for row in rows[1:] if row.recall)
+    assert counts == {1, 2}
+
+
 def test_continuation_scores_the_second_half_behind_the_first(make_sac):
     batch = continuation_batch([TokenisedContext(list(range(20)), ())], [5.0], make_sac())
     assert batch.chunks == [list(range(10))] and batch.readings == [[Row(list(range(10, 20)), 1)]]
