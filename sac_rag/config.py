@@ -200,8 +200,7 @@ class AskConfig:
             raise ConfigError(f"min_score is {self.min_score}; a cosine similarity lies in -1..1, None keeps all")
         if self.candidates < 1:
             raise ConfigError(f"candidates is {self.candidates}; a reranker needs at least 1")
-        if not 0 <= self.evidence <= MAX_EVIDENCE:
-            raise ConfigError(f"evidence is {self.evidence} sentences; use 0..{MAX_EVIDENCE}")
+        check_evidence(self.evidence)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         check_history(self.history)
@@ -234,6 +233,13 @@ def check_k(k: int) -> None:
         raise ConfigError(f"k is {k!r}, a {type(k).__name__}; give a whole number of passages, 1 or more")
     if k < 1:
         raise ConfigError(f"k is {k}; at least one passage must be asked for")
+
+
+def check_evidence(count: int) -> int:
+    """The number itself; ConfigError for one out of range."""
+    if not 0 <= count <= MAX_EVIDENCE:
+        raise ConfigError(f"evidence is {count} sentences; use 0..{MAX_EVIDENCE}")
+    return count
 
 
 def check_history(history: str) -> None:

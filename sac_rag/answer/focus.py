@@ -11,6 +11,7 @@ from sac_rag.answer.chat import Content, Message
 from sac_rag.answer.follow_up import lines_of, refers_back, thread
 from sac_rag.answer.small_talk import is_small_talk
 from sac_rag.answer.tags import PassageRef
+from sac_rag.text.evidence import evidence_text
 
 Text: TypeAlias = tuple[str, ...]
 """Ids of the passages that a text of a prompt is made of, in its order; more than one where it is a long text."""
@@ -68,17 +69,51 @@ def focused(
     refers back, what the user said before too. Other messages serve what the user says last.
     """
     out, read, there = list[Message](), 0, 0
+    for message, lines in zip(messages, _served(messages, before), strict=True):
+        content, (kept, of) = best(message.content, text_at, closeness, most, lines)
+        out.append(dataclasses.replace(message, content=content))
+        read, there = read + kept, there + of
+    return out, (read, there)
+
+
+def with_evidence(
+    messages: Sequence[Message], texts: Callable[[Sequence[str]], Sequence[str]], count: int, before: str, gap: str
+) -> list[Message]:
+    """Messages whose passages are followed by the sentences of these, at most `count`, that fit what the message asks
+    or serves, as for `focused`.
+
+    texts: passage ids -> what they say. gap: what stands in front of the sentences, as between two passages.
+    """
+    out = []
+    for message, lines in zip(messages, _served(messages, before), strict=True):
+        places = [n for n, p in enumerate(message.content) if isinstance(p, PassageRef)]
+        if places:
+            ids = [p.id for p in message.content if isinstance(p, PassageRef)]
+            said = evidence_text(texts(ids), " ".join(_asking(lines)), count)
+            end = places[-1] + 1
+            content = (*message.content[:end], *((gap + said,) if said else ()), *message.content[end:])
+            message = dataclasses.replace(message, content=content)
+        out.append(message)
+    return out
+
+
+def _served(messages: Sequence[Message], before: str) -> list[list[str]]:
+    """Lines of what each message asks or serves."""
     said = [lines_of(asked(m, before)) if m.role == "user" else [] for m in messages]
+    served = []
     for number, message in enumerate(messages):
         lines = said[number]
         if message.role != "user":
             lines = next(filter(None, reversed(said)), [])
         elif not any("?" in line for line in lines) or any(map(refers_back, lines)):
             lines = [*next(filter(None, reversed(said[:number])), []), *lines]
-        content, (kept, of) = best(message.content, text_at, closeness, most, lines)
-        out.append(dataclasses.replace(message, content=content))
-        read, there = read + kept, there + of
-    return out, (read, there)
+        served.append(lines)
+    return served
+
+
+def _asking(lines: Sequence[str]) -> list[str]:
+    """The last lines with a question mark; the last lines where none has one."""
+    return [line for line in lines[-LINES:] if "?" in line] or list(lines[-LINES:])
 
 
 def best(
@@ -112,7 +147,7 @@ def best(
     runs += gap
     texts = [text for run in runs if isinstance(run, list) for text in run]
     long = dict.fromkeys(i for text in texts if len(text) > 1 for i in text)
-    questions = [line for line in lines[-LINES:] if "?" in line] or lines[-LINES:]
+    questions = _asking(lines)
     if not long or not questions:
         return content, (0, 0)
     fit = closeness(list(long), questions)

@@ -19,7 +19,7 @@ from sac_rag.answer.assemble import question_ids
 from sac_rag.answer.chat import Content, MemorySource, Message, chat_prompt, layout_messages
 from sac_rag.answer.constrained import Constraint
 from sac_rag.answer.engine import Engine
-from sac_rag.answer.focus import Text, best, focused, taken_up, without_passages
+from sac_rag.answer.focus import Text, best, focused, taken_up, with_evidence, without_passages
 from sac_rag.answer.follow_up import lines_of
 from sac_rag.answer.offered import Offered
 from sac_rag.answer.passage_cache import PassageCache
@@ -31,7 +31,7 @@ from sac_rag.answer.small_talk import NOTICE as SMALL_TALK
 from sac_rag.answer.tags import PassageRef, Tagger
 from sac_rag.answer.tools import Calling, Tool, ToolFormat, calling
 from sac_rag.compress.anchor_kv import AnchorKV
-from sac_rag.config import AskConfig, IndexConfig, check_history
+from sac_rag.config import AskConfig, IndexConfig, check_evidence, check_history
 from sac_rag.errors import ConfigError, LibraryLocked, SacError
 from sac_rag.library.filters import plain
 from sac_rag.library.joined import AnyLibrary
@@ -199,12 +199,14 @@ class Serving:
         tools: Sequence[Tool] = (),
         history: str = "auto",
         small_talk: bool = True,
+        evidence: int = 0,
     ) -> Prompt:
         """The prompt of messages. tools: those that it tells of, see `calling`.
 
         Of texts longer than a passage the passages are read that fit best what is asked. history: as in AskConfig,
         where passages come with the last turn or the system; otherwise all turns are read, as it may be answered from
-        theirs. small_talk: read it without passages. Raises ConfigError for messages that the chat template does not
+        theirs. small_talk: read it without passages. evidence: as in AskConfig, behind the passages of each message.
+        Raises ConfigError for messages that the chat template does not
         take or that do not fit the context.
         """
         check_history(history)
@@ -224,6 +226,8 @@ class Serving:
         format = self.engine.tool_format if calls else None
         with self.engine.busy(), torch.inference_mode():
             source = self._memory_source(library)
+            if evidence:
+                messages = with_evidence(messages, source.texts, check_evidence(evidence), before, self.separator)
             prompt = chat_prompt(self.engine.method, messages, source, tools=tools, format=format)
         prompt = dataclasses.replace(prompt, notices=tuple(notices))
         room = self.context_length - (sampling or Sampling()).max_new_tokens

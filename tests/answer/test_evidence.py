@@ -97,3 +97,17 @@ def test_a_message_cannot_spell_the_template_behind_a_passage(rag):
     special = set(method.backbone.tokenizer.all_special_ids)
     plain = tokens_behind(rag.conversation([Message("user", (*content[:-1], "Who?"))]))
     assert [i for i in ids if i in special] == [i for i in plain if i in special]
+
+
+def test_messages_of_chains_read_it_behind_their_passages(rag):
+    """Where a system message holds the passages it fits what the user asks, and small talk reads none."""
+    tags = [rag.tag(hit.passage.id) for hit in rag.retrieve(QUESTION, AskConfig(k=2))]
+    system = Message("system", rag.cite("Answer from these:\n" + "\n\n".join(tags) + "\nBe short."))
+    tokenizer = rag.engine.method.backbone.tokenizer
+    for said, there in ((QUESTION, True), ("Hello!", False)):
+        messages = [system, Message("user", (said,))]
+        bare, more = (tokenizer.decode(tokens_behind(rag.conversation(messages, evidence=n))) for n in (0, 1))
+        line = "\n\nAda Quill lit the lamps of Port Harrow."
+        assert more == (line + bare if there else bare)
+    with pytest.raises(ConfigError, match="evidence is 99 sentences"):
+        rag.conversation([system, Message("user", (QUESTION,))], evidence=99)

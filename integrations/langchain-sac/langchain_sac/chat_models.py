@@ -19,11 +19,12 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from langchain_sac.messages import Scope, asks, to_sac
 from langchain_sac.opening import LibraryUser
 from langchain_sac.writing import Asked, Call, chunks_of, last_of, model_name, result_of
+from sac_rag.config import MAX_EVIDENCE
 
 _TURN = 8
 """Tokens that a chat template puts around a message, at most, when messages are counted one by one."""
@@ -56,6 +57,8 @@ class ChatSac(LibraryUser, BaseChatModel):
     """Taken because chains pass it; a model in this process is not asked twice."""
     reader: Literal["base", "adapter"] = "base"
     """What reads memory: the model as it is, or with the adapter's own reader where it has one."""
+    evidence: int = Field(default=0, ge=0, le=MAX_EVIDENCE)
+    """Sentences of the passages in memory that are read as text beside it, those that fit the question."""
     streaming: bool = False
     """Make `invoke` report token by token to callbacks."""
     where: dict[str, Any] | None = None
@@ -87,7 +90,7 @@ class ChatSac(LibraryUser, BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         names = ["library", "max_tokens", "temperature", "top_p", "stop", "seed"]
-        names += ["where", "allowed_ids", "recall", "reader", "history", "small_talk"]
+        names += ["where", "allowed_ids", "recall", "reader", "evidence", "history", "small_talk"]
         return {name: getattr(self, name) for name in names}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -254,7 +257,7 @@ class ChatSac(LibraryUser, BaseChatModel):
         read: dict[str, Any] = {"history": call.history, "small_talk": call.small_talk}
         if messages and not asks(messages[-1]):  # the result of a tool is part of the question's turn
             read = {"history": "all", "small_talk": False}
-        prompt = rag.conversation(said, sampling, tools=calling.told, **read)
+        prompt = rag.conversation(said, sampling, tools=calling.told, evidence=call.evidence, **read)
         return Asked(rag, prompt, call, sampling, calling)
 
     def _scope(self, call: Call) -> Scope:
@@ -274,7 +277,8 @@ class ChatSac(LibraryUser, BaseChatModel):
         wheres = (self.where, given.pop("where", None))
         allowed = (self.allowed_ids, given.pop("allowed_ids", None))
         stop = given.pop("stop", None) if stop is None else stop
-        names = ("max_tokens", "temperature", "top_p", "seed", "timeout", "recall", "reader", "history", "small_talk")
+        names = ["max_tokens", "temperature", "top_p", "seed", "timeout"]
+        names += ["recall", "reader", "evidence", "history", "small_talk"]
         own = {n: given.pop(n, None) for n in names}
         if given:
             known = ", ".join((*own, "stop", "where", "allowed_ids", "tools", "tool_choice", "response_format"))

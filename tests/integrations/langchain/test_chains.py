@@ -66,6 +66,28 @@ def test_lcel(rag: SacRag, asked: Answer) -> None:
     assert chain.batch([QUESTION, QUESTION])[1].content.strip() == asked.text
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_sentences_beside_memory_are_those_of_ask(rag: SacRag, count: int) -> None:
+    """As a setting of the model, and of a call."""
+    asked = rag.ask(QUESTION, k=2, max_new_tokens=TOKENS, evidence=count)
+    plain = rag.ask(QUESTION, k=2, max_new_tokens=TOKENS)
+    assert asked.usage.prompt_tokens > plain.usage.prompt_tokens
+    for chat, call in (
+        (ChatSac(rag=rag, max_tokens=TOKENS, evidence=count), {}),
+        (chat_of(rag)[0], {"evidence": count}),
+    ):
+        stuff = create_stuff_documents_chain(chat, sac_prompt(rag), document_prompt=SacDocumentPrompt(llm=chat))
+        messages = sac_prompt(rag).invoke(
+            {"context": format_docs_sac(SacRetriever(rag=rag, k=2).invoke(QUESTION), chat), "input": QUESTION}
+        )
+        agrees(rag, chat.invoke(messages, **call), asked)
+        if not call:
+            assert (
+                create_retrieval_chain(SacRetriever(rag=rag, k=2), stuff).invoke({"input": QUESTION})["answer"].strip()
+                == asked.text
+            )
+
+
 async def test_stock_retrieval_chain(rag: SacRag, asked: Answer) -> None:
     chat, said = chat_of(rag)
     stuff = create_stuff_documents_chain(chat, sac_prompt(rag), document_prompt=SacDocumentPrompt(llm=chat))

@@ -32,6 +32,7 @@ from llama_index.llms.sac.packing import SacPromptHelper
 from llama_index.llms.sac.tokens import SacTokenizer
 from llama_index.schema.sac.opening import Source
 
+from sac_rag.config import MAX_EVIDENCE
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import fitting
 
@@ -54,7 +55,7 @@ _ROLES = {
     MessageRole.TOOL: "tool",
     MessageRole.FUNCTION: "tool",
 }
-_CALL = ("max_tokens", "temperature", "top_p", "seed", "stop", "timeout", "reader", "history", "small_talk")
+_CALL = ("max_tokens", "temperature", "top_p", "seed", "stop", "timeout", "reader", "evidence", "history", "small_talk")
 """Settings that a single call may change."""
 _HELD = ("response_format",)
 """What any single call may be given besides."""
@@ -69,7 +70,7 @@ class SacLLM(FunctionCallingLLM):
     read as memory where their text stands in a message (unless recall=False), and so are tags; what `where` leaves out,
     edited text and forged tags stay text. A conversation's next turn goes on from what was read. Calls from any number
     of threads and tasks are answered as one batch; async methods never block the loop. A call may change max_tokens,
-    temperature, top_p, seed, stop, timeout, reader, history and small_talk, and name a `response_format`.
+    temperature, top_p, seed, stop, timeout, reader, evidence, history and small_talk, and name a `response_format`.
 
     Calls of tools and structured predictions are held to their schemas while they are decoded, which needs the extra
     `tools` of sac-rag. One tool is called at a time. A model whose chat template knows no tools, as the default one,
@@ -88,6 +89,12 @@ class SacLLM(FunctionCallingLLM):
     timeout: float | None = Field(default=None, description="Seconds for a whole answer; TimeoutError beyond.")
     reader: Literal["base", "adapter"] = Field(
         default="base", description="What reads memory: the model as it is, or with the adapter's own reader."
+    )
+    evidence: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_EVIDENCE,
+        description="Sentences of the passages in memory that are read as text beside it, those that fit the question.",
     )
     history: Literal["auto", "all"] = Field(
         default="auto",
@@ -287,7 +294,7 @@ class SacLLM(FunctionCallingLLM):
             min_new_tokens=1,
             constraint=calling.constraint,
         )
-        read = {name: chosen[name] for name in ("history", "small_talk")}
+        read = {name: chosen[name] for name in ("history", "small_talk", "evidence")}
         prompt = rag.conversation(said, sampling, tools=calling.told, **read)
         settings = {"sampling": sampling, **{name: chosen[name] for name in ("stop", "timeout", "reader")}}
         return _Begun(rag, prompt, settings, calling.splitter())
