@@ -304,3 +304,23 @@ def test_named_prompts_are_runs_of_their_own(write_set, tiny, monkeypatch):
     assert len(set(sent)) == 2 and len(sent) == 12
     with pytest.raises(ConfigError, match="unknown prompt 'poem'"):
         evaluate([write_set("lamps")], prompts=("poem",), **tiny)
+
+
+def test_a_reader_of_memory_may_read_sentences_beside_it(write_set, tiny):
+    """NAME+N: memories as they are, and the prompt of `question_ids` behind them."""
+    file = write_set("lamps", contexts=2, questions=1)
+    engine, task = engine_of(tiny), load_task(file)
+    bare, more = (prompts_of(engine.method, task.contexts, name, 5.0) for name in ("memory", "memory+1"))
+    for (text, (question,)), a, b in zip(task.contexts, bare.prompts, more.prompts, strict=True):
+        assert a.slots == b.slots and a.tokens < b.tokens
+        said = engine.tokenizer.decode(b.parts[1])
+        line, *_ = said.strip().split("\n")
+        assert line in text and said.endswith(engine.tokenizer.decode(a.parts[1])) and question.question in said
+    (run,) = evaluate([file], readers=("memory+1",), ratios=(5,), **tiny)
+    assert run.reader == "memory+1" and run.bytes_per_source_token
+
+
+@pytest.mark.parametrize("name", ["text+1", "memory+", "memory+0", "memory+17", "memory+one", "nothing+1"])
+def test_sentences_beside_anything_else_are_refused(name):
+    with pytest.raises(ConfigError):
+        reader_of(name)
