@@ -217,6 +217,12 @@ class AskConfig:
                 f"reader is 'adapter', which {what} does not go with: thresholds were calibrated, and text is read, "
                 "with the model as it is; leave one of them out"
             )
+        if self.evidence and (self.abstain or self.fidelity == "auto"):
+            what = "abstain" if self.abstain else "fidelity 'auto'"
+            raise ConfigError(
+                f"evidence is {self.evidence}, which {what} does not go with: thresholds were calibrated on memory "
+                "alone; leave one of them out"
+            )
         if self.fidelity == "mixed" and self.text_score is not None and self.search == "lexical":
             raise ConfigError(
                 f"text_score is {self.text_score}, a cosine similarity, and lexical search has none: use hybrid, dense"
@@ -236,9 +242,9 @@ def check_k(k: int) -> None:
 
 
 def check_evidence(count: int) -> int:
-    """The number itself; ConfigError for one out of range."""
-    if not 0 <= count <= MAX_EVIDENCE:
-        raise ConfigError(f"evidence is {count} sentences; use 0..{MAX_EVIDENCE}")
+    """The number itself; ConfigError for what is none, or is out of range."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_EVIDENCE:
+        raise ConfigError(f"evidence is {count!r}; it is a number of sentences, 0..{MAX_EVIDENCE}")
     return count
 
 

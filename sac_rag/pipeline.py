@@ -534,7 +534,7 @@ class SacRag(Serving):
         constraint = None if schema is None else self.held_to(schema, own)
         if judged:
             thresholds: Thresholds | None = self._thresholds()
-        elif schema is None and own.reader == "base":  # what thresholds were calibrated on
+        elif schema is None and own.reader == "base" and not own.evidence:  # what thresholds were calibrated on
             thresholds = Thresholds.known(self.engine.adapter_path, self.config.ratio)
         else:
             thresholds = None

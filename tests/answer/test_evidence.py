@@ -79,10 +79,17 @@ def test_an_answer_counts_it_as_tokens_read(rag):
     assert talk.usage.prompt_tokens - plain.usage.prompt_tokens == more.usage.prompt_tokens - bare.usage.prompt_tokens
 
 
-@pytest.mark.parametrize("count", [-1, MAX_EVIDENCE + 1])
+@pytest.mark.parametrize("count", [-1, MAX_EVIDENCE + 1, True, "2", 1.5])
 def test_other_numbers_are_refused(count):
-    with pytest.raises(ConfigError, match=f"evidence is {count} sentences; use 0..{MAX_EVIDENCE}"):
+    with pytest.raises(ConfigError, match=f"evidence is {count!r}; it is a number of sentences, 0..{MAX_EVIDENCE}"):
         AskConfig(evidence=count)
+
+
+@pytest.mark.parametrize("judged", [{"abstain": True}, {"fidelity": "auto"}])
+def test_what_was_calibrated_on_memory_alone_does_not_judge_it(judged, rag):
+    with pytest.raises(ConfigError, match="evidence is 2, which .* does not go with"):
+        AskConfig(evidence=2, **judged)
+    assert not rag.ask(QUESTION, AskConfig(evidence=2, max_new_tokens=2)).doubtful
 
 
 def test_a_message_cannot_spell_the_template_behind_a_passage(rag):
@@ -109,5 +116,5 @@ def test_messages_of_chains_read_it_behind_their_passages(rag):
         bare, more = (tokenizer.decode(tokens_behind(rag.conversation(messages, evidence=n))) for n in (0, 1))
         line = "\n\nAda Quill lit the lamps of Port Harrow."
         assert more == (line + bare if there else bare)
-    with pytest.raises(ConfigError, match="evidence is 99 sentences"):
+    with pytest.raises(ConfigError, match="evidence is 99; it is"):
         rag.conversation([system, Message("user", (QUESTION,))], evidence=99)
