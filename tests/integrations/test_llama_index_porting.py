@@ -290,3 +290,19 @@ def test_filters_mean_what_those_of_the_simple_store_mean(rag: SacRag) -> None:
     assert [fitting(where_of(one))(m) for m in metas] == [True, False, False, False, False, False]
     with pytest.raises(ConfigError, match="filters is a dict: give MetadataFilters"):
         SacRetriever(rag, filters={"t": "law"})  # type: ignore[arg-type]
+
+
+def test_no_component_swallows_a_setting(rag: SacRag) -> None:
+    for component, setting in (
+        (SacVectorStore, "collection_name"),
+        (SacNodePostprocessor, "top_n"),
+        (SacCompressor, "chunk_size"),
+        (SacEmbedding, "device"),
+        (SacLLM, "context_window"),
+    ):
+        with pytest.raises(ConfigError, match=f"{component.__name__} takes no '{setting}'; it takes .*"):
+            component(rag, **{setting: 3})  # type: ignore[arg-type]
+    assert SacNodePostprocessor(rag, remember=False, meta={"a": 1}).meta == {"a": 1}
+    assert SacEmbedding(rag, embed_batch_size=3).embed_batch_size == 3
+    for made in (SacCompressor(rag, store=False), SacEmbedding(rag), SacNodePostprocessor(rag)):
+        assert type(made).from_dict(made.to_dict()).library == made.library

@@ -22,7 +22,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index.schema.sac.base import offered, stored_tag, with_tag
 from llama_index.schema.sac.documents import compress, foreign_node, node_from, replaced
 from llama_index.schema.sac.filters import where_of
-from llama_index.schema.sac.opening import Source
+from llama_index.schema.sac.opening import Source, known
 
 from sac_rag.library.filters import DOCUMENT, all_of
 
@@ -67,7 +67,7 @@ class SacVectorStore(BasePydanticVectorStore):
 
     def __init__(self, rag: SacRag | str | None = None, *, library: str | None = None, **settings: Any) -> None:
         source = Source(rag, library)
-        super().__init__(**{**settings, "library": source.name})
+        super().__init__(**{**known(SacVectorStore, settings), "library": source.name})
         self._source = source
 
     @classmethod
