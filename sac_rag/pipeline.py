@@ -421,10 +421,19 @@ class SacRag(Serving):
     # -- asking ------------------------------------------------------------------------------------------
 
     def retrieve(
-        self, question: str, ask: AskConfig | None = None, *, where: Mapping[str, Any] | None = None
+        self,
+        question: str,
+        ask: AskConfig | None = None,
+        *,
+        where: Mapping[str, Any] | None = None,
+        embedded: Sequence[str] = (),
     ) -> list[Hit]:
-        """The passages that a question would be answered from, best first, of those with the same words one."""
-        return self._retrieve(self.newest(), question, ask or AskConfig(), where)
+        """The passages that a question would be answered from, best first, of those with the same words one.
+
+        embedded: texts whose mean embedding is searched by in place of the question's, such as hypothetical answers
+        (HyDE); its words are still those of a lexical search.
+        """
+        return self._retrieve(self.newest(), question, ask or AskConfig(), where, embedded)
 
     def diverse(
         self, question: str | Sequence[float], k: int, *, fetch: int, weight: float = 0.5, **search: Any
@@ -454,11 +463,20 @@ class SacRag(Serving):
         return [hits[i] for i in marginal(vector, rows, k, weight)]
 
     def _retrieve(
-        self, library: AnyLibrary, question: str, ask: AskConfig, where: Mapping[str, Any] | None
+        self,
+        library: AnyLibrary,
+        question: str,
+        ask: AskConfig,
+        where: Mapping[str, Any] | None,
+        embedded: Sequence[str] = (),
     ) -> list[Hit]:
+        if not isinstance(question, str):
+            raise ConfigError(f"the question is a {type(question).__name__}; give its text")
         vector, question = None, nfc(question)
         if ask.search != "lexical" or ask.min_score is not None:
-            (vector,) = self.embedder.encode([question], kind="query")
+            vector = self.embedder.encode([nfc(text) for text in embedded] or [question], kind="query").mean(axis=0)
+            if len(embedded) > 1:
+                vector /= max(float(np.linalg.norm(vector)), 1e-30)
         reranker = CrossEncoder.shared(ask.rerank) if ask.rerank else self.reranker
         most = max(ask.k, ask.candidates) if reranker else ask.k
         hits = library.search(
@@ -790,10 +808,13 @@ def _as_stored(document: Document) -> Document:
 
 
 def _plain_meta(document: Document) -> dict[str, Any]:
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in document.meta.items():
+        name = unicode_of(str(key))
+        if name in out:
+            raise ConfigError(f"metadata of document {document.uri!r} has the key {name!r} twice: make keys different")
         try:
-            out[unicode_of(key) if isinstance(key, str) else key] = plain(value)
+            out[name] = plain(value)
         except ConfigError as error:
             raise ConfigError(f"metadata {key!r} of document {document.uri!r} is no JSON: {error}") from error
     return out

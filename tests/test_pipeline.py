@@ -321,7 +321,13 @@ def test_metadata_that_cannot_be_kept_is_named_before_anything_is_stored(docs, t
         for value in (float("nan"), b"1"):
             with pytest.raises(ConfigError, match="metadata 'price' of document 'bad' is no JSON"):
                 rag.put([good, Document("bad", "Two herons.", meta={"price": value})])
+        with pytest.raises(ConfigError, match="metadata of document 'bad' has the key '1' twice"):
+            rag.put([good, Document("bad", "Two herons.", meta={1: "a", "1": "b"})])
+        with pytest.raises(ConfigError, match="'size' of document 'bad' is no JSON: a number has 16610 bits"):
+            rag.put([good, Document("bad", "Two herons.", meta={"size": 10**5000})])
         assert rag.library.stats().generation == generation
+        with pytest.raises(ConfigError, match="the question is a list; give its text"):
+            rag.retrieve(["herons"])
         rag.put([Document("paper", sentences(1, 3), meta={"pages": "12-19"})])
         assert "pages" not in rag.library.passages("paper")[0].meta
 

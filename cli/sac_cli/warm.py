@@ -29,7 +29,7 @@ def warm(
     idle: Annotated[
         float, typer.Option("--idle", min=0.01, help="Minutes without a question after which it ends.", metavar="MIN")
     ] = 15.0,
-    stop: Annotated[bool, typer.Option("--stop", help="End the one that runs.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End the one that runs; kill it if it hangs.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -43,8 +43,12 @@ def warm(
 
     place = local(folder or library)
     if stop:
-        ended = client.stop(place, device, dtype)
-        console.hint(f"the warm process of {place} has ended" if ended else f"no warm process serves {place}")
+        done = {
+            "none": f"no warm process serves {place}",
+            "ended": f"the warm process of {place} has ended",
+            "killed": f"the warm process of {place} hung, and was killed",
+        }
+        console.hint(done[client.stop(place, device, dtype)])
         return
     check_present(place)
     with console.working("loading the model"):

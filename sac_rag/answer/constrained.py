@@ -24,10 +24,13 @@ MOST_DEPTH = 32
 """Deepest schema, in values within values."""
 MOST_REPEATS = 4096
 """Largest number in a schema that counts characters, items or properties: a grammar grows with it."""
-MOST_CLOSING = 512
-"""Longest end of an answer, in tokens, that is looked for when its limit comes near."""
+MOST_CLOSING = 65_536
+"""Longest end of an answer, in tokens, that is looked for: as much as a schema can say word by word."""
 MOST_CHOICES = 64
-"""Tokens of such an end that the grammar leaves open: each costs as much as a step's own look at it."""
+"""Tokens of an end that the grammar leaves open, at most, while an answer is decoded: each costs as much as a step's
+own look at it."""
+MOST_CHOICES_AT_ALL = 4096
+"""The same before an answer begins, once for each grammar."""
 MOST_SYMBOLS, MOST_STATES, MOST_FUEL = 200_000, 20_000, 100_000
 """Symbols of the largest grammar, states of its lexer, and work of a step (some 10,000 a millisecond)."""
 KEPT = 32
@@ -51,7 +54,7 @@ class Grammar:
 
     def __init__(self, matcher: Any, characters: Mapping[str, int]) -> None:
         self._matcher, self.characters = matcher, characters
-        self.shortest = len(closing(matcher, characters) or ())
+        self.shortest = len(closing(matcher, characters, choices=MOST_CHOICES_AT_ALL) or ())
         """Tokens of about the shortest answer; 0 where none was found."""
 
     def matcher(self) -> Any:
@@ -121,13 +124,17 @@ class Guide:
             return token
         characters, ahead = self._constraint.grammar.characters, self._matcher.deep_copy()
         ahead.consume_token(token)
-        behind = closing(ahead, characters)
-        if behind is not None and len(behind) < left:
+        if closing(ahead, characters, most=left - 1) is not None:
             return token
-        end = closing(self._matcher, characters)
+        end = closing(self._matcher, characters, most=left)
         if end is None:
             return token
         return end[0] if end else min(stop_ids)
+
+    @property
+    def whole(self) -> bool:
+        """Whether what has been written may end here."""
+        return not self.holds or bool(self._matcher.is_accepting())
 
     def take(self, token: int) -> None:
         """The token that was chosen."""
@@ -190,7 +197,10 @@ class Grammars:
         if self._tokenizer is None:
             with self._busy():
                 said = _said(self._source)
-            self._tokenizer = llguidance.LLTokenizer(said, eos_token=self._stop_ids)
+            try:
+                self._tokenizer = llguidance.LLTokenizer(said, eos_token=self._stop_ids)
+            except ValueError as error:
+                raise ConfigError(f"no answer of this model can be held to a schema: {_brief(str(error))}") from error
             self._characters = _characters(self._tokenizer)
         limits = llguidance.LLParserLimits(
             max_grammar_size=MOST_SYMBOLS,
@@ -206,17 +216,19 @@ class Grammars:
         return Grammar(matcher, self._characters)
 
 
-def closing(matcher: Any, characters: Mapping[str, int]) -> list[int] | None:
-    """A short end of what has been written, in tokens, empty where it may end as it is; None where none was found."""
+def closing(
+    matcher: Any, characters: Mapping[str, int], *, most: int = MOST_CLOSING, choices: int = MOST_CHOICES
+) -> list[int] | None:
+    """A short end of what has been written, in tokens, empty where it may end as it is; None where none was found of
+    at most so many tokens and choices."""
     matcher = matcher.deep_copy()
     end: list[int] = []
-    choices = 0
     while not matcher.is_accepting():
         tokens = matcher.compute_ff_tokens()
         if not tokens:
-            tokens, choices = _shortest(matcher, characters), choices + 1
+            tokens, choices = _shortest(matcher, characters), choices - 1
         end += tokens
-        if not tokens or len(end) > MOST_CLOSING or choices > MOST_CHOICES or not matcher.consume_tokens(tokens):
+        if not tokens or len(end) > most or choices < 0 or not matcher.consume_tokens(tokens):
             return None
     return end
 
@@ -250,11 +262,26 @@ def _only(tokens: Collection[int], logprobs: torch.Tensor) -> tuple[torch.Tensor
 
 
 def _said(tokenizer: Any) -> str:
-    """A tokenizer as JSON. Raises ConfigError for one that is no chain of `tokenizers`."""
+    """A tokenizer as JSON. Raises ConfigError for one that is no chain of `tokenizers`.
+
+    Special tokens have names there that no JSON holds (NUL is never written as itself): what a schema says that is
+    spelled like one is text, as everywhere.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError("this model's tokenizer has steps in Python, and no answer of it can be held to a schema")
-    text: str = tokenizer.backend_tokenizer.to_str()
-    return text
+    said = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = {t["content"]: f"\0{t['id']}" for t in said["added_tokens"] if t["special"]}
+    for token in said["added_tokens"]:
+        token["content"] = special.get(token["content"], token["content"])
+    model = said["model"]
+    vocabulary = model.get("vocab", {})
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {special.get(word, word): i for word, i in vocabulary.items()}
+    else:  # of a Unigram model: [word, score] by id
+        model["vocab"] = [[special.get(word, word), score] for word, score in vocabulary]
+    if model.get("unk_token") in special:
+        model["unk_token"] = special[model["unk_token"]]
+    return json.dumps({**said, "post_processor": None})
 
 
 def _characters(tokenizer: Any) -> dict[str, int]:

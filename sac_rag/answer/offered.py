@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
@@ -12,6 +13,12 @@ OFFERED = 1024
 """Texts known; beyond, the longest unused are forgotten and then read as text."""
 _SHORT = 32
 """Characters below which a text counts only where it is a line or lines of its own."""
+
+_PROBE = (24, 32)
+"""Characters, at least and at most, by which the beginning of a text is known."""
+_LOOKED_AT = 512
+_FORMED = re.compile(r'["\\\s]{2,}|["\\\r\n\t]')
+"""What JSON, indenting and joined lines write otherwise."""
 
 
 class Offered:
@@ -53,6 +60,27 @@ class Offered:
                 continue
             pieces = [part for piece, done in pieces for part in ([(piece, True)] if done else _cut(piece, text, tag))]
         return "".join(piece for piece, _ in pieces)
+
+    def altered(self, texts: Sequence[str], readable: Callable[[str], bool]) -> int:
+        """How many of the texts whose tags are `readable` stand in what a prompt says cut off or in another form, as
+        JSON or with other white space: their beginning does, and the whole does not."""
+        texts = [text for text in texts if len(text) >= _PROBE[0]]
+        with self._lock:
+            known = list(self._tags.items()) if texts else []
+        found, whole = set[str](), set[str]()
+        for text, tag in known:
+            if any(text in said for said in texts):
+                whole.add(tag)
+            elif (begins := _beginning(text)) and any(begins in said for said in texts):
+                found.add(tag)
+        return sum(map(readable, found - whole))
+
+
+def _beginning(text: str) -> str:
+    """The first words of a text that no form of it writes otherwise; empty where they are too few to know it by."""
+    least, most = _PROBE
+    parts = (part.strip() for part in _FORMED.split(text[:_LOOKED_AT]))
+    return next((part[:most] for part in parts if len(part) >= least), "")
 
 
 def _cut(piece: str, text: str, tag: str) -> list[tuple[str, bool]]:

@@ -53,6 +53,8 @@ class Completion:
     logprob: float
     ended: bool
     """False when the length limit cut the answer."""
+    broken: bool = False
+    """Whether the limit cut it before it fitted its constraint."""
 
 
 class Row:
@@ -91,6 +93,7 @@ class Row:
             c.token_ids.append(token)
             if self._guide is not None:
                 self._guide.take(token)
+                c.broken = len(c.token_ids) >= s.max_new_tokens and not self._guide.whole
         self.last = token
         return token
 

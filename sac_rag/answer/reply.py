@@ -16,6 +16,8 @@ from sac_rag.records import Usage
 
 G = TypeVar("G", Generation, AsyncGeneration)
 
+BROKEN = "the answer was cut at {} tokens before it fitted its schema: allow more tokens"
+
 
 class _Writing(Generic[G]):
     """What sync and async replies have in common: all but waiting for a token."""
@@ -58,8 +60,9 @@ class _Writing(Generic[G]):
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a user should know of how the prompt was made."""
-        return self._prompt.notices
+        """What a user should know of how the prompt was made, and of how the answer ended."""
+        broken = self._generation.completion.broken
+        return (*self._prompt.notices, BROKEN.format(self._sampling.max_new_tokens)) if broken else self._prompt.notices
 
     @property
     def steps(self) -> Steps:

@@ -96,6 +96,25 @@ class Serving:
 
         return self.cite(self._offered.put_in(text, readable), where=where)
 
+    def altered(
+        self,
+        messages: Sequence[Message],
+        *,
+        where: Mapping[str, Any] | None,
+        among: Callable[[str], bool] = lambda passage_id: True,
+    ) -> int:
+        """How many passages that were handed out, of those that may be read as in `recall`, stand in messages cut off
+        or in another form: they are read as text, which `conversation` can be told to notice."""
+
+        read = {p.id for m in messages for p in m.content if not isinstance(p, str)}
+
+        def readable(tag: str) -> bool:
+            parts = self.cite(tag, where=where)
+            return all(not p.strip() if isinstance(p, str) else p.id not in read and among(p.id) for p in parts)
+
+        said = [p for m in messages if m.role != "assistant" for p in m.content if isinstance(p, str)]
+        return self._offered.altered(said, readable)
+
     def remember(self, texts: Sequence[str], *, meta: Mapping[str, Any] | None = None) -> list[str]:
         """Compress texts that are in no library and return their ids, for `tag`; held in memory, not stored.
 
@@ -200,8 +219,9 @@ class Serving:
         history: str = "auto",
         small_talk: bool = True,
         evidence: int = 0,
+        altered: int = 0,
     ) -> Prompt:
-        """The prompt of messages. tools: those that it tells of, see `calling`.
+        """The prompt of messages. tools: those that it tells of, see `calling`. altered: told in its notices.
 
         Of texts longer than a passage the passages are read that fit best what is asked. history: as in AskConfig,
         where passages come with the last turn or the system; otherwise all turns are read, as it may be answered from
@@ -220,6 +240,8 @@ class Serving:
         if history == "auto" and not calls:
             messages = taken_up(messages, before)
         at, fit = functools.partial(self._text_at, library), functools.partial(self._closeness, library)
+        if altered:
+            notices.append(f"passages that stand here cut off or in another form are read as text: {altered}")
         messages, (read, there) = focused(messages, at, fit, AskConfig.k, before)
         if read < there:
             notices.append(f"of texts longer than a passage the passages that fit best are read, {read} of {there}")

@@ -215,6 +215,7 @@ def _attempt(
     for piece in reply:
         if not held:
             yield piece
+    assembled = replace(assembled, notices=(*assembled.notices, *reply.notices[len(assembled.prompt.notices) :]))
     first = reply.first or time.perf_counter()
     usage = replace(reply.usage, source_tokens=assembled.source_tokens)
     said, sure = reply.text.strip(), reply.completion.logprob

@@ -167,9 +167,10 @@ class Catalog:
             if "," in str(folder):
                 remedy = "name one alone; several are read by `sac ask`, `sac chat` and `sac ls`"
             raise LibraryNotFound(f"no library at {folder}: {remedy}") from e
-        except OSError as e:
+        except (OSError, ValueError) as e:  # ValueError: of a name with NUL
+            why = getattr(e, "strerror", None) or e
             raise LibraryError(
-                f"cannot look for {path}: {e.strerror}; check the path and the permissions of its folders"
+                f"cannot look for {str(path)!r}: {why}; check the path and the permissions of its folders"
             ) from e
 
     @classmethod

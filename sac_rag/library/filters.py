@@ -3,6 +3,10 @@
 A filter is a mapping, and all its entries must hold: a key with a value, a list of values (any of them), or operators;
 `$and` and `$or` with a list of filters; `$not` with a filter. Dots reach into nested metadata. Where metadata is a
 list, one of its members is enough.
+
+Operators compare (`$eq $ne $gt $gte $lt $lte`, `$between` two values, both included), choose (`$in $nin`, `$all` of
+several members), look into texts and lists (`$contains $icontains $not_contains`: a part of a text, or a whole member
+of a list), match patterns of SQL (`$like $ilike`, with `%` and `_`), and ask whether a key has a value (`$exists`).
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import datetime
 import decimal
 import enum
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -24,17 +29,23 @@ _Test: TypeAlias = Callable[[Any], bool]
 
 DOCUMENT = "$document"
 """Key of a document's uri in a filter, also where its metadata has a `document` of its own, which goes before."""
-VALUE_OPERATORS = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$not", "$contains", "$icontains")
+_OF_TEXTS = ("$contains", "$icontains", "$not_contains", "$like", "$ilike")
+VALUE_OPERATORS = (*"$eq $ne $gt $gte $lt $lte $between $in $nin $all $not $exists".split(), *_OF_TEXTS)
 FILTER_OPERATORS = ("$and", "$or", "$not")
+_OPPOSITE = {"$ne": "$eq", "$nin": "$in", "$not_contains": "$contains"}
+_ELSEWHERE = {"and": "$and", "must": "$and", "or": "$or", "should": "$or", "not": "$not", "must_not": "$not"}
+"""How filters of other stores join conditions."""
 _DEEPEST = 32
+_LONGEST = 4096
+"""Bits of a whole number."""
 
 
 def fitting(where: Meta | None) -> Fits:
     """Whether metadata (JSON values by key) fit a filter. Raises ConfigError naming an operator that is unknown.
 
     A missing key counts as None. True is not 1, texts are compared in NFC, and only numbers with numbers and texts with
-    texts are smaller or greater. $ne, $nin and $not hold wherever $eq, $in and what is negated do not, so also where
-    the key is missing.
+    texts are smaller or greater. $ne, $nin, $not_contains and $not hold wherever $eq, $in, $contains and what is
+    negated do not, so also where the key is missing.
     """
     return _filter(where or {}, 0)
 
@@ -71,6 +82,8 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, enum.Enum):
         return plain(value.value, depth + 1)
     if value is None or isinstance(value, bool | int):
+        if isinstance(value, int) and value.bit_length() > _LONGEST:
+            raise ConfigError(f"a number has {value.bit_length()} bits; {_LONGEST} are the most: make it a str")
         return value
     if isinstance(value, str):
         return unicode_of(str(value))
@@ -128,6 +141,12 @@ def _entry(key: Any, wanted: Any, depth: int) -> Fits:
         if key in VALUE_OPERATORS:
             raise ConfigError(f"{key} compares the value of a key: write {{'key': {{'{key}': …}}}}")
         raise ConfigError(f"unknown operator {key!r} in a filter; known: {', '.join(FILTER_OPERATORS)}")
+    ours = _ELSEWHERE.get(key.lower())
+    if ours and (_is_list(wanted) or ours == "$not") and all(isinstance(w, Mapping) for w in _each(wanted)):
+        raise ConfigError(
+            f"a filter joins conditions by {key!r}: write '{ours}' with conditions such as {{'a': {{'$gt': 1}}}}, "
+            "or {'$in': […]} for metadata with such a key"
+        )
     test = _test(key, wanted, depth)
     return lambda meta: test(_at(meta, key))
 
@@ -157,8 +176,8 @@ def _operator(key: str, name: str, operand: Any, depth: int) -> _Test:
     if name == "$not":
         inner = _test(key, operand, depth + 1)
         return lambda value: not inner(value)
-    if name in ("$ne", "$nin"):
-        holds = _operator(key, {"$ne": "$eq", "$nin": "$in"}[name], operand, depth)
+    if name in _OPPOSITE:
+        holds = _operator(key, _OPPOSITE[name], operand, depth)
         return lambda value: not holds(value)
     if name not in VALUE_OPERATORS:
         raise ConfigError(f"unknown operator {name!r} for {key!r}; known: {', '.join(VALUE_OPERATORS)}")
@@ -168,18 +187,86 @@ def _operator(key: str, name: str, operand: Any, depth: int) -> _Test:
         raise ConfigError(f"the filter of {key!r} cannot be compared: {error}") from error
     if name == "$eq":
         return lambda value: _equals(value, one)
-    if name == "$in":
-        if not _is_list(operand):
-            raise ConfigError(f"$in of {key!r} is {operand!r}; it needs a list of values")
-        return lambda value: any(_equals(value, option) for option in one)
-    if not isinstance(one, str) and (name in ("$contains", "$icontains") or _is_no_number(one)):
-        kind = "a text" if name.endswith("contains") else "a number or a text"
-        raise ConfigError(f"{name} of {key!r} is {operand!r}; it needs {kind}")
+    if name in ("$in", "$all", "$between"):
+        if not _is_list(operand) or (name == "$between" and len(one) != 2):
+            wanted = "the least and the greatest value, in a list" if name == "$between" else "a list of values"
+            raise ConfigError(f"{name} of {key!r} is {operand!r}; it needs {wanted}")
+        if name == "$between":
+            tests = [_compared(key, "$gte", one[0]), _compared(key, "$lte", one[1])]
+            return lambda value: any(all(test(v) for test in tests) for v in _each(value))
+        held = any if name == "$in" else all
+        return lambda value: held(_equals(value, option) for option in one)
+    if name == "$exists":
+        if not isinstance(one, bool):
+            raise ConfigError(f"$exists of {key!r} is {operand!r}; it needs True or False")
+        return lambda value: (value is not None) == one
+    if name in ("$contains", "$icontains"):
+        return _containing(key, name, one)
+    return _compared(key, name, one)
+
+
+def _compared(key: str, name: str, one: Any) -> _Test:
+    """An operator of two numbers or two texts."""
+    if not isinstance(one, str) and (name in ("$like", "$ilike") or _is_no_number(one)):
+        kind = "a text" if name.endswith("like") else "a number or a text"
+        raise ConfigError(f"{name} of {key!r} is {one!r}; it needs {kind}")
+    if name in ("$like", "$ilike"):
+        matches = _pattern(nfc(one), ignore_case=name == "$ilike")
+        return lambda value: any(isinstance(v, str) and matches(nfc(v)) for v in _each(value))
     compare = _COMPARISONS[name]
     if isinstance(one, str):
         text = nfc(one)
-        return lambda value: any(isinstance(v, str) and compare(nfc(v), text) for v in _members(value))
-    return lambda value: any(not _is_no_number(v) and compare(v, one) for v in _members(value))
+        return lambda value: any(isinstance(v, str) and compare(nfc(v), text) for v in _each(value))
+    return lambda value: any(not _is_no_number(v) and compare(v, one) for v in _each(value))
+
+
+def _containing(key: str, name: str, one: Any) -> _Test:
+    """Whether a text has a part, or a list a member."""
+    if one is None or isinstance(one, list | Mapping) or (name == "$icontains" and not isinstance(one, str)):
+        kind = "a text" if name == "$icontains" else "a text, or a member of a list"
+        raise ConfigError(f"{name} of {key!r} is {one!r}; it needs {kind}")
+    form = (lambda text: nfc(text).casefold()) if name == "$icontains" else nfc
+
+    def formed(value: Any) -> Any:
+        return form(value) if isinstance(value, str) else value
+
+    wanted = formed(one)
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, list):
+            return any(_same(formed(member), wanted) for member in value)
+        return isinstance(value, str) and isinstance(wanted, str) and wanted in formed(value)
+
+    return holds
+
+
+def _pattern(pattern: str, *, ignore_case: bool) -> Callable[[str], bool]:
+    """A pattern of SQL: % stands for any characters, _ for one, behind a backslash for themselves.
+
+    Parts between two % are looked for one after the other, so that no pattern takes longer than its length times that
+    of the text.
+    """
+    fold = str.casefold if ignore_case else str
+    parts, escaped = [""], False
+    for character in pattern:
+        if escaped or character not in "\\%_":
+            parts[-1] += re.escape(fold(character))
+        elif character == "%":
+            parts.append("")
+        elif character == "_":
+            parts[-1] += "."
+        escaped = character == "\\" and not escaped
+    first, *middle = (re.compile(part, re.DOTALL) for part in parts)
+    last = re.compile(f"(?:{parts[-1]})\\Z", re.DOTALL) if middle else None
+
+    def matches(text: str) -> bool:
+        text = fold(text)
+        found = first.match(text) if last else first.fullmatch(text)
+        for part in (*middle[:-1], last) if last else ():
+            found = found and part.search(text, found.end())
+        return found is not None
+
+    return matches
 
 
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -187,8 +274,6 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "$gte": lambda a, b: a >= b,
     "$lt": lambda a, b: a < b,
     "$lte": lambda a, b: a <= b,
-    "$contains": lambda a, b: b in a,
-    "$icontains": lambda a, b: b.casefold() in a.casefold(),
 }
 
 
@@ -219,8 +304,9 @@ def _same(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
-def _members(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, list) else (value,)
+def _each(value: Any) -> Iterable[Any]:
+    """The members of a list; of another value, itself."""
+    return value if _is_list(value) else (value,)
 
 
 def _is_list(value: Any) -> bool:

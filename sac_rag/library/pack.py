@@ -7,6 +7,7 @@ library was made with and the SHA-256 of every file, then the files themselves, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -59,9 +60,7 @@ def pack(library: str | Path, output: str | Path, *, wait: float = 0.0) -> Packe
     The pack holds all that the library holds, the text included, and not what was removed but for its bytes until gc.
     Raises ConfigError where `output` is there already, LibraryLocked, LibraryFull, and as `Library.open` does.
     """
-    target = Path(output)
-    if os.path.lexists(target):
-        raise ConfigError(f"{target} is there already: name a new file")
+    target = _new(output, "file")
     with Library.open(library, write=True, wait=wait) as opened, _beside(target) as part:
         head, folder = opened.head, opened.path
         names = [files.CATALOG, *(n for n in sorted(os.listdir(folder)) if n != files.CATALOG and files.is_stored(n))]
@@ -88,9 +87,7 @@ def unpack(packed: str | Path, library: str | Path, *, sha256: str | None = None
     LibraryUnsafe for an archive that none of ours is, LibraryCorrupt for bytes that are not those of its manifest or
     of `sha256`, LibraryFull.
     """
-    source, target = Path(packed), Path(library).absolute()
-    if os.path.lexists(target):
-        raise ConfigError(f"{target} is there already: name a new folder")
+    source, target = Path(packed), _new(library, "folder").absolute()
     try:
         file = open_regular(source)
     except (OSError, ValueError) as error:
@@ -104,8 +101,11 @@ def unpack(packed: str | Path, library: str | Path, *, sha256: str | None = None
 
 def _unpacked(source: Path, file: IO[bytes], size: int, target: Path) -> dict[str, Any]:
     """What the library says of itself that was made at `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))  # mode 0700
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", dir=target.parent))  # mode 0700
+    except OSError as error:
+        raise _unwritable(target, error, "folder") from None
     try:
         with _archive(source, file, size) as archive:
             about = _manifest(source, archive, size)
@@ -120,7 +120,10 @@ def _unpacked(source: Path, file: IO[bytes], size: int, target: Path) -> dict[st
             own = {name: getattr(opened.head, name) for name in _ABOUT}
         if wrong := [name for name in _ABOUT if about[name] != own[name]]:
             raise LibraryCorrupt(f"the {wrong[0]} that {source} says is not that of its library")
-        os.rename(place, target)
+        try:
+            os.rename(place, target)
+        except OSError as error:  # somebody made one of that name meanwhile, or the name is too long
+            raise _unwritable(target, error, "folder") from None
         files.sync(target.parent)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
@@ -221,8 +224,10 @@ def _appear(part: Path, target: Path) -> None:
         os.link(part, target)
     except FileExistsError:
         raise ConfigError(f"{target} is there already: name a new file") from None
-    except OSError:  # a file system without second names
-        os.rename(part, target)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise _unwritable(target, error, "file") from None
+        os.rename(part, target)  # on a file system without second names
     files.sync(target.parent)
 
 
@@ -230,15 +235,29 @@ def _appear(part: Path, target: Path) -> None:
 def _beside(target: Path) -> Iterator[Path]:
     """A file to be written beside the one that it becomes, mode 0600; gone afterwards."""
     try:
-        fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        fd, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
     except OSError as error:
-        raise ConfigError(f"cannot write {target}: {error.strerror}; name a file in a folder that is there") from None
+        raise _unwritable(target, error, "file") from None
     os.close(fd)
     try:
         yield Path(name)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+
+
+def _unwritable(target: Path, error: OSError, kind: str) -> ConfigError:
+    return ConfigError(f"cannot write {target}: {error.strerror}; name a new {kind} in a folder that takes one")
+
+
+def _new(target: str | Path, kind: str) -> Path:
+    """The path of what is to be made. ConfigError where something is there, and for a name that nothing can have."""
+    path = Path(target)
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r} holds NUL, which no name does: name a new {kind}")
+    if os.path.lexists(path):
+        raise ConfigError(f"{path} is there already: name a new {kind}")
+    return path
 
 
 def _sha256(folder: Path, name: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sac_rag import errors
 from sac_rag.config import AskConfig
@@ -18,7 +20,7 @@ from sac_rag.errors import SacError
 from sac_rag.foreign import parse_object
 from sac_rag.places import places_of
 from sac_rag.records import Answer, Hit, Passage, Timings, Usage
-from sac_rag.warm.place import connect, socket_of
+from sac_rag.warm.place import connect, is_mine, peer_pid, socket_of
 
 if TYPE_CHECKING:
     from sac_rag.answer.stream import Stream
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 REACHED_S = 2.0
 """Seconds in which a warm process says that it has heard."""
 ANSWERED_S = 600.0
+ENDED_S = 60.0
+"""Seconds that a warm process has to end before it is killed."""
 LINE_BYTES = 64 << 20
 
 _START = (
@@ -203,14 +207,73 @@ def start(library: str, device: str, dtype: str, idle_s: float) -> int:
     return int(event["pid"])
 
 
-def stop(library: str, device: str, dtype: str) -> bool:
-    """End the warm process of a library; whether there was one. Raises ConfigError as `socket_of`."""
+def stop(library: str, device: str, dtype: str) -> Literal["none", "ended", "killed"]:
+    """End the warm process of a library, and say what that took: one that does not answer, or does not end within
+    ENDED_S, is killed.
+
+    Raises ConfigError as `socket_of`, and SacError where the process goes on all the same.
+    """
     try:
-        connection = connect(socket_of(library, device, dtype), REACHED_S)
+        path = socket_of(library, device, dtype)
     except OSError:
-        return False
+        return "none"
+    connection = connect(path, REACHED_S)
     if connection is None:
-        return False
+        if _is_full(path):
+            raise SacError(
+                f"the warm process at {path} hangs, and too many wait for it: end it by its number (ss -xlp)"
+            )
+        return "none"
     with connection:
-        connection.sendall(b'{"stop": true}\n')
-        return _event(connection.makefile("rb")) is not None
+        pid = peer_pid(connection)
+        process = None if pid == os.getpid() else _process(pid)
+        try:
+            connection.sendall(b'{"stop": true}\n')
+            heard = _event(connection.makefile("rb")) is not None
+        except OSError:
+            heard = False
+    if process is None:
+        return "ended"
+    try:
+        if _has_ended(process, ENDED_S if heard else 0.0):
+            return "ended"
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        if not _has_ended(process, ENDED_S):
+            raise SacError(f"the warm process {pid} goes on though it was killed: the system is at something for it")
+    finally:
+        os.close(process)
+    left = connect(path, REACHED_S)  # another may have taken its place
+    if left is None:
+        path.unlink(missing_ok=True)
+    else:
+        left.close()
+    return "killed"
+
+
+def _process(pid: int) -> int | None:
+    """A file descriptor of a process, by which no other is meant that gets its number; None where it has ended."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    except OSError as problem:
+        raise SacError(
+            f"the warm process {pid} cannot be ended from here ({problem.strerror}): kill {pid}"
+        ) from problem
+
+
+def _has_ended(process: int, seconds: float) -> bool:
+    return bool(select.select([process], [], [], seconds)[0])
+
+
+def _is_full(path: Path) -> bool:
+    """Whether somebody listens at a socket and takes no more connections."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return is_mine(path)
+        except OSError:
+            return False
+    return False

@@ -75,13 +75,22 @@ def is_mine(path: Path) -> bool:
 
 def peer_uid(connection: socket.socket) -> int:
     """The user whose process is at the other end."""
-    size = struct.calcsize("3i")
-    uid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1]
-    return uid
+    return _peer(connection)[1]
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """The process at the other end; 0 where it cannot be seen from here."""
+    return _peer(connection)[0]
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    """(process, user, group), as the system knows them."""
+    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
 
 
 def connect(path: Path, timeout: float) -> socket.socket | None:
-    """A connection to the process of this user that listens there; None where there is none."""
+    """A connection to the process of this user that listens there; None where there is none, or it takes none."""
     if not is_mine(path):
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -19,6 +19,7 @@ from sac_rag.answer import constrained
 from sac_rag.answer.constrained import Call, Constraint, Grammars, Guide, checked, schema_of
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Completion, Reader, Sampling, decode
+from sac_rag.answer.reply import Reply
 from sac_rag.answer.service import Service
 from sac_rag.errors import ConfigError
 from tests.conftest import by_transformers
@@ -93,6 +94,48 @@ def test_an_answer_that_is_cut_is_whole_all_the_same(reader: Reader, grammars: G
             assert len(completion.token_ids) <= room
     with pytest.raises(ConfigError, match=f"about {shortest} tokens, and {shortest - 1} are allowed"):
         answers(reader, grammars, PERSON, max_new_tokens=shortest - 1)
+
+
+def test_what_a_schema_says_itself_may_be_long(reader: Reader, grammars: Grammars) -> None:
+    const = {"const": "so it is " * 80}
+    names = {f"number {n}": {"type": "string"} for n in range(70)}
+    form = {"type": "object", "properties": names, "required": list(names)}
+    assert grammars.grammar(const).shortest == len(json.dumps(const["const"])) == 722
+    assert grammars.grammar(form).shortest == len(json.dumps(dict.fromkeys(names, "")))
+    with pytest.raises(ConfigError, match="about 722 tokens, and 512 are allowed"):
+        answers(reader, grammars, const, max_new_tokens=512)
+    for text, completion in answers(reader, grammars, const, rows=1, max_new_tokens=722):
+        assert json.loads(text) == const["const"] and not completion.broken
+
+
+def test_an_answer_that_no_end_was_found_for_says_that_it_was_cut(reader: Reader, grammars: Grammars) -> None:
+    grammar = grammars.grammar({"type": "string", "pattern": "^.*a.{300}$"})
+    assert grammar.shortest == 0
+    prompt = Prompt((reader.backbone.tokens("Who?"),), ("as made",))
+    sampling = Sampling(max_new_tokens=20, constraint=Constraint(grammar))
+    reply = Reply.begin(Service(reader, contextlib.nullcontext), prompt, sampling)
+    assert len("".join(reply)) > 0 and reply.finish_reason == "length"
+    cut = "the answer was cut at 20 tokens before it fitted its schema: allow more tokens"
+    assert reply.notices == ("as made", cut)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"const": "a<|im_end|>"}, '"a<|im_end|>"'),
+        ({"enum": ["<|im_start|>system"]}, '"<|im_start|>system"'),
+        ({"type": "string", "pattern": "^<\\|endoftext\\|>$"}, '"<|endoftext|>"'),
+        (
+            {"type": "object", "properties": {"<|im_end|>": {"const": 1}}, "required": ["<|im_end|>"]},
+            '{"<|im_end|>": 1}',
+        ),
+    ],
+)
+def test_special_tokens_of_a_schema_are_text(
+    reader: Reader, grammars: Grammars, schema: dict[str, Any], text: str
+) -> None:
+    ((said, completion),) = answers(reader, grammars, schema, rows=1, max_new_tokens=60)
+    assert said == text and min(completion.token_ids) > END
 
 
 LEAVES = st.sampled_from(

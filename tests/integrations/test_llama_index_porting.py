@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core import Document, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
@@ -220,3 +221,88 @@ def test_a_step_beside_another_store_forgets_what_was_edited_and_deleted(rag: Sa
     for node in nodes:
         compressor([node])
     assert len(stored()["d"]) == len(nodes)
+
+
+def test_what_an_index_hands_on_to_its_store_counts(rag: SacRag) -> None:
+    store = SacVectorStore(rag)
+    texts = ["The canal is long.", "The canal is long indeed.", "A rooster crossed the bridge."]
+    store.add([TextNode(id_=str(n), text=text) for n, text in enumerate(texts)])
+    index = VectorStoreIndex.from_vector_store(store, embed_model=store.embed_model())
+
+    def ids(**given: Any) -> list[str]:
+        retriever = index.as_retriever(similarity_top_k=2, vector_store_query_mode="mmr", vector_store_kwargs=given)
+        return [n.node.node_id for n in retriever.retrieve(texts[0])]
+
+    assert ids(mmr_threshold=1.0) == ["0", "1"]
+    assert ids(mmr_threshold=0.01) == ["0", "2"]
+    assert ids(mmr_threshold=0.01, mmr_prefetch_k=2) == ids(mmr_threshold=0.01, mmr_prefetch_factor=1) == ["0", "1"]
+    with pytest.raises(ValueError, match="a query takes no 'threshold'; it takes mmr_threshold"):
+        ids(threshold=1.0)
+
+
+def test_a_retriever_searches_by_what_a_query_transform_made(rag: SacRag) -> None:
+    from llama_index.core.schema import QueryBundle
+
+    retriever = SacRetriever(rag, similarity_top_k=3, search="dense")
+    for made in (["It spans 363 miles."], ["A canal.", "Miles of water."]):
+        found = retriever.retrieve(QueryBundle("What?", custom_embedding_strs=made))
+        mean = rag.embed(made, kind="query").mean(axis=0)
+        stored = rag.library.vectors([n.node.metadata["sac_id"] for n in found])
+        assert [n.score for n in found] == pytest.approx(list(stored @ mean / np.linalg.norm(mean)), abs=1e-5)
+        assert [n.score for n in found] != pytest.approx([n.score for n in retriever.retrieve("What?")], abs=1e-4)
+    retriever.similarity_top_k = 1
+    assert len(retriever.retrieve("canal")) == retriever.similarity_top_k == 1
+    with pytest.raises(ConfigError, match="k is 0"):
+        retriever.similarity_top_k = 0
+
+
+def test_filters_mean_what_those_of_the_simple_store_mean(rag: SacRag) -> None:
+    from llama_index.core.vector_stores.types import FilterOperator as O
+    from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
+    from llama_index.core.vector_stores.utils import build_metadata_filter_fn
+    from llama_index.schema.sac.filters import where_of
+
+    from sac_rag.library.filters import fitting
+
+    metas: list[dict[str, Any]] = [
+        {"t": ["law", "tax"]},
+        {"t": ["lawful"]},
+        {"t": "law firm"},
+        {"t": ""},
+        {"t": []},
+        {},
+    ]
+    for operator, value in (
+        (O.CONTAINS, "law"),
+        (O.ANY, ["tax", "no"]),
+        (O.ALL, ["law", "tax"]),
+        (O.ALL, ["law"]),
+        (O.EQ, "law firm"),
+        (O.NE, "law firm"),
+        (O.IS_EMPTY, None),
+    ):
+        filters = MetadataFilters(filters=[MetadataFilter(key="t", operator=operator, value=value)])
+        theirs = [build_metadata_filter_fn(lambda _, m=m: m, filters)("") for m in metas]
+        if operator in (O.ANY, O.ALL):  # theirs takes the letters of a text for members
+            theirs[2] = False
+        assert [fitting(where_of(filters))(m) for m in metas] == theirs, operator
+    one = MetadataFilters(filters=[MetadataFilter(key="t", operator=O.ANY, value="tax")])
+    assert [fitting(where_of(one))(m) for m in metas] == [True, False, False, False, False, False]
+    with pytest.raises(ConfigError, match="filters is a dict: give MetadataFilters"):
+        SacRetriever(rag, filters={"t": "law"})  # type: ignore[arg-type]
+
+
+def test_no_component_swallows_a_setting(rag: SacRag) -> None:
+    for component, setting in (
+        (SacVectorStore, "collection_name"),
+        (SacNodePostprocessor, "top_n"),
+        (SacCompressor, "chunk_size"),
+        (SacEmbedding, "device"),
+        (SacLLM, "context_window"),
+    ):
+        with pytest.raises(ConfigError, match=f"{component.__name__} takes no '{setting}'; it takes .*"):
+            component(rag, **{setting: 3})  # type: ignore[arg-type]
+    assert SacNodePostprocessor(rag, remember=False, meta={"a": 1}).meta == {"a": 1}
+    assert SacEmbedding(rag, embed_batch_size=3).embed_batch_size == 3
+    for made in (SacCompressor(rag, store=False), SacEmbedding(rag), SacNodePostprocessor(rag)):
+        assert type(made).from_dict(made.to_dict()).library == made.library

@@ -248,3 +248,88 @@ def test_own_keys_go_before_those_of_the_library(library: Library) -> None:
     assert uris({"document": "b.md"}) == []
     assert uris({"$document": ["b.md"], "score": {"$gte": 7}, "start": "s"}) == ["b.md"]
     assert uris({"score": {"$ne": 7}}) == ["a.md"]
+
+
+DOCUMENTS: dict[str, dict[str, Any]] = {
+    "a": {"year": 2020, "tags": ["law", "tax"], "name": "Annual report 50%", "pages": [3, 40]},
+    "b": {"year": 2021, "tags": ["lawful"], "name": "annual\nreview", "pages": [10]},
+    "c": {"year": 2022, "tags": [], "name": "Strasse_7", "pages": []},
+    "d": {"year": None, "name": "Straße 7"},
+    "e": {"year": "2021-05-01", "tags": "law", "name": "", "done": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "held"),
+    [
+        ({"year": {"$exists": True}}, "abce"),
+        ({"year": {"$exists": False}}, "d"),
+        ({"done": {"$exists": True}, "name": {"$exists": True}}, "e"),
+        ({"year": {"$between": [2020, 2021]}}, "ab"),
+        ({"year": {"$between": ("2021-01-01", "2021-12-31")}}, "e"),
+        ({"year": {"$between": [2022, 2020]}}, ""),
+        ({"pages": {"$between": [5, 20]}}, "b"),  # one member within, not one below and one above
+        ({"tags": {"$contains": "law"}}, "ae"),
+        ({"tags": {"$not_contains": "law"}}, "bcd"),
+        ({"pages": {"$contains": 40}}, "a"),
+        ({"year": {"$contains": 2020}}, ""),  # no list
+        ({"tags": {"$icontains": "LAW"}}, "ae"),
+        ({"name": {"$contains": "50%"}}, "a"),
+        ({"tags": {"$all": ["law", "tax"]}}, "a"),
+        ({"tags": {"$all": ["law"]}}, "ae"),
+        ({"name": {"$like": "Annual%"}}, "a"),
+        ({"name": {"$ilike": "annual%"}}, "ab"),
+        ({"name": {"$ilike": "%R_port%"}}, "a"),
+        ({"name": {"$like": "annual_review"}}, "b"),
+        ({"name": {"$like": r"%50\%"}}, "a"),
+        ({"name": {"$like": r"Strasse\_7"}}, "c"),
+        ({"name": {"$ilike": "STRASSE_7"}}, "cd"),
+        ({"name": {"$like": "%"}}, "abcde"),
+        ({"name": {"$like": ""}}, "e"),
+        ({"name": {"$like": "a%l%w"}}, "b"),
+        ({"name": {"$like": "a%l%e"}}, ""),
+        ({"tags": {"$like": "law%l"}}, "b"),
+        ({"tags": {"$not": {"$like": "law%"}}}, "cd"),
+    ],
+)
+def test_operators_of_other_stores(where: dict[str, Any], held: str) -> None:
+    assert "".join(i for i, meta in DOCUMENTS.items() if fitting(where)(meta)) == held
+
+
+@given(st.text("ab%_", max_size=6), st.text("ab", max_size=7))
+def test_patterns_are_those_of_sql(pattern: str, text: str) -> None:
+    import sqlite3
+
+    connection = sqlite3.connect(":memory:")
+    connection.execute("PRAGMA case_sensitive_like = ON")
+    (wanted,) = connection.execute("SELECT ? LIKE ?", (text, pattern)).fetchone()
+    connection.close()
+    assert fitting({"k": {"$like": pattern}})({"k": text}) == bool(wanted)
+
+
+def test_no_pattern_takes_long() -> None:
+    holds, text = fitting({"k": {"$ilike": "%a" * 2000 + "%b"}}), "a" * 20_000
+    assert not holds({"k": text}) and holds({"k": text + "b"})
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ({"AND": [{"year": 2020}]}, r"by 'AND': write '\$and'"),
+        ({"or": [{"year": 2020}, {"year": 2021}]}, r"by 'or': write '\$or'"),
+        ({"must": [{"key": "year", "match": {"value": 2020}}]}, r"by 'must': write '\$and'"),
+        ({"must_not": [{"key": "year"}]}, r"by 'must_not': write '\$not'"),
+        ({"not": {"year": 2020}}, r"by 'not': write '\$not'"),
+        ({"year": {"$between": [1]}}, "least and the greatest"),
+        ({"year": {"$between": [1, None]}}, "number or a text"),
+        ({"year": {"$exists": "yes"}}, "True or False"),
+        ({"year": {"$like": 20}}, "needs a text"),
+        ({"year": {"$all": "a"}}, "list of values"),
+        ({"year": {"$contains": ["a"]}}, "member of a list"),
+        ({"year": {"$icontains": 3}}, "needs a text"),
+    ],
+)
+def test_how_other_stores_write_it_is_refused_with_ours(where: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        fitting(where)
+    assert fitting({"or": {"$in": [{"year": 2020}]}})({"or": [{"year": 2020}]}), "metadata may have such keys"

@@ -59,6 +59,23 @@ def test_nothing_is_overwritten(library: Path, packed: Path, tmp_path: Path) -> 
         packing.unpack(packed, library)
 
 
+@pytest.mark.parametrize("name", ["none/\0.lib", "file/b.lib", "x" * 300])
+def test_names_that_nothing_can_have_are_refused(library: Path, packed: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("a file")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="NUL|cannot write"):
+        packing.unpack(packed, tmp_path / name)
+    with pytest.raises(ConfigError, match="NUL|cannot write"):
+        packing.pack(library, tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before, "nothing is left"
+    with pytest.raises(ConfigError, match="NUL"):
+        SacRag.open(f"{library},a\0b.lib")
+
+
+def test_a_long_name_is_a_name(packed: Path, tmp_path: Path) -> None:
+    assert packing.unpack(packed, tmp_path / ("x" * 250)).generation == 1
+
+
 def test_a_library_that_is_being_written_is_not_packed(library: Path, tmp_path: Path) -> None:
     with SacRag.open(library, write=True), pytest.raises(LibraryLocked):
         packing.pack(library, tmp_path / "b.pack")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -152,7 +153,7 @@ def test_several_libraries_are_one_in_their_order(
         for other in (library, f"copy.lib,{library}", "copy.lib"):
             assert Warm.at(other, *SETTINGS, never) is None
     finally:
-        assert client.stop(both, *SETTINGS)
+        assert client.stop(both, *SETTINGS) == "ended"
         os.waitpid(pid, 0)
 
 
@@ -309,6 +310,51 @@ def test_processes_from_the_command_line(runtime: Path, library: str) -> None:
         time.sleep(0.1)
     assert list((runtime / "sac-rag").iterdir()) == []
     assert "no warm process" in sac(["warm", library, "--stop"]).stderr
+
+
+LISTENS = """
+import os, signal, socket, sys, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o600)
+listener.listen(1)
+print(os.getpid(), flush=True)
+if sys.argv[2] == "answers":
+    connection, _ = listener.accept()
+    connection.makefile("rb").readline()
+    connection.sendall(b'{"pid": 7}\\n')
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["silent", "answers"])
+def test_a_process_that_hangs_is_killed(runtime: Path, library: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "REACHED_S", 0.3 if how == "silent" else 60.0)
+    monkeypatch.setattr(client, "ENDED_S", 2.0)
+    path = place.socket_of(library, *SETTINGS, make=True)
+    command = [sys.executable, "-c", LISTENS, str(path), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert int(child.stdout.readline()) == child.pid
+        assert client.stop(library, *SETTINGS) == "killed"
+        assert child.wait(30) == -signal.SIGKILL
+    assert not path.exists()
+    assert client.stop(library, *SETTINGS) == "none"
+
+
+def test_one_at_which_too_many_wait_is_said_to_be_there(runtime: Path, library: str) -> None:
+    path = place.socket_of(library, *SETTINGS, make=True)
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        for _ in range(2):
+            one = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                one.connect(str(path))
+        with pytest.raises(SacError, match="too many wait"):
+            client.stop(library, *SETTINGS)
 
 
 def test_what_cannot_be_opened_is_said_by_who_starts_it(runtime: Path, tmp_path: Path) -> None:

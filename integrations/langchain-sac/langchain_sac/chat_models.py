@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -21,6 +22,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict, Field
 
+from langchain_sac.formatting import warn_text
 from langchain_sac.messages import Scope, asks, to_sac
 from langchain_sac.opening import LibraryUser
 from langchain_sac.writing import Asked, Call, chunks_of, last_of, model_name, result_of
@@ -107,11 +109,13 @@ class ChatSac(LibraryUser, BaseChatModel):
         return self.opened().token_ids(text)
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """Positions in the model's context: a passage counts with its source tokens, though fewer are read."""
+        """Positions in the model's context: a passage counts with its source tokens, though fewer are read. Tools count
+        as their JSON."""
         scope = self._scope(self._call(None, {}))
         parts = [p for m in to_sac(messages, scope) for p in m.content]
         texts = sum(len(self.get_token_ids(p)) for p in parts if isinstance(p, str))
         ids = list(dict.fromkeys(p.id for p in parts if not isinstance(p, str)))
+        texts += sum(len(self.get_token_ids(json.dumps(convert_to_openai_tool(tool)))) for tool in tools or ())
         return texts + sum(n for _, n in scope.rag.extents(ids)) + _TURN * len(messages)
 
     def _generate(
@@ -192,7 +196,9 @@ class ChatSac(LibraryUser, BaseChatModel):
     # -- tools and structured output -----------------------------------------------------------------------
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return {"tool_calling": True, "tool_choice": True, "structured_output": True}
+        # Of a library that is not open yet the length of the context is not known: making a component opens nothing.
+        known: ModelProfile = {} if self.rag is None else {"max_input_tokens": self.rag.context_length}
+        return {**known, "tool_calling": True, "tool_choice": True, "structured_output": True}
 
     def bind_tools(
         self,
@@ -257,6 +263,9 @@ class ChatSac(LibraryUser, BaseChatModel):
         read: dict[str, Any] = {"history": call.history, "small_talk": call.small_talk}
         if messages and not asks(messages[-1]):  # the result of a tool is part of the question's turn
             read = {"history": "all", "small_talk": False}
+        if call.recall and (altered := rag.altered(said, where=scope.where, among=scope.permits)):
+            warn_text(altered, "they stand in the prompt cut off or in another form: put in page_content as it is")
+            read["altered"] = altered
         prompt = rag.conversation(said, sampling, tools=calling.told, evidence=call.evidence, **read)
         return Asked(rag, prompt, call, sampling, calling)
 

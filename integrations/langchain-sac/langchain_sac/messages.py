@@ -55,10 +55,10 @@ class Scope:
         if self.follows and self._names_unheld(text):
             self.follows, self.moved = False, self.rag.library.refresh()
         if self.recall:
-            found = self.rag.recall(text, where=self.where, among=self._permits)
+            found = self.rag.recall(text, where=self.where, among=self.permits)
         else:
             found = self.rag.cite(text, where=self.where)
-        return tuple(p if isinstance(p, str) or self._permits(p.id) else self.rag.tag(p.id) for p in found)
+        return tuple(p if isinstance(p, str) or self.permits(p.id) else self.rag.tag(p.id) for p in found)
 
     def reads(self, tags: str) -> bool:
         """Whether a text is tags and nothing else, and all of passages that may be read."""
@@ -84,7 +84,8 @@ class Scope:
         genuine = Tagger(self.rag.library.secret).split(text, lambda _: True)
         return self.rag.cite(text) != tuple(genuine)
 
-    def _permits(self, passage_id: str) -> bool:
+    def permits(self, passage_id: str) -> bool:
+        """Whether a passage is among the ids that are allowed."""
         return all(passage_id in ids for ids in self.allowed)
 
 

@@ -32,7 +32,7 @@ class SacRetriever(LibraryUser, BaseRetriever):
     rerank: str | None = None
     """A cross-encoder that orders what was found, as in `AskConfig.rerank`; not with "mmr"."""
     where: dict[str, Any] | None = None
-    """Metadata filter, as in `SacRag.retrieve`; a call's own `where` comes in addition."""
+    """Metadata filter, as in `SacRag.retrieve`; a call's own `where`, or `filter`, comes in addition."""
 
     def _get_relevant_documents(
         self,
@@ -41,8 +41,9 @@ class SacRetriever(LibraryUser, BaseRetriever):
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
         where: dict[str, Any] | None = None,
+        filter: dict[str, Any] | None = None,
     ) -> list[Document]:
-        return self._found(query, k, where)
+        return self._found(query, k, all_of(where, filter))
 
     async def _aget_relevant_documents(
         self,
@@ -51,8 +52,9 @@ class SacRetriever(LibraryUser, BaseRetriever):
         run_manager: AsyncCallbackManagerForRetrieverRun,
         k: int | None = None,
         where: dict[str, Any] | None = None,
+        filter: dict[str, Any] | None = None,
     ) -> list[Document]:
-        return await asyncio.to_thread(self._found, query, k, where)
+        return await asyncio.to_thread(self._found, query, k, all_of(where, filter))
 
     def _found(self, query: str, k: int | None, where: dict[str, Any] | None) -> list[Document]:
         rag = self.newest()

@@ -23,7 +23,8 @@ _COMPARATORS = {
 class SacTranslator(Visitor):
     """The `structured_query_translator` of a SelfQueryRetriever over a SacVectorStore.
 
-    contain: a member of a list or a part of a text; like: a part of a text, whatever its case, % at its ends left out.
+    contain: a member of a list or a part of a text; like: a pattern with %, or without one a part of a text, whatever
+    its case.
     """
 
     allowed_operators = (Operator.AND, Operator.OR, Operator.NOT)
@@ -39,11 +40,10 @@ class SacTranslator(Visitor):
         key, value = comparison.attribute, _plain(comparison.value)
         match comparison.comparator:
             case Comparator.LIKE:
-                return {key: {"$icontains": str(value).strip("%")}}
-            case Comparator.CONTAIN if isinstance(value, str):
-                return {"$or": [{key: {"$eq": value}}, {key: {"$contains": value}}]}
+                pattern = str(value)
+                return {key: {"$ilike": pattern if "%" in pattern else f"%{pattern}%"}}
             case Comparator.CONTAIN:
-                return {key: {"$eq": value}}
+                return {key: {"$contains": value}}
         return {key: {_COMPARATORS[comparison.comparator]: value}}
 
     def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:

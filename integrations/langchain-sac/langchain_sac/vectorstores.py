@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -98,8 +98,10 @@ class SacVectorStore(VectorStore):
         and metadata.
 
         A document under a known id replaces it; unchanged ones are skipped. Raises ConfigError, before anything is
-        stored, for blank documents and metadata that is no JSON.
+        stored, for blank documents and metadata that is no JSON. kwargs: batch_size, without effect: what is stored
+        does not depend on batches.
         """
+        _refuse("add_documents", kwargs, ("ids", "batch_size"))
         return self._add(documents, ids, [None] * len(documents))
 
     def add_embeddings(
@@ -130,9 +132,10 @@ class SacVectorStore(VectorStore):
         return self._add(documents, ids, vectors)
 
     def _add(self, documents: list[Document], ids: Sequence[str | None] | None, vectors: Sequence[Any]) -> list[str]:
-        if ids is not None and len(ids) != len(documents):
-            raise ConfigError(f"{len(ids)} ids for {len(documents)} documents: give one a document")
-        named = [i or d.id or digest(d) for i, d in zip(ids or [None] * len(documents), documents, strict=True)]
+        given = [None] * len(documents) if ids is None else _names(ids)
+        if len(given) != len(documents):
+            raise ConfigError(f"{len(given)} ids for {len(documents)} documents: give one a document")
+        named = [i or d.id or digest(d) for i, d in zip(given, documents, strict=True)]
         latest = dict(zip(named, documents, strict=True))  # of two under one id the later stays
         ready = {i: v for i, v in zip(named, vectors, strict=True) if v is not None}
         from sac_rag.indexing import cut
@@ -144,11 +147,13 @@ class SacVectorStore(VectorStore):
             rag.put(group, vectors=own, embedder=rag.embedder.fingerprint)
         return named
 
-    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Remove documents by id, all when `ids` is None; unknown ids are passed over."""
+    def delete(self, ids: list[str] | None = None, *, filter: dict[str, Any] | None = None, **kwargs: Any) -> bool:
+        """Remove documents by id, all when `ids` is None; unknown ids are passed over. filter: only those that fit."""
+        _refuse("delete", kwargs, ("ids", "filter"))
         rag = self.rag
         with rag.changing() as library:
-            if there := [d.uri for d in library.documents(ids)]:
+            names = None if ids is None else [i for i in _names(ids) if i]
+            if there := [d.uri for d in library.documents(names, where=_checked(filter))]:
                 rag.remove(there)
         return True
 
@@ -163,30 +168,33 @@ class SacVectorStore(VectorStore):
         from sac_rag.library.joined import owners_of
 
         library = self.rag.newest()
-        found = owners_of(library, list(ids))
-        return [whole(found[i], library.passages(i)) for i in dict.fromkeys(ids) if i in found]
+        named = [i for i in dict.fromkeys(_names(ids)) if i]
+        found = owners_of(library, named)
+        return [whole(found[i], library.passages(i)) for i in named if i in found]
 
     def similarity_search(
         self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Document]:
         """The passages closest to a text, best first.
 
-        filter: as in `sac_rag.library.filters`. distinct: of passages with the same words, the best alone.
-        sac_metadata: with the keys that lead to memories.
+        filter: as in `sac_rag.library.filters`. score_threshold: the least cosine. distinct: of passages with the same
+        words, the best alone. sac_metadata: with the keys that lead to memories. fetch_k: without effect, as filters
+        are applied before the k are chosen.
         """
         return [d for d, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, *, distinct: bool = False, **kwargs: Any
+        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """As `similarity_search`, with the cosine similarity of each: 1 is the same direction."""
-        return self._documents(self._hits(query_vector(self.rag, query), k, filter, distinct), filter, **kwargs)
+        _refuse("a search", kwargs, _SEARCH)
+        return self._closest(query_vector(self.rag, query), k, filter, **kwargs)
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Document]:
-        distinct = kwargs.pop("distinct", False)
-        return [d for d, _ in self._documents(self._hits(embedding, k, filter, distinct), filter, **kwargs)]
+        _refuse("a search", kwargs, _SEARCH)
+        return [d for d, _ in self._closest(embedding, k, filter, **kwargs)]
 
     def max_marginal_relevance_search(
         self,
@@ -212,6 +220,7 @@ class SacVectorStore(VectorStore):
         """k passages of the closest `fetch_k`, close and unlike each other. lambda_mult: 1 is closeness alone."""
         import numpy as np
 
+        _refuse("a search for diversity", kwargs, ("filter", "fetch_k", "lambda_mult", "sac_metadata"))
         vector = np.asarray(embedding, np.float32)
         hits = self.rag.diverse(vector.tolist(), k, fetch=fetch_k, weight=lambda_mult, where=_checked(filter))
         return [d for d, _ in self._documents(hits, filter, **kwargs)]
@@ -227,13 +236,22 @@ class SacVectorStore(VectorStore):
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda cosine: min(1.0, max(0.0, cosine))
 
-    def _hits(self, vector: Any, k: int, where: dict[str, Any] | None, distinct: bool = False) -> list[Hit]:
+    def _closest(
+        self,
+        vector: Any,
+        k: int,
+        where: dict[str, Any] | None,
+        *,
+        distinct: bool = False,
+        score_threshold: float | None = None,
+        fetch_k: int | None = None,
+        sac_metadata: bool = False,
+    ) -> list[tuple[Document, float]]:
         import numpy as np
 
-        where = _checked(where)
-        return self.rag.newest().search(
-            np.asarray(vector, np.float32), None, k, mode="dense", where=where, distinct=distinct
-        )
+        vector = np.asarray(vector, np.float32)
+        limits: dict[str, Any] = {"where": _checked(where), "distinct": distinct, "min_score": score_threshold}
+        return self._documents(self.rag.newest().search(vector, None, k, mode="dense", **limits), where, sac_metadata)
 
     def _documents(
         self, hits: Sequence[Hit], where: dict[str, Any] | None, sac_metadata: bool = False
@@ -295,6 +313,7 @@ class SacVectorStore(VectorStore):
     @classmethod
     def _made(cls, embedding: Embeddings | None, settings: dict[str, Any]) -> Self:
         """An empty store; its own settings are taken out of `settings`."""
+        _refuse(cls.__name__, settings, ("library", "rag", "config", "wait", "ids", "batch_size"))
         own = {name: settings.pop(name) for name in ("rag", "library", "config", "wait") if name in settings}
         if embedding is not None and not isinstance(embedding, SacEmbeddings):
             raise ConfigError(
@@ -306,6 +325,20 @@ class SacVectorStore(VectorStore):
 
             own["config"] = dataclasses.replace(own.get("config") or IndexConfig(), embedder=embedding.model)
         return cls(**own)
+
+
+_SEARCH = ("filter", "score_threshold", "distinct", "sac_metadata", "fetch_k")
+
+
+def _refuse(what: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse arguments of other stores by name: one that is passed over would change what is found, or removed."""
+    if unknown := sorted(set(given) - set(known)):
+        raise ConfigError(f"{what} takes no {unknown[0]!r}; it takes {', '.join(known)}")
+
+
+def _names(ids: Sequence[Any] | str) -> list[str | None]:
+    """Ids as texts; one text is one id."""
+    return [i if i is None else str(i) for i in ([ids] if isinstance(ids, str) else ids)]
 
 
 def _checked(where: Any) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import pickle
 import subprocess
 import sys
@@ -184,6 +185,71 @@ def test_memories_go_through_stock_retrievers(rag: SacRag, chat: ChatSac, tiny_c
         assert len(memories(reader, format_docs_sac(out["context"], reader))) == len(out["context"]), "compressed"
 
 
+def test_documents_that_are_cut_or_rewritten_are_read_as_text_with_a_word(rag: SacRag, chat: ChatSac) -> None:
+    (document,) = found(rag, 1)
+    notice = "passages that stand here cut off or in another form are read as text: 1"
+    for text in (document.page_content[:60], " ".join(document.page_content.split()[:9]) + " …"):
+        _WARNED.clear()
+        with pytest.warns(TextWarning, match="answers from 1 document.*cut off or in another form"):
+            answer = chat.invoke(f"{text}\n\n{QUESTION}")
+        assert answer.response_metadata["notices"] == [notice] and usage(answer)[1] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "notices" not in chat.invoke(f"{document.page_content}\n\n{QUESTION}").response_metadata
+        mine = ChatSac(rag=rag, max_tokens=2, where={"kind": "none"})
+        assert "notices" in chat.invoke(document.page_content[:60]).response_metadata, "said once, noted each time"
+        assert mine.invoke(document.page_content + "?").content
+
+
+def test_what_other_stores_take_is_taken_or_refused_by_name(tiny_config: Any, tmp_path: Path) -> None:
+    import uuid
+
+    keys = [uuid.UUID(int=n) for n in range(3)]
+    with SacVectorStore.from_documents(DOCUMENTS, library=tmp_path / "a.lib", config=tiny_config, ids=keys) as store:
+        assert [d.id for d in store.get_by_ids([str(k) for k in keys])] == [str(k) for k in keys]
+        assert store.add_documents(DOCUMENTS[:2], ids=[0, 7], batch_size=1) == ["0", "7"]  # type: ignore[list-item]
+        assert [d.id for d in store.get_by_ids("7")] == ["7"] and store.delete([0])  # type: ignore[list-item]
+        assert store.count() == 4 and store.delete("7") and store.count() == 3  # type: ignore[arg-type]
+        assert store.delete([]) and store.delete(["nothing"]) and store.count() == 3
+        assert store.delete(filter={"source": "tides.md"}) and store.count() == 2
+        assert store.delete([str(keys[1])], filter={"source": "bridge.md"}) and store.count() == 2
+        for refused in ({"where": {"source": "canal.md"}}, {"delete_all": True}, {"namespace": "a"}):
+            with pytest.raises(ConfigError, match=f"delete takes no '{next(iter(refused))}'"):
+                store.delete(**refused)
+        assert store.count() == 2
+
+        scored = store.similarity_search_with_score(QUESTION, k=2)
+        between = (scored[0][1] + scored[1][1]) / 2
+        best = [scored[0][0]]
+        assert store.similarity_search(QUESTION, score_threshold=between, fetch_k=20) == best
+        assert (
+            store.similarity_search_by_vector(store.embeddings.embed_query(QUESTION), score_threshold=between) == best
+        )
+        kept = store.as_retriever(search_kwargs={"k": 2, "score_threshold": between, "fetch_k": 9}).invoke(QUESTION)
+        assert [d.id for d in kept] == [best[0].id]
+        for given in ({"where_document": {"$contains": "a"}}, {"namespace": "a"}, {"pre_filter": {}}):
+            for search in (store.similarity_search, store.max_marginal_relevance_search):
+                with pytest.raises(ConfigError, match=f"takes no '{next(iter(given))}'"):
+                    search(QUESTION, **given)  # type: ignore[operator]
+        found_ = SacRetriever(rag=store.rag).invoke(QUESTION, filter={"source": "canal.md"})
+        assert [d.metadata["source"] for d in found_] == ["canal.md"]
+    for unknown in ({"collection_name": "a"}, {"persist_directory": "a"}):
+        with pytest.raises(ConfigError, match=f"SacVectorStore takes no '{next(iter(unknown))}'; it takes library"):
+            SacVectorStore.from_documents(DOCUMENTS, **unknown)
+    with pytest.raises(ConfigError, match="the question is a dict"):
+        SacRetriever(library=str(tmp_path / "a.lib")).invoke({"input": QUESTION})  # type: ignore[arg-type]
+
+
+def test_a_model_says_how_much_it_reads_and_counts_tools(rag: SacRag, path: str) -> None:
+    chat = ChatSac(rag=rag)
+    assert chat.profile is not None and chat.profile["max_input_tokens"] == rag.context_length
+    assert "max_input_tokens" not in (ChatSac(library=path).profile or {}), "not open yet"
+    tool = {"name": "search", "description": "Searches.", "parameters": {"type": "object", "properties": {}}}
+    said = [HumanMessage("Hi")]
+    more = chat.get_num_tokens_from_messages(said, tools=[tool]) - chat.get_num_tokens_from_messages(said)
+    assert more == len(chat.get_token_ids(json.dumps({"type": "function", "function": tool})))
+
+
 def test_what_a_model_may_not_read_it_does_not_recall(rag: SacRag) -> None:
     (document,) = found(rag, 1)
     text, (own,) = document.page_content, ids([document])
@@ -206,6 +272,7 @@ def test_a_filter_that_is_none_is_refused_where_it_is_given(path: str) -> None:
 
 
 def test_questions_with_conditions_are_filters(tiny_config: Any, tmp_path: Path) -> None:
+    from langchain_classic.chains.query_constructor.schema import AttributeInfo
     from langchain_classic.retrievers import SelfQueryRetriever
     from langchain_core.runnables import RunnableLambda
     from langchain_core.structured_query import Comparator as C
@@ -230,11 +297,19 @@ def test_questions_with_conditions_are_filters(tiny_config: Any, tmp_path: Path)
             texts = [d.page_content for d in retriever.invoke("canal?")]
             return sorted(list(TEXTS.values()).index(t) for t in texts)
 
+        written = 'and(gt("year", 2020), or(contain("tags", "b"), eq("by", "Ann Lee")))'
+        llm = FakeListChatModel(responses=[json.dumps({"query": "canal", "filter": written})])
+        about = [AttributeInfo(name=name, description=name, type="string") for name in ("year", "tags", "by")]
+        asking = SelfQueryRetriever.from_llm(llm, store, "Notes", about, structured_query_translator=SacTranslator())
+        assert [d.metadata for d in asking.invoke("canals after 2020?")] == [metas[1]]
+
         is_ = lambda c, key, value: Comparison(comparator=c, attribute=key, value=value)  # noqa: E731
         assert found(None) == [0, 1, 2]
         assert found(is_(C.GT, "year", 2020)) == [1]
         assert found(is_(C.CONTAIN, "tags", "a")) == [0] and found(is_(C.CONTAIN, "by", "Lee")) == [0]
-        assert found(is_(C.LIKE, "by", "%ann%")) == [0] and found(is_(C.NIN, "year", [2020])) == [1, 2]
+        assert found(is_(C.LIKE, "by", "%ann%")) == [0] and found(is_(C.LIKE, "by", "ann")) == [0]
+        assert found(is_(C.LIKE, "by", "%ann")) == [] and found(is_(C.LIKE, "by", "ann%")) == [0]
+        assert found(is_(C.CONTAIN, "tags", "")) == [] and found(is_(C.NIN, "year", [2020])) == [1, 2]
         assert found(is_(C.LTE, "day", {"date": "2024-05-01", "type": "date"})) == [2]
         either = Operation(operator=Operator.OR, arguments=[is_(C.EQ, "year", 2020), is_(C.EQ, "by", "Bob")])
         assert found(either) == [0, 1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.schema.sac.opening import Source
+from llama_index.schema.sac.opening import Source, known
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -25,7 +25,7 @@ class SacEmbedding(BaseEmbedding):
         source = Source(rag, library)
         if rag is not None and not isinstance(rag, str | os.PathLike):
             settings.setdefault("model_name", rag.config.embedder)
-        super().__init__(**{**settings, "library": source.name})
+        super().__init__(**{**known(SacEmbedding, settings), "library": source.name})
         self._source = source
 
     @classmethod

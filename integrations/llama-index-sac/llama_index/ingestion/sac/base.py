@@ -12,7 +12,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 from llama_index.core.storage.docstore import BaseDocumentStore
 from llama_index.schema.sac.base import is_text
 from llama_index.schema.sac.documents import compress, foreign_node, refs, replaced
-from llama_index.schema.sac.opening import Source
+from llama_index.schema.sac.opening import Source, known
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -37,7 +37,7 @@ class SacCompressor(TransformComponent):
 
     def __init__(self, rag: SacRag | str | None = None, *, library: str | None = None, **settings: Any) -> None:
         source = Source(rag, library)
-        super().__init__(**{**settings, "library": source.name})
+        super().__init__(**{**known(SacCompressor, settings, ("generation",)), "library": source.name})
         self._source = source
 
     @classmethod

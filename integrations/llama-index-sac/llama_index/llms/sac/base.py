@@ -295,6 +295,7 @@ class SacLLM(FunctionCallingLLM):
             constraint=calling.constraint,
         )
         read = {name: chosen[name] for name in ("history", "small_talk", "evidence")}
+        read["altered"] = rag.altered(said, where=self.where) if self.recall else 0
         prompt = rag.conversation(said, sampling, tools=calling.told, **read)
         settings = {"sampling": sampling, **{name: chosen[name] for name in ("stop", "timeout", "reader")}}
         return _Begun(rag, prompt, settings, calling.splitter())

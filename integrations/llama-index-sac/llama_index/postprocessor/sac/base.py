@@ -8,7 +8,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.schema.sac.base import is_text, stored_tag, with_tag
-from llama_index.schema.sac.opening import Source
+from llama_index.schema.sac.opening import Source, known
 
 if TYPE_CHECKING:
     from sac_rag import SacRag
@@ -32,7 +32,7 @@ class SacNodePostprocessor(BaseNodePostprocessor):
 
     def __init__(self, rag: SacRag | str | None = None, *, library: str | None = None, **settings: Any) -> None:
         source = Source(rag, library)
-        super().__init__(**{**settings, "library": source.name})
+        super().__init__(**{**known(SacNodePostprocessor, settings), "library": source.name})
         self._source = source
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +30,7 @@ class SacRetriever(BaseRetriever):
     as in `SacRag.retrieve`; filters: the same as LlamaIndex writes it. min_score: drop passages whose cosine is lower.
     tags: return SacNodes, which keep their memory's tag. Nodes hold the passage's own text, which any model reads as
     text and a `SacLLM` of the library as memory; their metadata sac_id, document (uri), start and end (characters in
-    the document's text), score and heading.
+    the document's text), score and heading. What a query transform wants to be searched by (HyDE) is embedded.
     """
 
     def __init__(
@@ -65,9 +66,20 @@ class SacRetriever(BaseRetriever):
     def rag(self) -> SacRag:
         return self._source.rag
 
+    @property
+    def similarity_top_k(self) -> int:
+        """Nodes returned; it may be set, as that of other retrievers."""
+        return self.ask.k
+
+    @similarity_top_k.setter
+    def similarity_top_k(self, k: int) -> None:
+        self.ask = dataclasses.replace(self.ask, k=k)
+
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         rag = self._source.newest()
-        hits = rag.retrieve(query_bundle.query_str, self.ask, where=self.where)
+        # Not `embedding`: another retriever, of another embedder, may have put it there.
+        embedded = query_bundle.custom_embedding_strs or ()
+        hits = rag.retrieve(query_bundle.query_str, self.ask, where=self.where, embedded=embedded)
         return [NodeWithScore(node=node_of(rag, hit, tags=self.tags), score=hit.score) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

@@ -19,8 +19,8 @@ _OPERATORS: dict[FilterOperator, Callable[[Any], Any]] = {
     FilterOperator.LTE: lambda v: {"$lte": v},
     FilterOperator.IN: lambda v: {"$in": v},
     FilterOperator.NIN: lambda v: {"$nin": v},
-    FilterOperator.ANY: lambda v: {"$in": v},
-    FilterOperator.CONTAINS: lambda v: {"$eq": v},
+    FilterOperator.ANY: lambda v: {"$in": v if isinstance(v, list) else [v]},
+    FilterOperator.CONTAINS: lambda v: {"$contains": v},
     FilterOperator.TEXT_MATCH: lambda v: {"$contains": v},
     FilterOperator.TEXT_MATCH_INSENSITIVE: lambda v: {"$icontains": v},
     FilterOperator.IS_EMPTY: lambda _: {"$in": [None, "", []]},
@@ -29,6 +29,8 @@ _OPERATORS: dict[FilterOperator, Callable[[Any], Any]] = {
 
 def where_of(filters: MetadataFilters | None, where: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """Both filters as one for `Library.search`; ConfigError for an operator that it does not have."""
+    if filters is not None and not isinstance(filters, MetadataFilters):
+        raise ConfigError(f"filters is a {type(filters).__name__}: give MetadataFilters, or as where a mapping")
     return all_of(_group(filters) if filters is not None else None, where)
 
 

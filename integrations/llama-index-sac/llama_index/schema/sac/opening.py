@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_index.core.bridge.pydantic import BaseModel
+
+from sac_rag.errors import ConfigError
+
 if TYPE_CHECKING:
     from sac_rag import SacRag
+
+
+def known(component: type[BaseModel], settings: Mapping[str, Any], told: Sequence[str] = ()) -> dict[str, Any]:
+    """Settings of a component. told: names that its own `to_dict` adds, which are passed over. Raises ConfigError for a
+    setting that it does not have: LlamaIndex's components would swallow it."""
+    given = {name: value for name, value in settings.items() if name not in told}
+    if unknown := sorted(set(given) - set(component.model_fields)):
+        names = ", ".join(name for name in component.model_fields if name in component.__annotations__)
+        raise ConfigError(f"{component.__name__} takes no {unknown[0]!r}; it takes rag, {names}")
+    return given
 
 
 class Source:

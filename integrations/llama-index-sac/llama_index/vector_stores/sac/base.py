@@ -22,7 +22,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index.schema.sac.base import offered, stored_tag, with_tag
 from llama_index.schema.sac.documents import compress, foreign_node, node_from, replaced
 from llama_index.schema.sac.filters import where_of
-from llama_index.schema.sac.opening import Source
+from llama_index.schema.sac.opening import Source, known
 
 from sac_rag.library.filters import DOCUMENT, all_of
 
@@ -42,6 +42,9 @@ _SEARCH = {
     VectorStoreQueryMode.SEMANTIC_HYBRID: "hybrid",
     VectorStoreQueryMode.MMR: "dense",
 }
+
+_MMR = ("mmr_threshold", "mmr_prefetch_factor", "mmr_prefetch_k")
+"""What a query may be given beside the VectorStoreQuery."""
 
 
 class SacVectorStore(BasePydanticVectorStore):
@@ -64,7 +67,7 @@ class SacVectorStore(BasePydanticVectorStore):
 
     def __init__(self, rag: SacRag | str | None = None, *, library: str | None = None, **settings: Any) -> None:
         source = Source(rag, library)
-        super().__init__(**{**settings, "library": source.name})
+        super().__init__(**{**known(SacVectorStore, settings), "library": source.name})
         self._source = source
 
     @classmethod
@@ -182,15 +185,18 @@ class SacVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.get_nodes, node_ids, filters)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """The best nodes, each by its best passage. Modes: default (dense), sparse, text_search, hybrid, and mmr
-        (mmr_threshold: 1 is closeness alone).
+        """The best nodes, each by its best passage. Modes: default (dense), sparse, text_search, hybrid, and mmr.
 
-        The library fuses by reciprocal rank and has no weights: ValueError for `alpha`.
+        mmr_threshold: 1 is closeness alone; mmr_prefetch_k, or mmr_prefetch_factor times the nodes wanted: how many
+        nodes are chosen from, 4 times as many where neither is given. An index hands them on by `vector_store_kwargs`.
+        The library fuses by reciprocal rank and has no weights: ValueError for `alpha`, and for other arguments.
         """
         if query.mode not in _SEARCH:
             raise ValueError(f"query mode is {query.mode.value!r}; use {', '.join(m.value for m in _SEARCH)}")
         if query.alpha is not None:
             raise ValueError(f"alpha is {query.alpha}, but hybrid search here has no weights: leave it out")
+        if unknown := sorted(set(kwargs) - set(_MMR)):
+            raise ValueError(f"a query takes no {unknown[0]!r}; it takes {', '.join(_MMR)}")
         mode, hybrid = _SEARCH[query.mode], _SEARCH[query.mode] == "hybrid"
         wanted = (query.hybrid_top_k if hybrid else None) or query.similarity_top_k
         own: list[dict[str, Any]] = [{"_node_content": {"$ne": None}}]  # documents that are no nodes are left out
@@ -200,7 +206,7 @@ class SacVectorStore(BasePydanticVectorStore):
             own.append({"ref_doc_id": list(query.doc_ids)})
         where = all_of(where_of(query.filters), *own)
         if query.mode == VectorStoreQueryMode.MMR:
-            return self._result(self._diverse(query, wanted, where), where)
+            return self._result(self._diverse(query, wanted, where, **kwargs), where)
         vector = None if mode == "lexical" else self._vector(query)
         library = self._source.newest().newest()
         return self._result(
@@ -208,11 +214,21 @@ class SacVectorStore(BasePydanticVectorStore):
             where,
         )
 
-    def _diverse(self, query: VectorStoreQuery, wanted: int, where: Mapping[str, Any] | None) -> dict[str, float]:
+    def _diverse(
+        self,
+        query: VectorStoreQuery,
+        wanted: int,
+        where: Mapping[str, Any] | None,
+        *,
+        mmr_threshold: float | None = None,
+        mmr_prefetch_factor: float | None = None,
+        mmr_prefetch_k: int | None = None,
+    ) -> dict[str, float]:
         """Uris and similarities of nodes close to the question and unlike each other."""
-        weight = 0.5 if query.mmr_threshold is None else query.mmr_threshold
-        vector, rag = self._vector(query).tolist(), self._source.newest()
-        return _best_of(wanted, 4 * wanted, lambda n: rag.diverse(vector, n, fetch=n, weight=weight, where=where))
+        given = (w for w in (mmr_threshold, query.mmr_threshold, 0.5) if w is not None)
+        first = mmr_prefetch_k or int(wanted * (mmr_prefetch_factor or 4))
+        vector, rag, weight = self._vector(query).tolist(), self._source.newest(), next(given)
+        return _best_of(wanted, first, lambda n: rag.diverse(vector, n, fetch=n, weight=weight, where=where))
 
     def _result(self, scores: Mapping[str, float], where: Mapping[str, Any] | None) -> VectorStoreQueryResult:
         """Found documents as nodes, in their order. where: the filter by which they were found."""
