@@ -11,8 +11,8 @@ import pytest
 import xxhash
 from library_support import DIM, FINGERPRINT, fill, put
 
-from sac_rag.library import folder as files
 from sac_rag import bm25
+from sac_rag.library import folder as files
 from sac_rag.library import lexical_file
 from sac_rag.library.lexical import LexicalIndex
 from sac_rag.library.library import Library
@@ -186,7 +186,7 @@ def test_one_by_earlier_rules_is_made_again_and_is_no_damage(
     found, good = answers(folder), kept.read_bytes()
     for earlier in ("words-1", "words-1 english"):
         with monkeypatch.context() as patch:
-            patch.setattr(lexical, "rules", lambda by=earlier: by)
+            patch.setattr(bm25, "rules", lambda by=earlier: by)
             kept.unlink()
             Library.open(folder, write=True).close()
         builds.clear()
