@@ -11,7 +11,7 @@ from sac_rag.text.cleaning import Refused, clean
 from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Extract, Parsed, short_title
 from sac_rag.text.markup import Package, attribute, beside, child, local
-from sac_rag.text.parsers import tree_of, write_html
+from sac_rag.text.web import tree_of, write_html
 
 
 def epub(data: bytes, config: ReadConfig) -> Parsed:

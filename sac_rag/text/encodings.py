@@ -95,6 +95,8 @@ def _codec(label: str | None) -> str | None:
     if not label:
         return None
     known = webencodings.lookup(label)
+    if known and known.name == "x-user-defined":  # of pages that scripts read as bytes; else browsers take this
+        return "cp1252"
     if known and known.name != "replacement":
         return str(known.codec_info.name)
     return codecs.lookup(label).name if is_text_encoding(label) else None

@@ -11,7 +11,7 @@ from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused, clean
 from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Extract, Parsed, short_title
-from sac_rag.text.parsers import tree_of, write_html
+from sac_rag.text.web import tree_of, write_html
 
 MOST_MESSAGES = 50
 """Messages within each other that are read."""
