@@ -88,11 +88,23 @@ def ipynb(data: bytes, config: ReadConfig) -> Parsed:
 def _output(output: dict[str, Any]) -> str:
     """What a cell printed or returned, as text; without warnings, errors and the names of pictures."""
     if output.get("output_type") == "stream":
-        return "" if (output.get("name") or output.get("stream")) == "stderr" else _written(output.get("text"))
+        stderr = (output.get("name") or output.get("stream")) == "stderr"
+        return "" if stderr else _printed(_written(output.get("text")))
     data = output.get("data") if isinstance(output.get("data"), dict) else output
     assert isinstance(data, dict)
-    text = _written(data.get("text/markdown") or data.get("text/plain") or data.get("text"))
-    return "" if re.fullmatch(r"\s*<[^<>]*>\s*", text) else text
+    text = _printed(_written(data.get("text/markdown") or data.get("text/plain") or data.get("text")))
+    if not text.strip() or re.fullmatch(r"\s*<[^<>]*>\s*", text):
+        text = _written(data.get("text/latex"))
+        if page := _written(data.get("text/html")):
+            shown = Extract(len(page) + 1)
+            write_html(tree_of(page), shown)
+            text = shown.finish().text
+    return text
+
+
+def _printed(text: str) -> str:
+    """What a terminal shows: no colours, and of lines that are written over the last state."""
+    return re.sub(r"[^\n]*\r(?=[^\n\r])", "", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n"))
 
 
 def _written(value: Any) -> str:

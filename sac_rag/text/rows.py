@@ -9,7 +9,7 @@ MOST_SPAN = 100
 
 
 def row_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Each row that says something as "a | b | c".
+    """Each row as "a | b | c"; one that says nothing is empty.
 
     An empty cell keeps its place between others, so that a value stays under its column; columns that are empty in all
     rows are left out, and so are empty cells behind the last value of a row.
@@ -20,8 +20,7 @@ def row_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         cells = [" ".join(row[i].split()) if i < len(row) else "" for i in used]
         while cells and not cells[-1]:
             cells.pop()
-        if cells:
-            yield " | ".join(cells).strip()
+        yield " | ".join(cells).strip()
 
 
 class Grid:

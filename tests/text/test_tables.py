@@ -12,7 +12,9 @@ import pytest
 from sac_rag.config import ReadConfig
 from sac_rag.errors import DocumentError
 from sac_rag.text.readers import read
-from sac_rag.text.tables import csv_rows, json_lines, json_values, sheets, tsv_rows
+from sac_rag.text.tables import csv_rows, tsv_rows
+from sac_rag.text.values import json_lines, json_values
+from sac_rag.text.workbooks import sheets
 
 
 def text_of(source: str | bytes) -> str:
