@@ -25,7 +25,7 @@ _SHOWN = ("From", "To", "Cc", "Date")
 _WIDE_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MAILBOX_LINE = re.compile(rb"(?:\A|(?<=\n\n)|(?<=\n\r\n))From [^\r\n]*\r?\n(?=>?[\w-]+:)")
 _QUOTED_FROM = re.compile(rb"^(>*)>From ", re.MULTILINE)
-_FLOWED = re.compile(r"(?<=[^\n]) \n(?![ >\n]|-- ?\n|From )")
+_FLOWED = re.compile(r"^(?!>|-- \n)([^\n]+) \n(?![ >\n]|-- ?\n|From )", re.MULTILINE)
 """The end of a line that goes on in the next one (RFC 3676)."""
 _RTF_NOTE = re.compile(rb"\{\\footnote(?:\\ftnalt)?(?![a-z])\s*")
 _RTF_HIDDEN = re.compile(rb"\{[^{}\\]*(?:\\(?!v\b)[a-z]+-?\d* ?)*\\v(?![a-z0-9])[^{}]*\}")
@@ -141,7 +141,7 @@ class _Writer:
         if str(part.get_param("format", "")).lower() != "flowed":
             return text
         joint = "" if str(part.get_param("delsp", "")).lower() == "yes" else " "
-        return _FLOWED.sub(joint, newlines(text))
+        return _FLOWED.sub(rf"\1{joint}", newlines(text))
 
 
 def _ignored(notice: str) -> None:

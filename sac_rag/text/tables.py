@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 
 from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import newlines
@@ -80,7 +80,8 @@ class _Ahead:
 def _section(out: Extract, ahead: _Ahead, level: int) -> None:
     """Write one table with what stands above it."""
     near = ahead.look(_LOOKED_AT)
-    ends = (i for i in range(1, len(near)) if _begins_table(near, i))
+    wide = list(accumulate(_filled(row) > 1 for row, _ in near))
+    ends = (i for i in range(1, len(near)) if wide[i - 1] > 1 and _begins_table(near, i))
     head = [row for row, _ in near[: next(ends, len(near))]]
     first = _header(head)
     for row in head[:first]:

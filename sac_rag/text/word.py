@@ -204,8 +204,11 @@ class _Document:
                 case "sdt" if _is_prompt(element):
                     continue
                 case "ruby":
-                    yield from self._text(child(element, "rubyBase") or (), notes, font)
-                    yield f"({''.join(self._text(child(element, 'rt') or (), notes, font))})"
+                    base, above = (
+                        "".join(text for part in element if local(part) == name for text in self._text(part, notes, font))
+                        for name in ("rubyBase", "rt")
+                    )
+                    yield f"{base}({above})"
                 case "chart" | "relIds" as name:
                     notes.append(self._drawing(name, element))
                 case "footnoteReference" | "endnoteReference" | "commentReference" as name:

@@ -126,7 +126,8 @@ def test_headings_by_role() -> None:
          "Flat | Rent\n| cold | warm\n3b | 500 | 700"),
         ("<tr><td rowspan=3>a<td>b<tr><td>c<tr><td>d<tr><td>e<td>f", "a | b\n| c\n| d\ne | f"),
         ("<tr><td>a<td>&nbsp;<td>b<tr><td>c<td><td>d", "a | b\nc | d"),
-        ("<caption>Rents</caption><tr><td><p>Flat</p><td><div>cold</div><div>or warm</div>", "Rents\nFlat | cold or warm"),
+        ("<caption>Rents</caption><tr><td><p>Flat</p><td><div>cold</div><div>or warm</div>",
+         "Rents\nFlat | cold or warm"),
         ("<tr><td>a<br>b<td><ul><li>x<li>y</ul>", "a b | x y"),
         ("<tr><td colspan=99999999>a<td>b", "a | b"),
         ("<tr><td><h2>News</h2><p>one</p><td><p>two</p>", "News\n\none\n\ntwo"),
@@ -161,7 +162,8 @@ def test_frames() -> None:
     "head", ["<?xml version='1.0'?><html>", '<!DOCTYPE html>\n<html lang="en" xmlns="http://www.w3.org/1999/xhtml">']
 )
 @pytest.mark.parametrize(
-    "empty", ["<title/>", "<script src='a>b'/>", "<style/>", "<textarea rows='1' />", "<iframe/>", "<a id='p1'/>", "<div/>"]
+    "empty",
+    ["<title/>", "<script src='a>b'/>", "<style/>", "<textarea rows='1' />", "<iframe/>", "<a id='p1'/>", "<div/>"],
 )
 def test_empty_elements_of_xhtml_swallow_nothing(head: str, empty: str) -> None:
     source = f"{head}<body><p>one<br/>line</p>{empty}<p>two <i/>words</p></body></html>"
@@ -263,11 +265,17 @@ def notebook(*cells: object, **more: object) -> Parsed:
         ([{"output_type": "execute_result", "data": {"text/plain": ["4", "2"], "text/html": "<b>42"}}], "a\n\n42"),
         ([{"output_type": "display_data", "data": {"text/plain": "<Figure size 1x1>", "image/png": "x"}}], "a"),
         ([{"output_type": "display_data", "data": {"text/markdown": "**4**", "text/plain": "<x>"}}], "a\n\n**4**"),
+        ([{"output_type": "display_data", "data": {"text/html": "<table><tr><td>a<td>b</table>"}}], "a\n\na | b"),
+        ([{"output_type": "display_data", "data": {"text/plain": "<IPython.core.display.HTML object>",
+                                                   "text/html": "<p>shown"}}], "a\n\nshown"),
+        ([{"output_type": "display_data", "data": {"text/latex": "$x^2$"}}], "a\n\n$x^2$"),
+        ([{"output_type": "stream", "name": "stdout", "text": "\x1b[1;31mred\x1b[0m\r\n 9%\r50%\r100%\nend"}],
+         "a\n\nred\n100%\nend"),
         ([{"output_type": "error", "ename": "E", "evalue": "v", "traceback": ["t"]}], "a"),
         (None, "a"),
         ({"no": "list"}, "a"),
     ],
-)
+)  # fmt: skip
 def test_outputs_are_read_as_text(outputs: object, text: str) -> None:
     assert notebook({"cell_type": "code", "source": ["a"], "outputs": outputs}).text == text
 
