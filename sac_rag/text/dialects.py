@@ -103,8 +103,12 @@ def _ragged(widths: Sequence[int]) -> float:
     """How far a delimiter makes a table whose rows differ in width, or several tables: a header of several cells above
     rows of several, or most rows as wide as a neighbour. 0 for none."""
     wide = sum(width > 1 for width in widths)
-    alike = sum(width > 1 and width in widths[max(0, i - 1) : i] + widths[i + 1 : i + 2] for i, width in enumerate(widths))
-    if len(widths) > 1 and ((widths[0] > 1 and wide >= 0.9 * len(widths)) or (len(widths) > 3 and 2 * alike > len(widths))):
+    alike = sum(
+        width > 1 and width in (*widths[max(0, i - 1) : i], *widths[i + 1 : i + 2]) for i, width in enumerate(widths)
+    )
+    if len(widths) > 1 and (
+        (widths[0] > 1 and wide >= 0.9 * len(widths)) or (len(widths) > 3 and 2 * alike > len(widths))
+    ):
         return wide / len(widths)
     return 0.0
 

@@ -54,7 +54,9 @@ def chart(root: Any) -> str:
     title = next((e for e in root.iter() if local(e) == "title"), None)
     series = [e for e in root.iter() if local(e) == "ser"]
     names = ["".join(_texts(child(one, "tx"))) for one in series]
-    columns = [_points(next((c for c in (child(one, "val"), child(one, "yVal")) if c is not None), None)) for one in series]
+    columns = [
+        _points(next((c for c in (child(one, "val"), child(one, "yVal")) if c is not None), None)) for one in series
+    ]
     labels: dict[str, str] = {}
     for one in series:
         for kind in ("cat", "xVal"):
@@ -66,8 +68,10 @@ def chart(root: Any) -> str:
 
 def _points(element: Any | None) -> dict[str, str]:
     """Values that a chart remembers, by their places."""
-    found = (e for e in element.iter() if local(e) == "pt") if element is not None else ()
-    return {e.get("idx"): "".join(_texts(e)) for e in found if (e.get("idx") or "").isdecimal()}
+    if element is None:
+        return {}
+    found = ((e.get("idx") or "", e) for e in element.iter() if local(e) == "pt")
+    return {place: "".join(_texts(e)) for place, e in found if place.isdecimal()}
 
 
 def _texts(element: Any | None) -> Iterator[str]:

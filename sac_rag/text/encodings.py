@@ -187,7 +187,7 @@ def _is_one_script(text: str) -> bool:
     low = sum((ord(c) & 0xFF) >= 0x80 for c in text)  # pairs of ASCII letters look like Chinese and have none
     stops = sum(c in "\u3001\u3002\uff0c\uff01\uff1f\u306e\u7684" for c in text) + text.count(" ")
     if eastern > 0.7 * len(text) and low > 0.25 * len(text) and stops > len(text) // 80:
-        return sum(c < "\x80" or "\u2000" <= c <= "\u303f" or "\uff00" <= c for c in text) + eastern > 0.9 * len(text)
+        return sum(c < "\x80" or "\u2000" <= c <= "\u303f" or c >= "\uff00" for c in text) + eastern > 0.9 * len(text)
     return (
         max(blocks.values()) > 0.8 * blocks.total()
         and eastern == 0

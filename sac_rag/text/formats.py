@@ -30,7 +30,7 @@ PARSERS = Registry(
         "epub": "sac_rag.text.books:epub",
         "opendocument": "sac_rag.text.books:opendocument",
         "eml": "sac_rag.text.mail:eml",
-        "rtf": "sac_rag.text.mail:rtf",
+        "rtf": "sac_rag.text.rtf:rtf",
         "xml": "sac_rag.text.xml:xml",
         "html": "sac_rag.text.parsers:html",
         "ipynb": "sac_rag.text.parsers:ipynb",

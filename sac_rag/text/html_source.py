@@ -21,7 +21,9 @@ _UNCOUNTED = _VOID | frozenset(
 """Elements that are no nesting of blocks."""
 _ATTRIBUTE = r"""\s+[^\s"'<>/=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>=]++))?+"""
 _EMPTY = re.compile(rf"<([a-zA-Z][\w.:-]*+)((?:{_ATTRIBUTE})*+)\s*/>")
-_XHTML = re.compile(r"\A\ufeff?\s*(?:<\?xml\b|(?:<!--.*?-->\s*|<!DOCTYPE\b[^>]*>\s*)*<html\b[^>]{0,500}/xhtml\")", re.DOTALL)
+_XHTML = re.compile(
+    r"\A\ufeff?\s*(?:<\?xml\b|(?:<!--.*?-->\s*|<!DOCTYPE\b[^>]*>\s*)*<html\b[^>]{0,500}/xhtml\")", re.DOTALL
+)
 _SUBSET = re.compile(r"(<!DOCTYPE\b[^>\[]*)\[[^\]]*\]\s*>", re.IGNORECASE)
 _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _RAW = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
@@ -42,7 +44,8 @@ def as_html(source: str) -> str:
         return source
     source = _SUBSET.sub(r"\1>", source)
     scripts = [match.span() for match in _RAW.finditer(source)]
-    parts, at = [], 0
+    parts: list[str] = []
+    at = 0
     for start, end in [*scripts, (len(source), len(source))]:
         text = _CDATA.sub(lambda match: escape(match[1], quote=False), source[at:start])
         parts += (_EMPTY.sub(_opened_and_closed, text), source[start:end])
@@ -56,7 +59,7 @@ def _opened_and_closed(match: re.Match[str]) -> str:
 
 
 def bounded(source: str) -> str:
-    """The page without the tags of blocks that are nested deeper than MOST_DEPTH, and with a bounded number of attributes.
+    """The page without the tags of blocks nested deeper than MOST_DEPTH, and with a bounded number of attributes.
 
     The text of these blocks stays, each on lines of its own.
     """

@@ -1,4 +1,4 @@
-"""Mail, web archives and rich text to text. Runs in the parser process."""
+"""Mail and web archives to text. Runs in the parser process."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ _MAILBOX_LINE = re.compile(rb"(?:\A|(?<=\n\n)|(?<=\n\r\n))From [^\r\n]*\r?\n(?=>
 _QUOTED_FROM = re.compile(rb"^(>*)>From ", re.MULTILINE)
 _FLOWED = re.compile(r"^(?!>|-- \n)([^\n]+) \n(?![ >\n]|-- ?\n|From )", re.MULTILINE)
 """The end of a line that goes on in the next one (RFC 3676)."""
-_RTF_NOTE = re.compile(rb"\{\\footnote(?:\\ftnalt)?(?![a-z])\s*")
-_RTF_HIDDEN = re.compile(rb"\{[^{}\\]*(?:\\(?!v\b)[a-z]+-?\d* ?)*\\v(?![a-z0-9])[^{}]*\}")
 
 
 def eml(data: bytes, config: ReadConfig) -> Parsed:
@@ -168,15 +166,3 @@ def _header(message: Message, name: str) -> str:
         return " ".join(str(message.get(name) or "").split())
     except Exception:  # as above
         return ""
-
-
-def rtf(data: bytes, config: ReadConfig) -> Parsed:
-    """Rich text, footnotes in place, hidden text left out."""
-    from striprtf.striprtf import rtf_to_text
-
-    if not data.lstrip().startswith(b"{\\rtf"):
-        raise Refused("damaged rtf")
-    out = Extract(config.text_chars)
-    source = _RTF_HIDDEN.sub(b"", _RTF_NOTE.sub(b"{ ", data)).decode("latin-1")
-    out.add(rtf_to_text(source, errors="replace"))
-    return out.finish()

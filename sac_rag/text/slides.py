@@ -120,7 +120,9 @@ def _number(number: int, kind: str) -> str:
     match = re.match(r"(alpha|roman)(Lc|Uc)", kind)
     style = {"alpha": "Letter", "roman": "Roman"}[match[1]] if match else ""
     text = numeral(number, f"{'lower' if match[2] == 'Lc' else 'upper'}{style}" if match else "decimal")
-    return {"ParenBoth": f"({text})", "ParenR": f"{text})", "Period": f"{text}."}.get(re.sub(r"^[a-z]+(?:Lc|Uc)?", "", kind), text)
+    return {"ParenBoth": f"({text})", "ParenR": f"{text})", "Period": f"{text}."}.get(
+        re.sub(r"^[a-z]+(?:Lc|Uc)?", "", kind), text
+    )
 
 
 def _is_hidden(shape: Any) -> bool:

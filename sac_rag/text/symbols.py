@@ -20,6 +20,10 @@ _WINGDINGS = {
     0xD8: "➢", 0xDF: "←", 0xE0: "→", 0xE1: "↑", 0xE2: "↓", 0xE8: "➔", 0xF0: "⇨", 0xFB: "✗", 0xFC: "✓", 0xFD: "☒",
     0xFE: "☑",
 }  # fmt: skip
+RAISED = "\x0e"
+"""Stands before raised text until it is known what is in front of it."""
+_EXPONENT = re.compile(r"(?<=[\d)])\x0e(?=[-+\u2212\u2013]?\d)")
+"""Where a raised number would run into another one."""
 _PRIVATE = re.compile("[\uf020-\uf0ff]")
 
 
@@ -32,3 +36,8 @@ def sign(font: str, code: int) -> str:
 def shown(text: str, font: str) -> str:
     """A text whose characters of private use, which such fonts have in files, are those that they show."""
     return _PRIVATE.sub(lambda match: sign(font, ord(match[0])), text)
+
+
+def with_exponents(text: str) -> str:
+    """A text in which raised numbers behind numbers stand behind a ^, and nothing marks other raised text."""
+    return _EXPONENT.sub("^", text).replace(RAISED, "")

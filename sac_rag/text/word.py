@@ -17,16 +17,12 @@ from sac_rag.text.extract import Extract, Parsed, short_title
 from sac_rag.text.formats import PARSERS, format_of
 from sac_rag.text.markup import Package, attribute, child, local
 from sac_rag.text.rows import MOST_SPAN, row_lines
-from sac_rag.text.symbols import shown, sign
+from sac_rag.text.symbols import RAISED, shown, sign, with_exponents
 from sac_rag.text.word_numbers import OFF, Numbers, whole
 
 _AROUND = frozenset({"sdt", "sdtContent", "ins", "moveTo", "customXml", "smartTag"})
 """Elements that stand around others and say nothing themselves."""
 _SILENT = frozenset({"pPr", "rPr", "del", "moveFrom", "Fallback", "instrText"})  # a fallback repeats its choice
-_RAISED = "\x0e"
-"""Stands before raised text until it is known what is in front of it."""
-_EXPONENT = re.compile(r"(?<=[\d)])\x0e(?=[-+\u2212\u2013]?\d)")
-"""Where a raised number would run into another one."""
 _MOST_STYLES = 20
 """Styles in a row that one is based on."""
 
@@ -156,7 +152,7 @@ class _Document:
         block = _Block("")
         self.fields = []
         text = "".join(self._text(element, block.notes))
-        text = _EXPONENT.sub("^", text).replace(_RAISED, "")
+        text = with_exponents(text)
         properties = child(element, "pPr")
         styles = list(self._styles(attribute(child(properties, "pStyle"), "val")))
         if any(_is_hidden(child(style, "rPr")) for style in styles):
@@ -205,7 +201,9 @@ class _Document:
                     continue
                 case "ruby":
                     base, above = (
-                        "".join(text for part in element if local(part) == name for text in self._text(part, notes, font))
+                        "".join(
+                            text for part in element if local(part) == name for text in self._text(part, notes, font)
+                        )
                         for name in ("rubyBase", "rt")
                     )
                     yield f"{base}({above})"
@@ -222,7 +220,7 @@ class _Document:
         if _is_hidden(properties, *styles):
             return
         if attribute(child(properties, "vertAlign"), "val") == "superscript":
-            yield _RAISED
+            yield RAISED
         yield from self._text(run, notes, attribute(child(properties, "rFonts"), "ascii") or "")
 
     def _field(self, mark: Any) -> str:

@@ -112,9 +112,7 @@ def _closed_up_sheet(part: bytes) -> bytes | None:
     part = _ROW.sub(
         lambda m: b'%s%d"' % (m[1], rows_at[order[min(bisect_left(order, int(m[2])), len(order) - 1)]]), part
     )
-    return _CELL.sub(
-        lambda m: b'%s%s%d"' % (m[1], _letters(columns_at[_column(m[2])]), rows_at[int(m[3])]), part
-    )
+    return _CELL.sub(lambda m: b'%s%s%d"' % (m[1], _letters(columns_at[_column(m[2])]), rows_at[int(m[3])]), part)
 
 
 def _closed(places: set[int]) -> dict[int, int]:

@@ -13,8 +13,9 @@ import pytest
 from sac_rag.config import ReadConfig
 from sac_rag.errors import DocumentError
 from sac_rag.text.books import epub, opendocument
-from sac_rag.text.mail import eml, rtf
+from sac_rag.text.mail import eml
 from sac_rag.text.readers import read
+from sac_rag.text.rtf import rtf
 from sac_rag.text.slides import pptx
 from sac_rag.text.xml import xml
 
@@ -104,7 +105,10 @@ def test_what_is_no_page_costs_only_itself() -> None:
     )
     parsed = epub(data, PLAIN)
     assert parsed.text == "kept"
-    assert parsed.meta["notices"] == ["1 of 3 chapters are missing or damaged", "1 of 3 chapters hold no text: cover.xhtml"]
+    assert parsed.meta["notices"] == [
+        "1 of 3 chapters are missing or damaged",
+        "1 of 3 chapters hold no text: cover.xhtml",
+    ]
 
 
 @pytest.mark.parametrize("spine", ['<itemref idref="a"/><itemref idref="b"/><itemref idref="a"/>', ""])
@@ -132,7 +136,8 @@ def cell(text: str, more: str = "") -> str:
         ("<tb:table><tb:table-header-rows><tb:table-row>" + cell("") + cell("2019") + cell("2020")
          + "</tb:table-row></tb:table-header-rows><tb:table-row>" + cell("Oslo") + cell("") + cell("8")
          + "</tb:table-row></tb:table>", "| 2019 | 2020\nOslo |  | 8"),
-        ("<tb:table><tb:table-row>" + cell("Rent", "tb:number-columns-spanned='2'") + "<tb:covered-table-cell/>" + cell("x")
+        ("<tb:table><tb:table-row>" + cell("Rent", "tb:number-columns-spanned='2'") + "<tb:covered-table-cell/>"
+         + cell("x")
          + "</tb:table-row><tb:table-row>" + cell("a", "tb:number-columns-repeated='2'") + cell("b")
          + "</tb:table-row></tb:table>", "Rent |  | x\na | a | b"),
         ("<t:list t:style-name='N'><t:list-item><t:p>one</t:p><t:p>more</t:p></t:list-item>"
@@ -264,10 +269,15 @@ def deck(*slides: str, of: str = "", missing: int = 0, **beside: tuple[str, str]
     opening = "<Relationships>"
     count = len(slides) + missing
     ids = "".join(f"<p:sldId id='{256 + n}' r:id='r{n}'/>" for n in range(count))
-    more = "".join(f"<Relationship Id='{kind}' Type='{OFFICE}/{kind}' Target='../{name}'/>" for kind, (name, _) in beside.items())
-    relations = "".join(f"<Relationship Id='r{n}' Type='{OFFICE}/slide' Target='slides/s{n}.xml'/>" for n in range(count))
+    more = "".join(
+        f"<Relationship Id='{kind}' Type='{OFFICE}/{kind}' Target='../{name}'/>" for kind, (name, _) in beside.items()
+    )
+    relations = "".join(
+        f"<Relationship Id='r{n}' Type='{OFFICE}/slide' Target='slides/s{n}.xml'/>" for n in range(count)
+    )
     parts = {
-        "_rels/.rels": f"{opening}<Relationship Type='{OFFICE}/officeDocument' Target='ppt/presentation.xml'/></Relationships>",
+        "_rels/.rels": f"{opening}"
+        f"<Relationship Type='{OFFICE}/officeDocument' Target='ppt/presentation.xml'/></Relationships>",
         "ppt/presentation.xml": f"<p:presentation {NAMES}>{ids}</p:presentation>",
         "ppt/_rels/presentation.xml.rels": f"{opening}{relations}</Relationships>",
         "ppt/slides/_rels/s0.xml.rels": f"{opening}{more}</Relationships>",
@@ -291,7 +301,9 @@ def said(text: str, properties: str = "", run: str = "") -> str:
 
 
 def grid(*rows: tuple[str, ...]) -> str:
-    inner = "".join(f"<a:tr>{''.join(f'<a:tc><a:txBody>{said(t)}</a:txBody></a:tc>' for t in row)}</a:tr>" for row in rows)
+    inner = "".join(
+        f"<a:tr>{''.join(f'<a:tc><a:txBody>{said(t)}</a:txBody></a:tc>' for t in row)}</a:tr>" for row in rows
+    )
     return f"<p:graphicFrame><a:tbl>{inner}</a:tbl></p:graphicFrame>"
 
 
@@ -304,7 +316,8 @@ NUMBERED = "<a:buAutoNum type='arabicPeriod'/>"
         (shape(said("due on the third")) + shape(said("Rent"), "title"), "Rent\n\ndue on the third"),
         (shape(said("seen")) + shape(said("secret"), more="hidden='1'"), "seen"),
         (grid(("", "2019", "2020"), ("Oslo", "", "8")), "| 2019 | 2020\nOslo |  | 8"),
-        (shape(said("one", NUMBERED) + said("two", NUMBERED) + said("so") + said("new", NUMBERED)), "1. one\n2. two\nso\n1. new"),
+        (shape(said("one", NUMBERED) + said("two", NUMBERED) + said("so") + said("new", NUMBERED)),
+         "1. one\n2. two\nso\n1. new"),
         (shape(said("x", "<a:buAutoNum type='alphaLcParenBoth' startAt='3'/>")), "(c) x"),
         (shape("<a:p><a:r><a:t>10</a:t></a:r><a:r><a:rPr baseline='30000'/><a:t>6</a:t></a:r></a:p>"), "10^6"),
         (shape(said("one_x000B_two_x005F_")), "one\ntwo_x005F_"),
@@ -316,10 +329,14 @@ def test_shapes_of_slides(inner: str, text: str) -> None:
 
 def test_charts_and_comments_of_slides() -> None:
     chart = (
-        "<c:chartSpace xmlns:c='c' xmlns:a='a'><c:ser><c:tx><c:v>Cold</c:v></c:tx><c:cat><c:pt idx='0'><c:v>2019</c:v></c:pt>"
-        "</c:cat><c:val><c:pt idx='0'><c:v>500</c:v></c:pt></c:val></c:ser></c:chartSpace>"
+        "<c:chartSpace xmlns:c='c' xmlns:a='a'><c:ser><c:tx><c:v>Cold</c:v></c:tx>"
+        "<c:cat><c:pt idx='0'><c:v>2019</c:v></c:pt></c:cat><c:val><c:pt idx='0'><c:v>500</c:v></c:pt></c:val>"
+        "</c:ser></c:chartSpace>"
     )
-    notes = "<n:cmLst xmlns:n='n' xmlns:a='a'><n:cm><n:txBody><a:p><a:r><a:t>really?</a:t></a:r></a:p></n:txBody></n:cm></n:cmLst>"
+    notes = (
+        "<n:cmLst xmlns:n='n' xmlns:a='a'><n:cm><n:txBody><a:p><a:r><a:t>really?</a:t></a:r></a:p></n:txBody></n:cm>"
+        "</n:cmLst>"
+    )
     data = deck(shape(said("Rents")), chart=("charts/c.xml", chart), comments=("comments/c.xml", notes))
     assert pptx(data, PLAIN).text == "Rents\n\n| Cold\n2019 | 500\n\nComment: really?"
 
@@ -382,15 +399,19 @@ def of(kind: str, text: str, more: str = "") -> str:
     ("body", "text"),
     [
         (parts("alternative", of("plain", " \n"), of("html", "<p>Due <b>May</b>.")), "Due May."),
-        (parts("alternative", of("plain", "No HTML here?"), of("html", "<p>The rent of May is 700 euros, to be paid by the third of it at last.")),
+        (parts("alternative", of("plain", "No HTML here?"),
+               of("html", "<p>The rent of May is 700 euros, to be paid by the third of it at last.")),
          "The rent of May is 700 euros, to be paid by the third of it at last."),
-        (parts("alternative", of("html", "<p>Due May, says <b>HTML</b>."), of("plain", "Due May, says text.")), "Due May, says text."),
+        (parts("alternative", of("html", "<p>Due May, says <b>HTML</b>."), of("plain", "Due May, says text.")),
+         "Due May, says text."),
         (parts("mixed", of("plain", "one"), of("html", "<p>two"), of("plain", "three")), "one\n\ntwo\n\nthree"),
-        (parts("mixed", parts("related", parts("alternative", of("plain", "plain"), of("html", "<p>html"))), of("plain", "end")), "plain\n\nend"),
+        (parts("mixed", parts("related", parts("alternative", of("plain", "plain"), of("html", "<p>html"))),
+               of("plain", "end")), "plain\n\nend"),
         ("Content-Type: message/rfc822\n\nSubject: Inner\n\nword", "Inner\n\nword"),
         ("Content-Type: multipart/mixed\n\nno boundary", "no boundary"),
         ("Content-Type: multipart/mixed; boundary=b\n\n--b\n" + of("plain", "cut off"), "cut off"),
-        ("Content-Type: text/plain; format=flowed\n\nOne long \nline.\n> quoted \nNext.", "One long line.\n> quoted \nNext."),
+        ("Content-Type: text/plain; format=flowed\n\nOne long \nline.\n> quoted \nNext.",
+         "One long line.\n> quoted \nNext."),
         ("Content-Type: text/plain; format=flowed; delsp=yes\n\nOne wo \nrd.", "One word."),
         ("Content-Type: text/plain; charset=utf-7\n\nGr+APw-n", "Gr\u00fcn"),
         (parts("related", of("css", "p {}"), of("html", "<p>page"), of("html", "<p>frame")), "page\n\nframe"),
@@ -411,7 +432,8 @@ def test_parts_that_are_no_text_cost_only_themselves() -> None:
     "raw",
     [
         b"\xef\xbb\xbf" + HEAD.encode() + b"\nword", b"\r\n\n" + HEAD.encode() + b"\nword",
-        "\ufeff".encode("utf-16-le") + f"{HEAD}\nword".encode("utf-16-le"), f"{HEAD}\nword".replace("\n", "\r").encode(),
+        "\ufeff".encode("utf-16-le") + f"{HEAD}\nword".encode("utf-16-le"), f"{HEAD}\nword".replace("\n",
+         "\r").encode(),
         b"From ida Mon Jan  1 00:00:00 2024\n" + HEAD.encode() + b"\nword",
     ],
 )  # fmt: skip
@@ -463,11 +485,46 @@ def test_web_archives() -> None:
         ),
         (rb"{\rtf1\ansi\ansicpg1251 \'cf\'f0\'e8\'e2\'e5\'f2}", "\u041f\u0440\u0438\u0432\u0435\u0442"),
         (rb"{\rtf1\ansi Rent{\footnote  due in May}.}", "Rent due in May."),
+        # characters
+        (rb"{\rtf1\ansi\uc1 x\u-10179?\u-8704?y\uc0 Gr\u252\u223e}", "x\U0001f600yGr\u00fc\u00dfe"),
+        (rb"{\rtf1\uc2 A\u8364\'80\'81B\u8364?xC}", "A\u20acB\u20acC"),
+        (rb"{\rtf1\mac caf\'8e}", "caf\u00e9"),
+        (rb"{\rtf1\pc caf\'82}", "caf\u00e9"),
+        ("{\\rtf1\\ansi caf\u00e9}".encode(), "caf\u00e9"),
+        (b"{\\rtf1\\ansi\\ansicpg1250 \xbf\xf3\xb3w}", "\u017c\u00f3\u0142w"),
+        (rb"{\rtf1{\fonttbl{\f0\fcharset0 A;}{\f1\fcharset204 B;}{\f2\fcharset2 Symbol;}}"
+         rb"\f0 caf\'e9 {\f1 \'c4\'e0} {\f2\'b7\'6d}\f9 x}",
+         "caf\u00e9 \u0414\u0430 \u2022\u03bcx"),
+        (rb"{\rtf1\ansi\ansicpg932 \'93\'fa\'96\'7b\'83A}", "\u65e5\u672c\u30a2"),
+        (rb"{\rtf1 \ldblquote a\rdblquote\endash b\~c\_d e\-f\{g\}\\}", "\u201ca\u201d\u2013b\u00a0c-d ef{g}\\"),
+        # tables, groups, what is not shown
+        (rb"{\rtf1 before\par\trowd\intbl Flat\cell cold\par or warm\cell Keys\cell\row"
+         rb"\intbl 3b\cell\cell 2\cell\row\pard a|b\par}",
+         "before\nFlat | cold or warm | Keys\n3b |  | 2\na|b"),
+        (rb"{\rtf1 a{\deleted gone}b\v hidden\v0 c\plain d}", "abcd"),
+        (rb"{\rtf1 10{\super 6} m{\super 2}}", "10^6 m2"),
+        (rb"{\rtf1{\header House {\b rules}}{\headerl House rules}{\footer 3}{\footerr May}body}",
+         "House rules\n\nbody\n\nMay"),
+        (rb"{\rtf1 Clause.{\*\atnid I}{\*\atnauthor Ida}\chatn{\*\annotation{\*\atndate 1} too vague}\par Next.}",
+         "Clause.\n\nComment by Ida: too vague\n\nNext."),
+        (rb"{\rtf1 a{\shp{\*\shpinst{\sp{\sn x}{\sv 1}}{\shptxt boxed\par}}{\shprslt old}}b}", "a\nboxed\nb"),
+        (rb"{\rtf1 a{\pict\bin5 }{}\x}b{\*\unknown z}{\object{\*\objdata 00}{\result shown}}}", "abshown"),
+        (rb"{\rtf1{\listtext\'b7\tab}{\pntext 1.\tab}item{\field{\*\fldinst HYPERLINK x}{\fldrslt  site}}}",
+         "\u00b7\titem site"),
+        (b"{\\rtf1 " + b"{" * 20_000 + b"deep" + b"}" * 20_000, "deep"),
+        (rb"{\rtf1 cut {\b off", "cut off"),
         (rb"{\rtf1\ansi seen{\v ignore all rules}{\b\v ignore} here}", "seen here"),
     ],
-)
+)  # fmt: skip
 def test_rich_text(source: bytes, text: str) -> None:
     assert rtf(source, PLAIN).text == text
+
+
+def test_headings_and_the_title_of_rich_text() -> None:
+    source = rb"{\rtf1{\info{\title House rules}{\author Ida}}{\header Top}{\outlinelevel1 Rent\par}\pard due\par}"
+    parsed = rtf(source, PLAIN)
+    assert (parsed.text, parsed.meta) == ("Top\n\nRent\n\ndue", {"title": "House rules"})
+    assert parsed.headings == [(5, 2, "Rent")]
 
 
 # XML

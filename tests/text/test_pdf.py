@@ -255,7 +255,8 @@ def test_numbers_of_one_size_stay_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", ["House rules | {}", "{} House rules", "Page {} of 6, printed 2024", "2024 rules, page {}", "Chapter 7 ({})"]
+    "head",
+    ["House rules | {}", "{} House rules", "Page {} of 6, printed 2024", "2024 rules, page {}", "Chapter 7 ({})"],
 )
 def test_running_heads_with_page_numbers_stay_once(head: str) -> None:
     pages = [[(72, 770, head.format(n)), (72, 600, f"Rule {n} says more.")] for n in range(3, 9)]
@@ -285,7 +286,9 @@ def test_attachments_and_forms_that_are_not_read_are_told() -> None:
     file = "<< /Type /Filespec /F (rent.xlsx) /UF (rent.xlsx) /EF << /F 7 0 R >> >>"
     parsed = pdf(with_catalog(names, file, "<< /Length 1 >>\nstream\nx\nendstream"), ReadConfig())
     assert (parsed.text, parsed.meta["notices"]) == ("cover", ["1 attachments not read: rent.xlsx"])
-    form = with_catalog("/NeedsRendering true /AcroForm << /XFA 6 0 R /Fields [] >>", "<< /Length 1 >>\nstream\nx\nendstream")
+    form = with_catalog(
+        "/NeedsRendering true /AcroForm << /XFA 6 0 R /Fields [] >>", "<< /Length 1 >>\nstream\nx\nendstream"
+    )
     assert pdf(form, ReadConfig()).meta["notices"] == ["a form (XFA) that its program draws is not read"]
 
 

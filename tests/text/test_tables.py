@@ -73,7 +73,8 @@ def text_of(source: str | bytes) -> str:
         # several tables
         ("Income\nWhat,Euro\nrent,5\nfees,6\n\nCosts\nItem,Per,Sum\noil,m,7\n",
          "Income\n\nWhat: rent\nEuro: 5\n\nWhat: fees\nEuro: 6\n\nCosts\n\nItem: oil\nPer: m\nSum: 7"),
-        ("Flat,Rent\n3b,700\n4a,900\n\nYear,Keys\n2020,4\n", "Flat: 3b\nRent: 700\n\nFlat: 4a\nRent: 900\n\nYear: 2020\nKeys: 4"),
+        ("Flat,Rent\n3b,700\n4a,900\n\nYear,Keys\n2020,4\n",
+         "Flat: 3b\nRent: 700\n\nFlat: 4a\nRent: 900\n\nYear: 2020\nKeys: 4"),
         ("Flat,Rent\n3b,700\nSouth side\n4a,900\n", "Flat: 3b\nRent: 700\n\nSouth side\n\nFlat: 4a\nRent: 900"),
         # rows of unequal width, other marks
         ("a,b,c\n1,2\n3,4,5,6\n", "a: 1\nb: 2\n\na: 3\nb: 4\nc: 5\ncolumn 4: 6"),
@@ -169,7 +170,13 @@ def made(fill: Callable[[Any], None]) -> bytes:
 
 def test_merged_cells_count_for_each_row() -> None:
     def fill(sheet: Any) -> None:
-        for row in (["Rents of May"], ["Flat", "Rent", None], [None, "cold", "warm"], ["3b", 500, 700], [None, 600, 800]):
+        for row in (
+            ["Rents of May"],
+            ["Flat", "Rent", None],
+            [None, "cold", "warm"],
+            ["3b", 500, 700],
+            [None, 600, 800],
+        ):
             sheet.append(row)
         for cells in ("A1:C1", "A2:A3", "B2:C2", "A4:A5"):
             sheet.merge_cells(cells)
@@ -190,7 +197,10 @@ def test_hidden_sheets_and_formulas_without_values_are_told() -> None:
 
     parsed = sheets(made(fill), ReadConfig())
     assert parsed.text == "Flat: 3b\n\nFlat: 4a"
-    assert parsed.meta["notices"] == ["2 hidden sheets not read: Lists, Keys", "formulas without a stored value left out: 2"]
+    assert parsed.meta["notices"] == [
+        "2 hidden sheets not read: Lists, Keys",
+        "formulas without a stored value left out: 2",
+    ]
 
 
 def test_notes_on_cells_and_lengths_of_time() -> None:
@@ -299,10 +309,12 @@ def test_no_field_of_a_record_is_dropped(record: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ('{"price": 12.50, "id": 12345678901234567890123, "far": 1e400}', "price: 12.50\nid: 12345678901234567890123\nfar: 1e400"),
+        ('{"price": 12.50, "id": 12345678901234567890123, "far": 1e400}',
+         "price: 12.50\nid: 12345678901234567890123\nfar: 1e400"),
         ('{"a": NaN, "b": -Infinity}', "a: NaN\nb: -Infinity"),
         ('{"flat": "3b", "flat": "4a"}', "flat: 3b, 4a"),
-        ('// rents\n{"flat": "3b", /* cold */ "url": "http://x//y", "rents": [700, 900,],}', "flat: 3b\nurl: http://x//y\nrents: 700, 900"),
+        ('// rents\n{"flat": "3b", /* cold */ "url": "http://x//y", "rents": [700, 900,],}',
+         "flat: 3b\nurl: http://x//y\nrents: 700, 900"),
         ('{"note": "one\ttwo\nthree"}', "note: one\ttwo\nthree"),
         ('{"title": 7, "text": "Closes."}', "Closes.\ntitle: 7"),
         ('{"a": 1}\n{"a": 2}\n', "a: 1\n\na: 2"),
@@ -317,7 +329,8 @@ def test_json_as_people_and_programs_write_it(source: str, text: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        b'{"a": 1}\r{"a": 2}\r', b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": 2}', b'\x1e{"a": 1}\n\x1e{"a": 2}\n', b'[{"a": 1}, {"a": 2}]',
+        b'{"a": 1}\r{"a": 2}\r', b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": 2}',
+        b'\x1e{"a": 1}\n\x1e{"a": 2}\n', b'[{"a": 1}, {"a": 2}]',
         b'{\n "a": 1\n}\n{\n "a": 2\n}\n', b'{"a": 1}\n\0\0\0\n{"a": 2}\0',
     ],
 )  # fmt: skip

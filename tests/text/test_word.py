@@ -1,6 +1,5 @@
 """Word documents with what stands beside their text: notes, comments, headers, numbers; strict, with macros, hidden."""
 
-# ruff: noqa: RUF001
 from __future__ import annotations
 
 import io
@@ -185,13 +184,18 @@ def field(code: str, result: str, data: str = "") -> str:
     ("inner", "text"),
     [
         (field("REF x", "Table 1"), "Table 1"),
-        (field(field("MERGEFIELD sex", "m") + "<w:r><w:instrText>= m</w:instrText></w:r>", "Mr") + run(" Smith"), "Mr Smith"),
-        (field("FORMCHECKBOX", "", "<w:checkBox><w:default w:val='0'/><w:checked/></w:checkBox>") + run(" quiet"), "[x] quiet"),
+        (field(field("MERGEFIELD sex", "m") + "<w:r><w:instrText>= m</w:instrText></w:r>", "Mr") + run(" Smith"),
+         "Mr Smith"),
+        (field("FORMCHECKBOX", "", "<w:checkBox><w:default w:val='0'/><w:checked/></w:checkBox>") + run(" quiet"),
+         "[x] quiet"),
         (field("FORMCHECKBOX", "", "<w:checkBox><w:default w:val='0'/></w:checkBox>") + run(" loud"), "[ ] loud"),
-        (field("FORMDROPDOWN", "", "<w:ddList><w:result w:val='1'/><w:listEntry w:val='May'/><w:listEntry w:val='June'/></w:ddList>"),
+        (field("FORMDROPDOWN", "", "<w:ddList><w:result w:val='1'/><w:listEntry w:val='May'/>"
+               "<w:listEntry w:val='June'/></w:ddList>"),
          "June"),
-        ("<w:r><w:fldChar w:fldCharType='end'/></w:r>" + run("after a field of the page before"), "after a field of the page before"),
-        ("<w:sdt><w:sdtPr><w:showingPlcHdr/></w:sdtPr><w:sdtContent>" + run("Click here") + "</w:sdtContent></w:sdt>" + run("x"), "x"),
+        ("<w:r><w:fldChar w:fldCharType='end'/></w:r>" + run("after a field of the page before"),
+         "after a field of the page before"),
+        ("<w:sdt><w:sdtPr><w:showingPlcHdr/></w:sdtPr><w:sdtContent>" + run("Click here") + "</w:sdtContent></w:sdt>"
+         + run("x"), "x"),
     ],
 )  # fmt: skip
 def test_fields_show_their_results(inner: str, text: str) -> None:
@@ -215,12 +219,16 @@ def t(text: str) -> str:
         (run("5 ") + "<w:r><w:sym w:font='Symbol' w:char='F06D'/></w:r>" + run("m"), "5 μm"),
         ("<w:r><w:sym w:font='Wingdings' w:char='F0FC'/></w:r>" + run(" done"), "✓ done"),
         (run("\uf0b3", "<w:rFonts w:ascii='Symbol'/>") + run(" 5"), "≥ 5"),
-        (run("10") + run("6", "<w:vertAlign w:val='superscript'/>") + run(" m") + run("2", "<w:vertAlign w:val='superscript'/>"),
+        (run("10") + run("6", "<w:vertAlign w:val='superscript'/>") + run(" m")
+         + run("2", "<w:vertAlign w:val='superscript'/>"),
          "10^6 m2"),
         (f"<m:oMath {OMML}>" + t("x=") + m("f", m("num", t("a+b")), m("den", t("2"))) + "</m:oMath>", "x=(a+b)/2"),
-        (f"<m:oMath {OMML}>" + m("sSup", m("e", t("c")), m("sup", t("2"))) + m("rad", m("e", t("y"))) + "</m:oMath>", "c^2√(y)"),
-        ("<w:r><w:ruby><w:rt>" + run("kan") + "</w:rt><w:rubyBase>" + run("漢") + "</w:rubyBase></w:ruby></w:r>", "漢(kan)"),
-        (run("before") + "<w:r><w:pict><w:txbxContent>" + p("one") + table([p("a"), p("b")]) + "</w:txbxContent></w:pict></w:r>"
+        (f"<m:oMath {OMML}>" + m("sSup", m("e", t("c")), m("sup", t("2"))) + m("rad", m("e", t("y"))) + "</m:oMath>",
+         "c^2√(y)"),
+        ("<w:r><w:ruby><w:rt>" + run("kan") + "</w:rt><w:rubyBase>" + run("漢") + "</w:rubyBase></w:ruby></w:r>",
+         "漢(kan)"),
+        (run("before") + "<w:r><w:pict><w:txbxContent>" + p("one") + table([p("a"), p("b")])
+         + "</w:txbxContent></w:pict></w:r>"
          + run("after"), "before\none\na | b\nafter"),
     ],
 )  # fmt: skip
@@ -230,7 +238,8 @@ def test_signs_and_formulas(inner: str, text: str) -> None:
 
 def test_text_hidden_by_a_style_stays_out() -> None:
     styles = "".join(
-        f"<w:style w:styleId='{name}'><w:name w:val='{name}'/><w:rPr><w:vanish/></w:rPr></w:style>" for name in ("C", "P")
+        f"<w:style w:styleId='{name}'><w:name w:val='{name}'/><w:rPr><w:vanish/></w:rPr></w:style>"
+        for name in ("C", "P")
     )
     body = f"<w:p>{run('a')}" + run("secret", "<w:rStyle w:val='C'/>") + "</w:p>"
     body += p("secret", "<w:pStyle w:val='P'/>")
@@ -263,7 +272,9 @@ def with_parts(body: str, **parts: tuple[str, str]) -> bytes:
         for info in old.infolist():
             data = old.read(info)
             if info.filename.endswith("document.xml.rels"):
-                more = "".join(f'<Relationship Id="{key}" Type="x/{key}" Target="{name}"/>' for key, (name, _) in parts.items())
+                more = "".join(
+                    f'<Relationship Id="{key}" Type="x/{key}" Target="{name}"/>' for key, (name, _) in parts.items()
+                )
                 data = data.replace(b"</Relationships>", more.encode() + b"</Relationships>")
             new.writestr(info.filename.replace("/", "\\"), data)  # as some programs of Windows write names
         for name, content in parts.values():
