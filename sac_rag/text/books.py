@@ -11,7 +11,7 @@ from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused, clean
 from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Extract, Parsed, TooLong, short_title
-from sac_rag.text.markup import Package, attribute, beside, child, local
+from sac_rag.text.markup import Package, attribute, beside, child, local, whole
 from sac_rag.text.numerals import numeral
 from sac_rag.text.rows import MOST_SPAN, row_lines
 from sac_rag.text.web import tree_of, write_html
@@ -146,12 +146,12 @@ class _Open:
         lists = (*lists, attribute(element, "style-name") or (lists[-1] if lists else ""))
         level = self.lists.get(lists[-1], {}).get(str(len(lists)))
         style = _LIST_STYLES.get(attribute(level, "num-format") or "") if level is not None else None
-        number = _whole(attribute(level, "start-value"), 1)
+        number = whole(attribute(level, "start-value"), 1)
         for item in element:
             if local(item) == "list-header":
                 self.write(item, "", lists)
             elif local(item) == "list-item":
-                number = _whole(attribute(item, "start-value"), number)
+                number = whole(attribute(item, "start-value"), number)
                 marker = "- "
                 if style:
                     before, after = attribute(level, "num-prefix") or "", attribute(level, "num-suffix") or ""
@@ -164,7 +164,7 @@ class _Open:
         cells = []
         for cell in row:
             if local(cell) in ("table-cell", "covered-table-cell"):
-                times = min(_whole(attribute(cell, "number-columns-repeated"), 1), MOST_SPAN)
+                times = min(whole(attribute(cell, "number-columns-repeated"), 1), MOST_SPAN)
                 cells += [self._inside(cell) if local(cell) == "table-cell" else ""] * times
         return cells
 
@@ -180,7 +180,7 @@ class _Open:
         for inner in element:
             match local(inner):
                 case "s":
-                    parts.append(" " * min(_whole(attribute(inner, "c"), 1), 100))
+                    parts.append(" " * min(whole(attribute(inner, "c"), 1), 100))
                 case "tab":
                     parts.append("\t")
                 case "line-break":
@@ -214,10 +214,6 @@ def _rows(table: Any) -> Iterator[Any]:
             yield element
         elif local(element) in ("table-header-rows", "table-row-group", "table-rows"):
             yield from _rows(element)
-
-
-def _whole(text: str | None, otherwise: int) -> int:
-    return int(text) if text and re.fullmatch(r"\d{1,6}", text) else otherwise
 
 
 def _encrypted(package: Package, name: str) -> set[str]:

@@ -127,6 +127,11 @@ def child(element: Any | None, *names: str) -> Any | None:
     return element
 
 
+def whole(text: str | None, otherwise: int) -> int:
+    """A number of an attribute; `otherwise` for what is none."""
+    return int(text) if text and re.fullmatch(r"\d{1,6}", text) else otherwise
+
+
 def beside(folder: str, target: str) -> str:
     """A part's name, by the folder of the part that refers to it."""
     target = unquote(target)

@@ -10,7 +10,7 @@ from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused, clean
 from sac_rag.text.drawings import chart, paragraphs
 from sac_rag.text.extract import Extract, Parsed, short_title
-from sac_rag.text.markup import Package, child, local
+from sac_rag.text.markup import Package, attribute, child, local, whole
 from sac_rag.text.numerals import numeral
 from sac_rag.text.rows import row_lines
 
@@ -106,11 +106,11 @@ def _listed(body: Any) -> Iterator[str]:
         if not text:
             continue
         properties = child(paragraph, "pPr")
-        level = int(properties.get("lvl") or 0) if properties is not None else 0
+        level = whole(attribute(properties, "lvl"), 0)
         numbered = child(properties, "buAutoNum")
         counts = {at: count for at, count in counts.items() if at < level or (at == level and numbered is not None)}
         if numbered is not None:
-            counts[level] = counts.get(level, int(numbered.get("startAt") or 1) - 1) + 1
+            counts[level] = counts.get(level, whole(attribute(numbered, "startAt"), 1) - 1) + 1
             text = f"{_number(counts[level], numbered.get('type') or '')} {text}"
         yield text
 

@@ -15,14 +15,15 @@ from sac_rag.text.drawings import chart, formula, paragraphs
 from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Extract, Parsed, short_title
 from sac_rag.text.formats import PARSERS, format_of
-from sac_rag.text.markup import Package, attribute, child, local
+from sac_rag.text.markup import Package, attribute, child, local, whole
 from sac_rag.text.rows import MOST_SPAN, row_lines
 from sac_rag.text.symbols import RAISED, shown, sign, with_exponents
-from sac_rag.text.word_numbers import OFF, Numbers, whole
+from sac_rag.text.word_numbers import OFF, Numbers
 
 _AROUND = frozenset({"sdt", "sdtContent", "ins", "moveTo", "customXml", "smartTag"})
 """Elements that stand around others and say nothing themselves."""
 _SILENT = frozenset({"pPr", "rPr", "del", "moveFrom", "Fallback", "instrText"})  # a fallback repeats its choice
+_HEX = re.compile("[0-9A-Fa-f]{1,6}")
 _MOST_STYLES = 20
 """Styles in a row that one is based on."""
 
@@ -186,7 +187,8 @@ class _Document:
                 case "noBreakHyphen":
                     yield "-"
                 case "sym":
-                    yield sign(attribute(element, "font") or "", int(attribute(element, "char") or "0", 16))
+                    code = attribute(element, "char") or ""
+                    yield sign(attribute(element, "font") or "", int(code, 16)) if _HEX.fullmatch(code) else ""
                 case "fldChar":
                     yield self._field(element)
                 case "r":

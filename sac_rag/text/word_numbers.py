@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from typing import Any
 
-from sac_rag.text.markup import attribute, child, local
+from sac_rag.text.markup import attribute, child, local, whole
 from sac_rag.text.numerals import numeral
 
 OFF = ("0", "false", "off")
@@ -74,7 +74,3 @@ class Numbers:
 
 def _format(level: Any | None) -> str:
     return attribute(child(level, "numFmt"), "val") or "decimal"
-
-
-def whole(text: str | None, otherwise: int) -> int:
-    return int(text) if text and re.fullmatch(r"\d{1,6}", text) else otherwise

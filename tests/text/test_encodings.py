@@ -237,7 +237,7 @@ def test_a_few_signs_are_western(text: str) -> None:
 
 
 def test_ascii_with_nulls_is_not_chinese() -> None:
-    assert told(b"plain words of a log\0\0\n" * 40)[0].startswith("plain words")
+    assert told((b"plain words of a log\n" * 4 + b"\0\0") * 10)[0].startswith("plain words")
 
 
 def test_halves_of_characters_in_utf8() -> None:
