@@ -70,8 +70,8 @@ def _points(element: Any | None) -> dict[str, str]:
     """Values that a chart remembers, by their places."""
     if element is None:
         return {}
-    found = ((e.get("idx") or "", e) for e in element.iter() if local(e) == "pt")
-    return {place: "".join(_texts(e)) for place, e in found if place.isdecimal()}
+    points = [point for point in element.iter() if local(point) == "pt"]
+    return {attribute(p, "idx") or "": "".join(_texts(p)) for p in points if (attribute(p, "idx") or "").isdecimal()}
 
 
 def _texts(element: Any | None) -> Iterator[str]:
@@ -92,9 +92,8 @@ def _pieces(paragraph: Any) -> Iterator[str]:
     last = ""
     for run in paragraph:
         text = _ESCAPED.sub(_unescaped, "".join(map(_run, run.iter())))
-        properties = child(run, "rPr")
-        raised = properties is not None and (properties.get("baseline") or "-").strip("%").isdecimal()
-        if raised and properties.get("baseline") != "0" and last[-1:].isdigit() and text[:1].isdigit():
+        height = (attribute(child(run, "rPr"), "baseline") or "").strip("%")
+        if height.isdecimal() and height != "0" and last[-1:].isdigit() and text[:1].isdigit():
             yield "^"
         yield text
         last = text or last
