@@ -24,6 +24,7 @@ class Dialect:
     """Empty for a table of one column."""
     escapes: bool = False
     """Whether a backslash stands before a quotation mark that ends nothing."""
+    quote: str = '"'
 
 
 def dialect_of(text: str) -> tuple[Dialect, str]:
@@ -32,26 +33,31 @@ def dialect_of(text: str) -> tuple[Dialect, str]:
         return Dialect(match[1], '\\"' in text), text[match.end() :]
     sample = _sample(text)
     escapes = '\\"' in sample and '""' not in sample
-    if not sample.strip():
-        return Dialect(",", escapes), text
-    regular = {d: _regular(_widths(sample, Dialect(d, escapes))) for d in DELIMITERS}
-    best = max(DELIMITERS, key=lambda d: regular[d])
-    return Dialect(best if regular[best] else "", escapes), text
+    if not re.search(r"\w", sample):
+        return Dialect(max(DELIMITERS, key=sample.count), escapes), text
+    quote = "'" if _is_single_quoted(sample) else '"'
+    widths = {d: _widths(sample, Dialect(d, escapes, quote)) for d in DELIMITERS}
+    for judge in (_regular, _ragged):
+        best = max(DELIMITERS, key=lambda d: judge(widths[d]))
+        if judge(widths[best]):
+            return Dialect(best, escapes, quote), text
+    return Dialect("", escapes, quote), text
 
 
 def rows_of(text: str, dialect: Dialect) -> Iterator[list[str]]:
     """Cells of each row, in linear time. A quotation mark that is not closed before a delimiter, or that would swallow
     rows, is a character like others. text: newlines as \\n."""
     delimiter = re.escape(dialect.delimiter) or r"(?!)"
-    inside = r'(?:[^"\\]++|""|\\.)*+' if dialect.escapes else r'(?:[^"]++|"")*+'
-    quoted = re.compile(rf' *"({inside})"[ \t]*?(?={delimiter}|\n|\Z)', re.DOTALL)
+    q = dialect.quote
+    inside = rf"(?:[^{q}\\]++|{q}{q}|\\.)*+" if dialect.escapes else rf"(?:[^{q}]++|{q}{q})*+"
+    quoted = re.compile(rf" *{q}({inside}){q}[ \t]*?(?={delimiter}|\n|\Z)", re.DOTALL)
     plain = re.compile(rf"(?:(?!{delimiter})[^\n])*+") if dialect.delimiter else re.compile(r"[^\n]*+")
     at, row, usual = 0, list[str](), 0
     while at <= len(text):
         match = quoted.match(text, at)
         if match and (not usual or not _swallows(match[1], dialect, usual)):
-            value = match[1].replace('""', '"')
-            row.append(value.replace('\\"', '"') if dialect.escapes else value)
+            value = match[1].replace(2 * q, q)
+            row.append(value.replace(f"\\{q}", q) if dialect.escapes else value)
         else:
             match = plain.match(text, at)
             assert match is not None
@@ -84,6 +90,27 @@ def _sample(text: str) -> str:
 
 def _widths(sample: str, dialect: Dialect) -> list[int]:
     return [len(row) for row in rows_of(sample, dialect) if any(cell.strip() for cell in row)]
+
+
+def _is_single_quoted(sample: str) -> bool:
+    """Whether cells stand between single quotation marks: in most rows, and never between double ones."""
+    rows = [line for line in sample.split("\n") if line.strip()]
+    marked = sum(bool(re.search(r"(?:^|[,;\t|])'[^'\n]*'(?:[,;\t|]|$)", row)) for row in rows)
+    return '"' not in sample and 2 * marked > len(rows)
+
+
+def _ragged(widths: Sequence[int]) -> float:
+    """How far a delimiter makes a table whose rows differ in width, or several tables: a header of several cells above
+    rows of several, or most rows as wide as a neighbour. 0 for none."""
+    wide = sum(width > 1 for width in widths)
+    alike = sum(
+        width > 1 and width in (*widths[max(0, i - 1) : i], *widths[i + 1 : i + 2]) for i, width in enumerate(widths)
+    )
+    if len(widths) > 1 and (
+        (widths[0] > 1 and wide >= 0.9 * len(widths)) or (len(widths) > 3 and 2 * alike > len(widths))
+    ):
+        return wide / len(widths)
+    return 0.0
 
 
 def _regular(widths: Sequence[int]) -> float:

@@ -38,6 +38,13 @@ _WESTERN = re.compile(
     rb"|[\x80\x82\x84\x85\x91-\x97\xa0\xa1\xa3\xa7\xa9-\xab\xad\xae\xb0-\xb2\xb4\xb7\xbb-\xbf]"
 )
 """windows-1252 as Western texts use it: letters among ASCII letters, quotation marks, dashes, currencies, fractions."""
+_CESU = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")
+"""A character beyond U+FFFF in UTF-8 of its two halves, as some databases export it."""
+_ODD_SIGNS = frozenset("\u00b9\u00b2\u00b3\u00bc\u00bd\u00be\u00a4\u00a6\u00a8\u00b8\u00af")
+"""Signs that stand in no word."""
+_ODD = 0.05
+"""Share of characters beyond ASCII that are odd where they stand from which on another encoding is looked for."""
+_ASCII_RUN = re.compile(rb"[\x00-\x7f]{200,}")
 _HIGH = bytes(range(128, 256))
 _IN_A_WORD = re.compile(rb"(?<=[A-Za-z])[\x80-\xff]|[\x80-\xff](?=[a-z])")
 _STRANGE = re.compile(rb"[\x1b\x80-\xff]")
@@ -55,6 +62,9 @@ def decode(data: bytes, *, tell: Tell, declared: str | None = None, encoding: st
         if data.startswith(bom):
             return _lenient(data, marked, tell)
     declared = declared or declaration(data)
+    if b"\xed" in data:
+        data = _CESU.sub(lambda match: match[0].decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass")
+                         .decode("utf-16").encode(), data)  # fmt: skip
     if b"\0" in data[:SAMPLE] and (wide := _wide(data)):
         return _lenient(data, wide, tell)
     _check_is_text(data)
@@ -68,6 +78,8 @@ def decode(data: bytes, *, tell: Tell, declared: str | None = None, encoding: st
             return text
         if bad and b"\0" in data:
             raise Refused("binary data")
+    elif b"+" in data and _codec(declared) == "utf-7":
+        return _lenient(data, "utf-7", tell)
     elif not _STATEFUL.search(data):
         return data.decode("ascii")
     if encoding:
@@ -95,6 +107,8 @@ def _codec(label: str | None) -> str | None:
     if not label:
         return None
     known = webencodings.lookup(label)
+    if known and known.name == "x-user-defined":  # of pages that scripts read as bytes; else browsers take this
+        return "cp1252"
     if known and known.name != "replacement":
         return str(known.codec_info.name)
     return codecs.lookup(label).name if is_text_encoding(label) else None
@@ -147,38 +161,84 @@ def _is_surely_utf8(data: bytes, good: int) -> bool:
 
 
 def _wide(data: bytes) -> str | None:
-    """UTF-16 without a byte order mark, by its zero bytes."""
+    """UTF-16 or UTF-32 without a byte order mark, by their zero bytes, or by the words of one script that they make."""
     sample = data[:4096]
+    sample = sample[: len(sample) // 4 * 4] if len(sample) > 8 else sample[: len(sample) // 2 * 2]
+    for name, rest in (("utf-32-le", (1, 2, 3)), ("utf-32-be", (0, 1, 2))):
+        quarters = [sample[i::4].count(0) for i in range(4)]
+        if len(sample) > 8 and sum(quarters[i] for i in rest) > 2.4 * len(sample) / 4 and min(quarters) == 0:
+            return name
     half = len(sample) // 2
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     for name, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
         if half >= 4 and zeros > 0.4 * half and others <= 0.02 * half:
             shown = sample[: 2 * half].decode(name, "replace")
             return name if sum(c.isprintable() or c.isspace() for c in shown) >= 0.98 * len(shown) else None
-    wide, sure = _guess(sample[: 2 * half])
-    if wide in ("utf-16-le", "utf-16-be") and sure > 0.9:
-        text = sample[: 2 * half].decode(wide, "replace")
-        # Words of one script with blanks between them, where other bytes would be letters of all scripts.
-        blocks = Counter(ord(c) >> 8 for c in text if c > "\xff")
-        letters = sum(c.isalnum() for c in text)
-        if (
-            blocks
-            and max(blocks.values()) > 0.8 * blocks.total()
-            and letters > 0.6 * len(text)
-            and text.count(" ") > len(text) // 40
-            and len(set(text)) > 8
-        ):
-            return wide
-    return None
+    return next((name for name in ("utf-16-le", "utf-16-be") if _is_one_script(sample.decode(name, "replace"))), None)
+
+
+def _is_one_script(text: str) -> bool:
+    """Whether a text is of words of one script with blanks between them, or of Chinese, Japanese or Korean, where other
+    bytes would make letters of all scripts."""
+    blocks = Counter(ord(c) >> 8 for c in text if c > "\xff")
+    if not blocks or len(set(text)) <= 8:
+        return False
+    eastern = sum("\u3000" <= c <= "\u30ff" or "\u4e00" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" for c in text)
+    low = sum((ord(c) & 0xFF) >= 0x80 for c in text)  # pairs of ASCII letters look like Chinese and have none
+    stops = sum(c in "\u3001\u3002\uff0c\uff01\uff1f\u306e\u7684" for c in text) + text.count(" ")
+    if eastern > 0.7 * len(text) and low > 0.25 * len(text) and stops > len(text) // 80:
+        return sum(c < "\x80" or "\u2000" <= c <= "\u303f" or c >= "\uff00" for c in text) + eastern > 0.9 * len(text)
+    return (
+        max(blocks.values()) > 0.8 * blocks.total()
+        and eastern == 0
+        and sum(c.isalnum() for c in text) > 0.6 * len(text)
+        and text.count(" ") > len(text) // 40
+    )
 
 
 def _guess(sample: bytes) -> tuple[str | None, float]:
-    """(name of an encoding, 0..1)."""
+    """(name of an encoding, 0..1): the likeliest in which words are of one script."""
     import chardet
 
+    if not sample.isascii():  # markup says nothing
+        sample = _ASCII_RUN.sub(lambda match: match[0][:60] + b"\n" + match[0][-60:], sample)
     eras = chardet.EncodingEra.ALL & ~chardet.EncodingEra.MAINFRAME
-    found = chardet.detect(sample, encoding_era=eras, max_bytes=SAMPLE)
-    return found["encoding"] and found["encoding"].lower(), found["confidence"] or 0.0
+    found = [
+        (entry["encoding"].lower(), entry["confidence"] or 0.0)
+        for entry in chardet.detect_all(sample, encoding_era=eras, max_bytes=SAMPLE)
+        if entry["encoding"]
+    ]
+    if not found:
+        return None, 0.0
+    fits = (entry for entry in found if sample.isascii() or _oddness(sample, entry[0]) < _ODD)
+    return next(fits, found[0])
+
+
+def _oddness(sample: bytes, name: str) -> float:
+    """The share of characters beyond ASCII that are odd where they stand: none in this encoding, of another script than
+    the letters beside them, signs within words, capitals behind small letters."""
+    strange = _STRANGE.search(sample)
+    start = max(0, strange.start() - 100) if strange else 0
+    try:
+        text = sample[start : start + 20_000].decode(name, "replace").removesuffix("\ufffd")
+    except LookupError:
+        return 1.0
+    odd = high = 0
+    for before, c, after in zip(f" {text}", text, f"{text[1:]} ", strict=False):
+        if c < "\x80":
+            continue
+        high += 1
+        if c == "\ufffd" or (c < "\xa0" and c != "\x85"):
+            odd += 1
+        elif not c.isalpha():
+            odd += before.isalpha() and after.isalpha() and c not in "\u2019\u00b7\u2010\u2013\u2014\u00ad"
+            odd += c in _ODD_SIGNS and (before.isalpha() or after.isalpha())
+        elif c >= "\u0370":
+            odd += "a" <= before.lower() <= "z" and "a" <= after.lower() <= "z"
+            odd += c < "\u1e00" and ("a" <= before.lower() <= "z" or "a" <= after.lower() <= "z")
+        else:
+            odd += before.islower() and c.isupper()
+    return odd / max(high, 1)
 
 
 def _check_is_text(data: bytes) -> None:
@@ -201,7 +261,8 @@ def _detected(data: bytes, tell: Tell) -> str:
         except (LookupError, ValueError):
             return data.decode("ascii")
     if western and (high <= _FEW or sure < 0.1 or _codec(name) in ("iso8859-1", "iso8859-15", "cp1252")):
-        name = "windows-1252"
+        if high <= _FEW or name is None or _oddness(sample, "windows-1252") < _ODD or _oddness(sample, name) >= _ODD:
+            name = "windows-1252"
     elif (
         high <= min(_FEW, len(sample) // 4)
         and not western

@@ -24,6 +24,10 @@ class Parsed:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+class TooLong(Refused):
+    """A text over the limit: no reason to leave a part of it out."""
+
+
 class Extract:
     """Joins clean pieces by newlines; offsets taken on the way stay true because every piece is already NFC."""
 
@@ -67,7 +71,7 @@ class Extract:
     def _put(self, piece: str) -> None:
         self.length += len(piece)
         if self.length > self.max_chars:
-            raise Refused(f"text over {self.max_chars} characters")
+            raise TooLong(f"text over {self.max_chars} characters")
         self._parts.append(piece)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sac_rag.text.cleaning import Shift
 
 _BROKEN = re.compile(
-    r"(?<![^\W\d_])(?P<before>[^\W\d_]+(?:-[^\W\d_]+)*)[-\u2010]\n[ \t]*(?P<after>[^\W\d_]+(?:-[^\W\d_]+)*)"
+    r"(?<![^\W\d_])(?P<before>[^\W\d_]+(?:-[^\W\d_]+)*)[-\u2010][ \t]*\n[ \t]*(?P<after>[^\W\d_]+(?:-[^\W\d_]+)*)"
 )
 """A word, a hyphen at the end of its line, and the word that opens the next line."""
 
@@ -31,7 +31,7 @@ def broken_words(text: str) -> Iterator[tuple[int, int, str]]:
     it says nothing, first parts that English writes with a hyphen keep theirs. The span covers the hyphen, the line
     end and the indentation behind it.
     """
-    if "-\n" not in text and "\u2010\n" not in text:
+    if not re.search(r"[-\u2010][ \t]*\n", text):
         return
     folded = text.lower()
     words = set(re.findall(r"[^\W\d_]+(?:[-\u2010][^\W\d_]+)*", folded))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from sac_rag.text.cleaning import Refused
 
 MAX_UNZIPPED_BYTES = 200_000_000
 MAX_PARTS = 20_000
+_EXTERNAL = re.compile(rb"<!ENTITY\s[^>]{0,200}\s(?:SYSTEM|PUBLIC)\s")
 
 
 def check_zip(data: bytes, kind: str) -> zipfile.ZipFile:
@@ -44,14 +46,17 @@ class Package:
     def __init__(self, data: bytes, kind: str) -> None:
         self.kind = kind
         self._parts = check_zip(data, kind)
-        self.names = frozenset(self._parts.namelist())
+        self._names = {_folded(name): name for name in reversed(self._parts.namelist())}
+        self.names = tuple(self._names)
+        """Names of parts in lower case."""
 
     def read(self, name: str) -> bytes:
-        """A part's bytes; empty if it is missing."""
-        if name not in self.names:
+        """A part's bytes; empty if it is missing. Case and the kind of slash do not matter, as on Windows."""
+        stored = self._names.get(_folded(name))
+        if stored is None:
             return b""
         try:
-            return self._parts.read(name)
+            return self._parts.read(stored)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
             raise Refused(f"damaged {self.kind}") from None
 
@@ -78,17 +83,27 @@ class Package:
         return ""
 
 
-def xml_root(data: bytes, kind: str) -> Any:
-    """The root element; raises Refused for XML that is not well formed or declares entities of its own."""
+def _folded(name: str) -> str:
+    return name.replace("\\", "/").lower()
+
+
+def xml_root(data: bytes, kind: str, *, entities: bool = False) -> Any:
+    """The root element; raises Refused for XML that is not well formed or declares entities of its own.
+
+    With `entities` those that a file declares as texts are put in, as far as libxml2's own limit on what they make of
+    a file goes; those that lie elsewhere are refused.
+    """
     from lxml import etree
 
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    resolve: Any = "internal" if entities else False
+    parser = etree.XMLParser(resolve_entities=resolve, no_network=True, load_dtd=False, huge_tree=False)
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError:
-        raise Refused(f"damaged {kind}") from None
+        reason = "declares xml entities" if _EXTERNAL.search(data) else f"damaged {kind}"
+        raise Refused(reason) from None
     declared = root.getroottree().docinfo.internalDTD
-    if declared is not None and any(True for _ in declared.iterentities()):
+    if declared is not None and any(not entities or entity.content is None for entity in declared.iterentities()):
         raise Refused("declares xml entities")
     return root
 
@@ -110,6 +125,11 @@ def child(element: Any | None, *names: str) -> Any | None:
     for name in names:
         element = next((item for item in element if local(item) == name), None) if element is not None else None
     return element
+
+
+def whole(text: str | None, otherwise: int) -> int:
+    """A number of an attribute; `otherwise` for what is none."""
+    return int(text) if text and re.fullmatch(r"\d{1,6}", text) else otherwise
 
 
 def beside(folder: str, target: str) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from itertools import accumulate, pairwise
 
 from sac_rag.text.cleaning import Refused
 from sac_rag.text.extract import Heading, short_title
+
+_FRONT_MATTER = re.compile(r"(---|\+\+\+)[ \t]*\n(.*?)\n(?:\1|\.\.\.(?=\s))[ \t]*(?:\n|\Z)", re.DOTALL)
+_YAML_LINE = re.compile(r"\s*$|[ \t]|#|[\w\"'][^:\n]*:(?:\s|$)|- |-$|[\]})]|\? ")
+_TOML_LINE = re.compile(r"\s*$|[ \t]|#|\[|[\w\"'][\w.\"' -]*=|[\]}\"'][\s\S]*$")
 
 
 def markdown(text: str) -> list[Heading]:
@@ -92,8 +97,15 @@ def _line_starts(text: str) -> list[int]:
 
 
 def _front_matter_lines(text: str) -> int:
-    """Lines of a YAML block between two `---` lines at the very start, else 0."""
-    if not text.startswith("---\n"):
+    """Lines of a block of YAML between two `---` lines, or of TOML between two `+++` lines, at the very start, else 0.
+
+    A rule, which is written alike, stands before an empty line or before what is no `name: value`.
+    """
+    match = _FRONT_MATTER.match(text)
+    if match is None:
         return 0
-    end = text.find("\n---\n", 3)
-    return text.count("\n", 0, end + 5) if end >= 0 else 0
+    lines = match[2].split("\n")
+    named = _YAML_LINE if match[1] == "---" else _TOML_LINE
+    if not lines[0].strip() or not all(named.match(line) for line in lines):
+        return 0
+    return match[0].count("\n") + (not match[0].endswith("\n"))

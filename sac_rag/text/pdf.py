@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,16 @@ _NUMBER = re.compile(
 )
 """A page number alone: 7, xii, - 7 -, 7 / 90, Page 7 of 90."""
 _ROOT = re.compile(rb"(\d{1,10})\s+0\s+obj\s{0,9}<<(?:(?!endobj).){0,2000}?/Type\s{0,9}/Catalog\b", re.DOTALL)
+_FIRST_NUMBER = re.compile(r"\A\D*(\d{1,5})(?!\d)")
+_LAST_NUMBER = re.compile(r"(?<!\d)(\d{1,5})\D*\Z")
 _LEADER = re.compile(r" ?(?:\.[ .]?){5,}")
 """Dots between an entry of a table of contents and its page."""
 _TITLE_CHARS = 1000
+_XFA = 2
+"""PDFium's number for forms whose pages are made when they are shown."""
+
+_Place = tuple[str, int, int]
+"""(words, height in steps of two points, distance of a number among the words to that of the page)."""
 
 
 @dataclass
@@ -39,6 +46,8 @@ class _Page:
     notes: list[str] = field(default_factory=list)
     bottom: float = 0.0
     top: float = 0.0
+    mapped: bool = True
+    """Whether the file says which letters its glyphs are."""
 
     def in_margin(self, piece: Piece) -> bool:
         margin = MARGIN * (self.top - self.bottom)
@@ -66,6 +75,12 @@ def pdf(data: bytes, config: ReadConfig) -> Parsed:
         out.notices.append(_notice(lost, len(read), "could not be read"))
     if scanned and len(scanned) < len(read):
         out.notices.append(_notice(scanned, len(read), "hold pictures and no text"))
+    if unknown := [number for number, page in enumerate(read, 1) if not page.mapped]:
+        out.notices.append(_notice(unknown, len(read), "do not say which letters they show"))
+    if attached := [document.get_attachment(n).get_name() for n in range(document.count_attachments())]:
+        out.notices.append(f"{len(attached)} attachments not read: {', '.join(attached)}"[:300])
+    if document.get_formtype() == _XFA:
+        out.notices.append("a form (XFA) that its program draws is not read")
     parsed = out.finish(pages=pages, title=short_title(clean(_title(document))))
     for level, title, page in _outline(document):
         if 0 <= page < len(pages) and (short := short_title(clean(title))):
@@ -107,7 +122,7 @@ def _read_pages(document: Any, max_chars: int) -> tuple[list[_Page], list[int], 
         page = _Page()
         try:
             sheet = document[number - 1]
-            pieces, (_, page.bottom, _, page.top) = pieces_of(sheet)
+            pieces, (_, page.bottom, _, page.top), page.mapped = pieces_of(sheet)
             page.pieces = filled_in(sheet, pieces)
             page.notes = notes_of(sheet)
             if not page.pieces and not page.notes and _has_picture(sheet):
@@ -131,31 +146,45 @@ def _has_picture(sheet: Any) -> bool:
 def _drop_running_heads(pages: Sequence[_Page]) -> None:
     """Take whole lines out of the margins that stand at one height on several pages: words but for their first time,
     and page numbers. From the edge inwards, up to the first line that is anything else."""
-    places: dict[tuple[str, int], list[int]] = defaultdict(list)
+    found: dict[_Place, set[int]] = defaultdict(set)
     for number, page in enumerate(pages):
         for piece in page.pieces:
             if page.in_margin(piece):
-                places[_place(piece)].append(number)
-    first = {place: found[0] for place, found in places.items() if len(set(found)) >= REPEATED}
+                for place in _places(piece, number):
+                    found[place].add(number)
+    first = {place: min(numbers) for place, numbers in found.items() if len(numbers) >= REPEATED}
     for number, page in enumerate(pages):
         lines = lines_of(page.pieces)
-        for line in (*_running(lines, page, first), *_running(lines[::-1], page, first)):
-            repeated = all(not label or first[label, y] < number for label, y in map(_place, line))
+        for line in (*_running(lines, page, number, first), *_running(lines[::-1], page, number, first)):
+            repeated = all(_is_repeated(piece, number, first) for piece in line)
             if repeated and len(page.pieces) > len(line):
                 page.pieces = [piece for piece in page.pieces if piece not in line]
 
 
-def _running(lines: Sequence[Line], page: _Page, known: Container[tuple[str, int]]) -> Iterator[Line]:
+def _running(lines: Sequence[Line], page: _Page, number: int, known: Mapping[_Place, int]) -> Iterator[Line]:
     for line in lines:
-        if not all(page.in_margin(piece) and _place(piece) in known for piece in line):
+        if not all(page.in_margin(piece) and any(p in known for p in _places(piece, number)) for piece in line):
             return
         yield line
 
 
-def _place(piece: Piece) -> tuple[str, int]:
-    """(words, or "" for a page number; height in steps of two points)."""
+def _is_repeated(piece: Piece, number: int, first: Mapping[_Place, int]) -> bool:
+    """Whether a running piece stands on an earlier page too, or is nothing but a page number."""
+    return any(place in first and (not place[0] or first[place] < number) for place in _places(piece, number))
+
+
+def _places(piece: Piece, number: int) -> Iterator[_Place]:
+    """What a piece says, and where, as on other pages: a page number alone says nothing; one beside words, the first or
+    the last number of these, is known by its distance to the page's own."""
     words = " ".join(piece.text.split())
-    return "" if _NUMBER.fullmatch(words) else words, round(piece.bottom / 2)
+    height = round(piece.bottom / 2)
+    if _NUMBER.fullmatch(words):
+        yield "", height, 0
+        return
+    yield words, height, 0
+    for pattern in (_FIRST_NUMBER, _LAST_NUMBER):
+        if match := pattern.search(words):
+            yield f"{words[: match.start(1)]}\0{words[match.end(1) :]}", height, int(match[1]) - number
 
 
 def _whole_words(texts: Sequence[str]) -> list[str]:

@@ -20,6 +20,8 @@ _HYPHENS = re.compile("[\x02\ufffe]|\u00ad(?=\r)")
 """What PDFium puts for a hyphen at the end of a line."""
 _LINE = re.compile("[^\r\n\x02\ufffe]+")
 _WORD = re.compile(r"\S+")
+_DIGITS = re.compile(r"[\d)](?=[-+\u2212]?\d)")
+"""A number's digit in front of another one, or of its sign."""
 
 _UPRIGHT = "\u2e80"
 """From here on scripts may be written from top to bottom."""
@@ -28,8 +30,9 @@ Box = tuple[float, float, float, float]
 """(left, bottom, right, top)."""
 
 
-def pieces_of(sheet: Any) -> tuple[list[Piece], Box]:
-    """(runs of text without a wide gap, in the file's own sequence; the page's edges).
+def pieces_of(sheet: Any) -> tuple[list[Piece], Box, bool]:
+    """(runs of text without a wide gap, in the file's own sequence; the page's edges; whether the file says of most
+    letters which they are).
 
     A page whose text is turned by a right angle, or upside down, is turned back.
     """
@@ -45,9 +48,26 @@ def pieces_of(sheet: Any) -> tuple[list[Piece], Box]:
                 left, bottom, right, top = _around(box(start), box(end - 1))
                 apart = end - start > 1 and box.is_turned(start)
                 pieces.append(Piece(shown, left, bottom, right, top, len(pieces), apart))
-        return pieces, box.turned(sheet.get_cropbox())
+        edges = box.turned(sheet.get_cropbox())
+        return [piece for piece in pieces if _is_within(piece, edges)] or pieces, edges, _is_mapped(page, text)
     finally:
         page.close()
+
+
+def _is_mapped(page: Any, text: str) -> bool:
+    """Whether most letters of a sample have a meaning; PDFium shows the numbers of glyphs as letters otherwise."""
+    import pypdfium2.raw as c
+
+    at = [i for i, letter in enumerate(text[:2000]) if not letter.isspace() and letter != "\ufffe"]
+    unknown = sum(c.FPDFText_HasUnicodeMapError(page.raw, i) == 1 for i in at)
+    return 2 * unknown <= len(at)
+
+
+def _is_within(piece: Piece, edges: Box) -> bool:
+    """Whether a piece is seen, at least in part. Those without a place are."""
+    left, bottom, right, top = edges
+    is_placed = piece.right > piece.left or piece.top > piece.bottom
+    return not is_placed or (piece.right > left and piece.left < right and piece.top > bottom and piece.bottom < top)
 
 
 class _Boxes:
@@ -130,7 +150,7 @@ def _runs(text: str, start: int, end: int, box: _Boxes) -> Iterator[tuple[int, i
         return
     if spaced := _letter_spaced(text, words, box):
         words = spaced
-    begin, shown = words[0][0], _solid(text, words[0])
+    begin, shown = words[0][0], _solid(text, words[0], box)
     for before, after in pairwise(words):
         a, b = box(before[1] - 1), box(after[0])
         height = max(a[3] - a[1], b[3] - b[1], 1.0)
@@ -142,7 +162,7 @@ def _runs(text: str, start: int, end: int, box: _Boxes) -> Iterator[tuple[int, i
             shown += text[before[1] : after[0]]
         else:
             shown += " "
-        shown += _solid(text, after)
+        shown += _solid(text, after, box)
     yield begin, words[-1][1], shown
 
 
@@ -159,9 +179,19 @@ def _steps_down(a: Box, b: Box) -> bool:
     return abs(a[1] - b[1]) > 0.6 * max(a[3] - a[1], b[3] - b[1], 1.0)
 
 
-def _solid(text: str, word: tuple[int, int]) -> str:
-    """A word; those put together of single letters lie over blanks that PDFium made up."""
-    return "".join(text[word[0] : word[1]].split())
+def _solid(text: str, word: tuple[int, int], box: _Boxes) -> str:
+    """A word; those put together of single letters lie over blanks that PDFium made up. A raised number behind another
+    one is set off by ^, as it would be read as the end of it."""
+    start, end = word
+    marks = [match.start() + start for match in _DIGITS.finditer(text[start:end]) if not box.off]
+    marks = [at + 1 for at in marks if _is_raised(box(at), box(at + 1))]
+    parts = [text[a:b] for a, b in pairwise([start, *marks, end])]
+    return "".join("^".join(parts).split())
+
+
+def _is_raised(base: Box, mark: Box) -> bool:
+    height, own = base[3] - base[1], mark[3] - mark[1]
+    return 0 < own < 0.85 * height and mark[1] - base[1] > 0.15 * height
 
 
 def _letter_spaced(text: str, words: Sequence[tuple[int, int]], box: _Boxes) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import logging
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 EMPTY, NO_TEXT = "empty file", "no text"
 """Reasons to skip a file that was read."""
 
+_SOFT_BREAK = re.compile(r"(?<=[^\W\d_])\u00ad(?=\n[ \t]*[^\W\d_])")
 _QUICK_CHARS = 200_000
 """Markdown up to this size is outlined here: at most a few seconds for the worst text of that size."""
 
@@ -96,6 +98,8 @@ def _own_text(
     decoded = newlines(decode(data, tell=notices.append, encoding=config.encoding))
     if len(decoded) > config.text_chars:
         raise Refused(f"text over {config.text_chars} characters")
+    if form.wrapped:  # a soft hyphen at a line's end is seen; cleaning would leave two halves of a word
+        decoded = _SOFT_BREAK.sub("-", decoded)
     text = clean(decoded)
     # Python's own utf-8 keeps the mark that utf-8-sig takes off, and positions count it.
     shifts = shifts_of("\ufeff" + decoded if data.startswith(codecs.BOM_UTF8) else decoded, text)

@@ -1,29 +1,27 @@
-"""Records to text: csv, tsv, sheets, json, jsonl. One record is one paragraph of "name: value" lines."""
+"""Rows of delimited text, and of sheets, as records: one is one paragraph of "column: value" lines."""
 
 from __future__ import annotations
 
-import datetime
-import io
-import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, islice
 
 from sac_rag.config import ReadConfig
-from sac_rag.text.cleaning import Refused, newlines
+from sac_rag.text.cleaning import newlines
 from sac_rag.text.dialects import Dialect, dialect_of, rows_of
 from sac_rag.text.encodings import decode
-from sac_rag.text.extract import Extract, Parsed, short_title
-from sac_rag.text.markup import check_zip
+from sac_rag.text.extract import Extract, Parsed
 
-_TEXT_FIELDS = ("text", "content", "page_content", "body")
-_TITLE_FIELDS = ("title", "heading", "headline", "name", "subject")
 _LOOKED_AT = 50
 """Rows from which the header is judged."""
+_NEAR = 8
+"""Rows from which it is judged whether a table begins within a file."""
 _NUMBER = re.compile(r"[-+(]?[\d.,' \u00a0]*\d[)%]?|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*")
 _YEAR = re.compile(r"(?:19|20)\d\d")
+_AS_TEXT = re.compile(r'="(.*)"', re.DOTALL)
+"""How Excel is told to keep a number as it is written: ="00123"."""
+_RULE = re.compile(r"[-=+:|]{3,}")
 
 Row = list[str]
 
@@ -33,65 +31,58 @@ def csv_rows(data: bytes, config: ReadConfig) -> Parsed:
     out = Extract(config.text_chars)
     text = newlines(decode(data, tell=out.notices.append, encoding=config.encoding)).replace("\0", "")
     dialect, text = dialect_of(text)
-    _table(out, rows_of(text, dialect))
+    write_table(out, rows_of(text, dialect))
     return out.finish()
 
 
 def tsv_rows(data: bytes, config: ReadConfig) -> Parsed:
-    """Like csv_rows, with tabs."""
+    """Like csv_rows, with tabs where there are any."""
     out = Extract(config.text_chars)
     text = newlines(decode(data, tell=out.notices.append, encoding=config.encoding)).replace("\0", "")
-    _table(out, rows_of(text, Dialect("\t")))
+    dialect, rest = (Dialect("\t"), text) if "\t" in text else dialect_of(text)
+    write_table(out, rows_of(rest, dialect))
     return out.finish()
 
 
-def sheets(data: bytes, config: ReadConfig) -> Parsed:
-    """Every sheet of a workbook (xlsx, xlsm, xlsb, xls, ods) like csv_rows, as values that were last computed."""
-    import python_calamine
+def write_table(out: Extract, rows: Iterable[Row], level: int = 1) -> None:
+    """Write rows under the names of their columns; what stands above these is a title, or text of its own.
 
-    if data.startswith(b"PK"):
-        check_zip(data, "workbook")
-    out = Extract(config.text_chars)
-    try:
-        book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(data))
-        names = book.sheet_names
-        for name in names:
-            rows = book.get_sheet_by_name(name).to_python(skip_empty_area=True)
-            if rows and len(names) > 1:
-                out.heading(1, name)
-            _table(out, ([_shown(cell) for cell in row] for row in rows), level=min(len(names), 2))
-    except python_calamine.PasswordError:
-        raise Refused("encrypted workbook") from None
-    except (python_calamine.CalamineError, OSError):
-        raise Refused("damaged workbook") from None
-    return out.finish()
+    Behind an empty row or a title a table of other columns may begin.
+    """
+    ahead = _Ahead(rows)
+    while ahead.look(1):
+        _section(out, ahead, level)
 
 
-def json_values(data: bytes, config: ReadConfig) -> Parsed:
-    """A list as records, anything else as one record; see `_record`."""
-    out = Extract(config.text_chars)
-    text = decode(data, tell=out.notices.append, encoding=config.encoding)
-    value = _load(text, "not valid json")
-    for item in value if isinstance(value, list) else [value]:
-        _record(out, item)
-    return out.finish()
+class _Ahead:
+    """Rows that say something, looked at before they are taken; `apart` where an empty one stands in front."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = iter(rows)
+        self._seen: deque[tuple[Row, bool]] = deque()
+
+    def look(self, count: int) -> list[tuple[Row, bool]]:
+        apart = False
+        while len(self._seen) < count and (row := next(self._rows, None)) is not None:
+            cells = [_AS_TEXT.sub(r"\1", cell.strip()) for cell in row]
+            if not any(cells):
+                apart = True
+            elif not all(_RULE.fullmatch(cell) for cell in cells if cell):
+                self._seen.append((cells, apart))
+                apart = False
+        return list(islice(self._seen, count))
+
+    def take(self) -> tuple[Row, bool]:
+        self.look(1)
+        return self._seen.popleft()
 
 
-def json_lines(data: bytes, config: ReadConfig) -> Parsed:
-    """One record a line; a line that is not JSON refuses the file and is named."""
-    out = Extract(config.text_chars)
-    # not splitlines: JSON strings may hold U+2028
-    lines = decode(data, tell=out.notices.append, encoding=config.encoding).split("\n")
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            _record(out, _load(line, f"line {number} is not valid json"))
-    return out.finish()
-
-
-def _table(out: Extract, rows: Iterable[Row], level: int = 1) -> None:
-    """Write rows under the names of their columns; what stands above these is a title, or text of its own."""
-    filled = (row for row in ([cell.strip() for cell in row] for row in rows) if any(row))
-    head = list(islice(filled, _LOOKED_AT))
+def _section(out: Extract, ahead: _Ahead, level: int) -> None:
+    """Write one table with what stands above it."""
+    near = ahead.look(_LOOKED_AT)
+    wide = list(accumulate(_filled(row) > 1 for row, _ in near))
+    ends = (i for i in range(1, len(near)) if wide[i - 1] > 1 and _begins_table(near, i))
+    head = [row for row, _ in near[: next(ends, len(near))]]
     first = _header(head)
     for row in head[:first]:
         words = " ".join(filter(None, row))
@@ -99,26 +90,97 @@ def _table(out: Extract, rows: Iterable[Row], level: int = 1) -> None:
             out.add(words, blank=True)
         else:
             out.heading(level, words)
-    names, start = ([], first) if _is_record(head[first:]) else (head[first], first + 1)
-    for row in head[start:]:
-        _row(out, names, row)
-    for row in filled:
-        _row(out, names, row)
+        ahead.take()
+    names: Row = []
+    if not _is_record(head[first:]):
+        names = [cell.removeprefix("#") if i == 0 else cell for i, cell in enumerate(head[first])]
+        if not any(name and any(i < len(row) and row[i] for row in head[first + 1 :]) for i, name in enumerate(names)):
+            names = []  # nothing stands under it
+    if names:
+        ahead.take()
+        if (both := _two_rows(names, head[first + 1 :])) is not None:
+            names = both
+            ahead.take()
+    is_first = True
+    while near := ahead.look(_NEAR + 1):
+        # The row at hand stands behind another one of this table, or of its header.
+        if (names or not is_first) and _begins_table([([], False), *near], 1, len(names)):
+            return
+        row, _ = ahead.take()
+        is_first = False
+        if len(row) == 1 and len(names) > 1:  # a note, or a heading of some rows
+            out.add(row[0], blank=True)
+            out.gap()
+        else:
+            _row(out, names, row)
+
+
+def _begins_table(rows: Sequence[tuple[Row, bool]], at: int, width: int = 0) -> bool:
+    """Whether the row at `at` opens a table of its own: behind an empty row, or a title, and with a header that names
+    columns of numbers, or of another `width` than the table before it."""
+    row, apart = rows[at]
+    if not apart and _filled(row) > 1:
+        return False
+    start = next((i for i in range(at, min(at + 3, len(rows))) if _filled(rows[i][0]) > 1), None)
+    if start is None:
+        return False
+    below = []
+    for cells, is_apart in rows[start + 1 : start + _NEAR]:
+        if is_apart or _filled(cells) < 2:
+            break
+        below.append(cells)
+    header = rows[start][0]
+    if not below or any(_NUMBER.fullmatch(cell) and not _YEAR.fullmatch(cell) for cell in header):
+        return False
+    if any(_is_numeric(i, below) for i, cell in enumerate(header) if cell):
+        return True
+    return start > at and len(below) > 1 and 0 < width != _filled(header)
+
+
+def _filled(row: Row) -> int:
+    return sum(map(bool, row))
+
+
+def _is_numeric(column: int, rows: Sequence[Row]) -> bool:
+    """Whether a column has numbers, and nothing else but empty cells."""
+    values = [row[column] for row in rows if column < len(row) and row[column]]
+    return bool(values) and all(_NUMBER.fullmatch(value) for value in values)
+
+
+def _two_rows(names: Row, rows: Sequence[Row]) -> Row | None:
+    """Names of columns in two rows, the first of which names groups of columns; None where there is but one."""
+    if len(rows) < 2 or not names:
+        return None
+    below, others = rows[0], rows[1:]
+    if any(_NUMBER.fullmatch(cell) and not _YEAR.fullmatch(cell) for cell in below):
+        return None
+    unnamed = [i for i, cell in enumerate(below) if cell and (i >= len(names) or not names[i])]
+    if not any(_is_numeric(i, others) for i in unnamed) or unnamed == [0]:
+        return None
+    both, group = [], ""
+    for i in range(max(len(names), len(below))):
+        above = names[i] if i < len(names) else ""
+        own = below[i] if i < len(below) else ""
+        group = above or (group if own else "")
+        both.append(group if group == own else f"{group} {own}".strip())
+    return both
 
 
 def _header(rows: Sequence[Row]) -> int:
     """Index of the row that names the columns: the first as wide as most rows, behind titles, comments and notes."""
-    widths = Counter(len(row) for row in rows if sum(map(bool, row)) > 1)
+    widths = Counter(len(row) for row in rows if _filled(row) > 1)
     if not widths:
         return 0
     usual = max(widths, key=lambda width: (widths[width], width))
     if widths[usual] < 2:
         return 0
     for index, row in enumerate(rows):
-        cells = sum(map(bool, row))
+        cells = _filled(row)
         # A header may lack the name of the first column, or of the last.
         named = len(row) >= usual - 1 if cells > 1 else not row[0] and len(row) == usual
-        if named and not row[0].startswith("#"):
+        if named and row[0].startswith("#"):  # a comment, unless only rows of values come behind it
+            named = cells == usual and _is_record(rows[index + 1 :]) and len(rows) > index + 1
+        if named:
             return index
     return 0
 
@@ -143,60 +205,3 @@ def _row(out: Extract, names: Sequence[str], row: Row) -> None:
         if value:
             name = names[i] if i < len(names) else ""
             out.add(f"{name or f'column {i + 1}'}: {value}")
-
-
-def _shown(cell: Any) -> str:
-    """A cell of a sheet: whole numbers without a point, days without midnight."""
-    match cell:
-        case bool():
-            return str(cell).lower()
-        case float() if cell.is_integer() and abs(cell) < 1e15:
-            return str(int(cell))
-        case datetime.datetime() if cell.time() == datetime.time():
-            return cell.date().isoformat()
-        case datetime.datetime():
-            return cell.isoformat(" ")
-        case datetime.date() | datetime.time():
-            return cell.isoformat()
-    return str(cell)
-
-
-def _load(text: str, refusal: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise Refused(refusal) from None
-
-
-def _record(out: Extract, value: Any) -> None:
-    """A title as heading, the text as it is, then every other field as "key: value" lines with dotted keys."""
-    out.gap()
-    if isinstance(value, dict):
-        body = next((k for k in _TEXT_FIELDS if isinstance(value.get(k), str) and value[k].strip()), None)
-        if body:
-            title = next((k for k in _TITLE_FIELDS if isinstance(value.get(k), str) and value[k].strip()), None)
-            if title and short_title(value[title]) == value[title].strip():
-                out.heading(1, value[title])
-            elif title:  # too long for a heading
-                out.add(f"{title}: {value[title]}")
-            out.add(value[body])
-            value = {key: item for key, item in value.items() if key not in (title, body)}
-    for line in _lines(value, ""):
-        out.add(line)
-
-
-def _lines(value: Any, name: str) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _lines(item, f"{name}.{key}" if name else key)
-    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        for i, item in enumerate(value):
-            yield from _lines(item, f"{name}.{i}" if name else str(i))
-    elif isinstance(value, list):
-        yield from _lines(", ".join(map(_scalar, value)), name)
-    elif shown := _scalar(value).strip():
-        yield f"{name}: {shown}" if name else shown
-
-
-def _scalar(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused, clean
+from sac_rag.text.drawings import chart, formula, paragraphs
+from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Extract, Parsed, short_title
-from sac_rag.text.markup import Package, attribute, child, local
-from sac_rag.text.numerals import numeral
+from sac_rag.text.formats import PARSERS, format_of
+from sac_rag.text.markup import Package, attribute, child, local, whole
+from sac_rag.text.rows import MOST_SPAN, row_lines
+from sac_rag.text.symbols import RAISED, shown, sign, with_exponents
+from sac_rag.text.word_numbers import OFF, Numbers
 
 _AROUND = frozenset({"sdt", "sdtContent", "ins", "moveTo", "customXml", "smartTag"})
 """Elements that stand around others and say nothing themselves."""
-_SILENT = frozenset({"pPr", "del", "moveFrom", "Fallback", "instrText"})  # a fallback repeats its choice
-_OFF = ("0", "false", "off")
-"""Values of a property that is switched off."""
+_SILENT = frozenset({"pPr", "rPr", "del", "moveFrom", "Fallback", "instrText"})  # a fallback repeats its choice
+_HEX = re.compile("[0-9A-Fa-f]{1,6}")
 _MOST_STYLES = 20
 """Styles in a row that one is based on."""
 
@@ -31,7 +36,7 @@ def docx(data: bytes, config: ReadConfig) -> Parsed:
     """
     if data.startswith(b"\xd0\xcf\x11\xe0"):
         raise Refused("encrypted or older word file")
-    document = _Document(Package(data, "docx"))
+    document = _Document(Package(data, "docx"), config)
     out = Extract(config.text_chars)
     for text in document.around("header"):
         out.add(text, blank=True)
@@ -47,6 +52,7 @@ def docx(data: bytes, config: ReadConfig) -> Parsed:
             out.add(note, blank=True)
     for text in document.around("footer"):
         out.add(text, blank=True)
+    out.notices += document.notices
     return out.finish(title=short_title(clean(document.package.title())))
 
 
@@ -61,18 +67,23 @@ class _Block:
 
 
 class _Document:
-    def __init__(self, package: Package) -> None:
-        self.package = package
+    def __init__(self, package: Package, config: ReadConfig) -> None:
+        self.package, self.config = package, config
+        self.notices: list[str] = []
+        self.fields: list[bool] = []
+        """Fields that are open in a paragraph; whether each has come to its result."""
         main = next((r.part for r in package.related("") if r.kind == "officeDocument"), "word/document.xml")
         root = package.xml(main)
         if root is None or child(root, "body") is None:
             raise Refused("damaged docx")
         self.body = child(root, "body")
         self.parts: dict[str, list[str]] = defaultdict(list)
+        self.targets: dict[str, str] = {}
         for relation in package.related(main):
             self.parts[relation.kind].append(relation.part)
+            self.targets[relation.id] = relation.part
         self.styles = {attribute(s, "styleId") or "": s for s in self._elements("styles", "style")}
-        self.numbers = _Numbers(self._elements("numbering", "abstractNum"), self._elements("numbering", "num"))
+        self.numbers = Numbers(self._elements("numbering", "abstractNum"), self._elements("numbering", "num"))
         self.notes = {
             (kind, attribute(note, "id")): note
             for kind in ("footnote", "endnote", "comment")
@@ -98,24 +109,55 @@ class _Document:
                 case "p":
                     yield self._paragraph(element)
                 case "tbl":
-                    for row in _parts(element, "tr"):
-                        yield self._row(row)
+                    yield from self._table(element)
+                case "sdt" if _is_prompt(element):
+                    continue
+                case "altChunk":
+                    yield _Block(self._chunk(attribute(element, "id")))
                 case name if name in _AROUND:
                     yield from self.blocks(element)
 
-    def _row(self, row: Any) -> _Block:
-        cells, notes = [], []
-        for cell in _parts(row, "tc"):
-            found = list(self.blocks(cell))
-            cells.append(" ".join(block.text for block in found).strip())
-            notes += [note for block in found for note in block.notes]
-        return _Block(" | ".join(filter(None, cells)), is_row=True, notes=notes)
+    def _table(self, table: Any) -> Iterator[_Block]:
+        """Its rows, each cell under its column; rows whose deletion is tracked are left out."""
+        rows, notes = [], []
+        for row in _parts(table, "tr"):
+            properties = child(row, "trPr")
+            if child(properties, "del") is not None:
+                continue
+            cells, found = [""] * min(whole(attribute(child(properties, "gridBefore"), "val"), 0), MOST_SPAN), []
+            for cell in _parts(row, "tc"):
+                blocks = list(self.blocks(cell))
+                cells.append(" ".join(block.text for block in blocks).strip())
+                span = whole(attribute(child(cell, "tcPr", "gridSpan"), "val"), 1)
+                cells += [""] * (min(span, MOST_SPAN) - 1)
+                found += [note for block in blocks for note in block.notes]
+            rows.append(cells)
+            notes.append(found)
+        for line, found in zip(row_lines(rows), notes, strict=True):
+            yield _Block(line, is_row=True, notes=found)
+
+    def _chunk(self, number: str | None) -> str:
+        """The text of a document of another format that is put in whole."""
+        part = self.targets.get(number or "", "")
+        form = format_of(PurePath(part))
+        data = self.package.read(part)
+        if form is None or not data:
+            self.notices.append("a document that is put in could not be read")
+            return ""
+        if form.parser is None:
+            return decode(data, tell=self.notices.append)
+        parsed: Parsed = PARSERS.load(form.parser)(data, self.config)
+        return parsed.text
 
     def _paragraph(self, element: Any) -> _Block:
         block = _Block("")
+        self.fields = []
         text = "".join(self._text(element, block.notes))
+        text = with_exponents(text)
         properties = child(element, "pPr")
         styles = list(self._styles(attribute(child(properties, "pStyle"), "val")))
+        if any(_is_hidden(child(style, "rPr")) for style in styles):
+            return _Block("", notes=block.notes)
         places = [properties, *(child(style, "pPr") for style in styles)]
         block.level = _level(places, styles)
         numbered = next((n for place in places if (n := child(place, "numPr")) is not None), None)
@@ -132,27 +174,83 @@ class _Document:
             yield style
             name = attribute(child(style, "basedOn"), "val")
 
-    def _text(self, parent: Any, notes: list[str]) -> Iterator[str]:
+    def _text(self, parent: Any, notes: list[str], font: str = "") -> Iterator[str]:
         for element in parent:
             match local(element):
                 case "t":
-                    yield element.text or ""
+                    if all(self.fields):
+                        yield shown(element.text or "", font)
                 case "tab":
                     yield "\t"
                 case "br" | "cr":
                     yield "\n"
                 case "noBreakHyphen":
                     yield "-"
-                case "rPr":
-                    if (vanish := child(element, "vanish")) is not None and attribute(vanish, "val") not in _OFF:
-                        return
-                case "p":  # in a text box
-                    yield "\n"
-                    yield from self._text(element, notes)
+                case "sym":
+                    code = attribute(element, "char") or ""
+                    yield sign(attribute(element, "font") or "", int(code, 16)) if _HEX.fullmatch(code) else ""
+                case "fldChar":
+                    yield self._field(element)
+                case "r":
+                    yield from self._run(element, notes)
+                case "oMath":
+                    yield formula(element)
+                case "txbxContent":
+                    fields, self.fields = self.fields, []
+                    yield "\n".join(["", *(block.text for block in self.blocks(element)), ""])
+                    self.fields = fields
+                case "sdt" if _is_prompt(element):
+                    continue
+                case "ruby":
+                    base, above = (
+                        "".join(
+                            text for part in element if local(part) == name for text in self._text(part, notes, font)
+                        )
+                        for name in ("rubyBase", "rt")
+                    )
+                    yield f"{base}({above})"
+                case "chart" | "relIds" as name:
+                    notes.append(self._drawing(name, element))
                 case "footnoteReference" | "endnoteReference" | "commentReference" as name:
                     yield self._note(name.removesuffix("Reference"), attribute(element, "id"), notes)
                 case name if name not in _SILENT:
-                    yield from self._text(element, notes)
+                    yield from self._text(element, notes, font)
+
+    def _run(self, run: Any, notes: list[str]) -> Iterator[str]:
+        properties = child(run, "rPr")
+        styles = (child(style, "rPr") for style in self._styles(attribute(child(properties, "rStyle"), "val")))
+        if _is_hidden(properties, *styles):
+            return
+        if attribute(child(properties, "vertAlign"), "val") == "superscript":
+            yield RAISED
+        yield from self._text(run, notes, attribute(child(properties, "rFonts"), "ascii") or "")
+
+    def _field(self, mark: Any) -> str:
+        """What a field shows besides its result: boxes that are checked, and choices; its code is passed over."""
+        match attribute(mark, "fldCharType"):
+            case "begin":
+                self.fields.append(False)
+            case "separate" if self.fields:
+                self.fields[-1] = True
+            case "end" if self.fields:
+                self.fields.pop()
+        data = child(mark, "ffData")
+        if (box := child(data, "checkBox")) is not None:
+            states = (child(box, "checked"), child(box, "default"))
+            state = next((state for state in states if state is not None), None)
+            return "[x]" if state is not None and attribute(state, "val") not in OFF else "[ ]"
+        if (choices := child(data, "ddList")) is not None:
+            entries = [attribute(entry, "val") or "" for entry in choices if local(entry) == "listEntry"]
+            chosen = whole(attribute(child(choices, "result"), "val"), 0)
+            return entries[chosen] if chosen < len(entries) else ""
+        return ""
+
+    def _drawing(self, name: str, element: Any) -> str:
+        """The text of a chart or a diagram, which lies in a part of its own."""
+        root = self.package.xml(self.targets.get(attribute(element, "id" if name == "chart" else "dm") or "", ""))
+        if root is None:
+            return ""
+        return chart(root) if name == "chart" else "\n".join(paragraphs(root))
 
     def _note(self, kind: str, number: str | None, notes: list[str]) -> str:
         """The mark in the text; the note itself goes to `notes`."""
@@ -173,55 +271,6 @@ class _Document:
         return [element for root in roots if root is not None for element in root if local(element) == name]
 
 
-class _Numbers:
-    """Numbers of list paragraphs, counted in the order of the text."""
-
-    def __init__(self, abstract: list[Any], used: list[Any]) -> None:
-        levels = {
-            attribute(a, "abstractNumId"): {attribute(v, "ilvl"): v for v in a if local(v) == "lvl"} for a in abstract
-        }
-        self.lists = {attribute(n, "numId"): (attribute(child(n, "abstractNumId"), "val"), n) for n in used}
-        self.levels = levels
-        self.counts: dict[str | None, Counter[int]] = defaultdict(Counter)
-        self.begun: set[tuple[str | None, int]] = set()
-
-    def label(self, properties: Any) -> str:
-        """What Word writes before a paragraph with these numbering properties; "-" for bullets, "" for nothing."""
-        number = attribute(child(properties, "numId"), "val")
-        depth = _whole(attribute(child(properties, "ilvl"), "val"), 0)
-        key, used = self.lists.get(number, (None, None))
-        levels = self.levels.get(key, {})
-        level = levels.get(str(depth))
-        if level is None:
-            return ""
-        if _format(level) in ("bullet", "none"):
-            return "-" if _format(level) == "bullet" else ""
-        counts = self.counts[key]
-        for above in range(depth):
-            counts[above] = counts[above] or self._start(levels.get(str(above)), None, above)
-        start = self._start(level, used, depth)
-        if (number, depth) not in self.begun and start != self._start(level, None, depth):
-            counts[depth] = 0  # a list that begins anew
-        self.begun.add((number, depth))
-        counts[depth] = counts[depth] + 1 if counts[depth] else start
-        for deeper in [d for d in counts if d > depth]:
-            del counts[deeper]
-
-        def shown(match: re.Match[str]) -> str:
-            at = int(match[1]) - 1
-            return numeral(counts[at], _format(levels.get(str(at))))
-
-        pattern = attribute(child(level, "lvlText"), "val") or ""
-        return re.sub(r"%([1-9])", shown, pattern[:50]).strip()
-
-    def _start(self, level: Any | None, used: Any | None, depth: int) -> int:
-        """The first number of a level; that of the list itself, if it says so."""
-        for override in used if used is not None else ():
-            if local(override) == "lvlOverride" and attribute(override, "ilvl") == str(depth):
-                return _whole(attribute(child(override, "startOverride"), "val"), 1)
-        return _whole(attribute(child(level, "start"), "val"), 1)
-
-
 def _level(places: list[Any | None], styles: list[Any]) -> int:
     """Heading level of a paragraph by the names of its styles, else by its outline level; 0 for none."""
     for style in styles:
@@ -232,8 +281,19 @@ def _level(places: list[Any | None], styles: list[Any]) -> int:
             return int(match[1])
     for place in places:
         if (outline := attribute(child(place, "outlineLvl"), "val")) is not None:
-            return _whole(outline, 9) + 1 if _whole(outline, 9) < 9 else 0
+            return whole(outline, 9) + 1 if whole(outline, 9) < 9 else 0
     return 0
+
+
+def _is_prompt(control: Any) -> bool:
+    """Whether nothing was entered into a content control yet: "Click here to enter text"."""
+    return child(control, "sdtPr", "showingPlcHdr") is not None
+
+
+def _is_hidden(*properties: Any | None) -> bool:
+    """Whether the first of these properties of a run that says something of it hides its text."""
+    found = (vanish for one in properties if (vanish := child(one, "vanish")) is not None)
+    return any(attribute(vanish, "val") not in OFF for vanish in [next(found, None)] if vanish is not None)
 
 
 def _parts(parent: Any, wanted: str) -> Iterator[Any]:
@@ -244,11 +304,3 @@ def _parts(parent: Any, wanted: str) -> Iterator[Any]:
             yield element
         elif name in _AROUND:
             yield from _parts(element, wanted)
-
-
-def _format(level: Any | None) -> str:
-    return attribute(child(level, "numFmt"), "val") or "decimal"
-
-
-def _whole(text: str | None, otherwise: int) -> int:
-    return int(text) if text and re.fullmatch(r"\d{1,6}", text) else otherwise

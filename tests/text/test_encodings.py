@@ -201,3 +201,57 @@ def test_shifts_of_two_steps_are_one(text: str) -> None:
     assert [moved(i, both) for i in range(len(whole) + 1)] == [
         moved(moved(i, second), first) for i in range(len(whole) + 1)
     ]
+
+
+# Encodings that look like others
+
+
+CZECH = "Příliš žluťoučký kůň úpěl ďábelské ódy."
+GERMAN = "Die Straße führt über die Brücke. Größe: 5 °C, schön."
+JAPANESE = "これは日本語の文章です。今日は天気がいいですね。"
+CHINESE = "今天天气很好，我们去公园散步吧。中文测试文本。"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (CZECH, "cp1250"), (CZECH, "iso-8859-2"), (GERMAN, "mac-roman"), (GERMAN, "cp850"), (GERMAN, "utf-32-le"),
+        (GERMAN, "utf-32-be"), (JAPANESE, "utf-16-le"), (JAPANESE, "utf-16-be"), (CHINESE, "utf-16-le"),
+        (CHINESE, "utf-16-be"), (JAPANESE, "shift_jis"), (CHINESE, "gb18030"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("times", [1, 20])
+def test_words_are_of_one_script(text: str, encoding: str, times: int) -> None:
+    assert told((f"{text}\n" * times).encode(encoding))[0] == f"{text}\n" * times
+
+
+def test_markup_does_not_outweigh_the_text() -> None:
+    data = b"<p>" + b"x" * 6000 + "<p>Привет мир, как дела".encode("cp1251")
+    assert told(data)[0].endswith("<p>Привет мир, как дела")
+
+
+@pytest.mark.parametrize("text", ["a\xa0b", "it costs 5 \u20ac", "caf\xe9 \xb2", "a\x85b"])
+def test_a_few_signs_are_western(text: str) -> None:
+    data = text.encode("latin-1") if "\x85" in text else text.encode("cp1252")
+    assert told(data) == (text.replace("\x85", "…"), ["not utf-8, read as windows-1252"])
+
+
+def test_ascii_with_nulls_is_not_chinese() -> None:
+    assert told((b"plain words of a log\n" * 4 + b"\0\0") * 10)[0].startswith("plain words")
+
+
+def test_halves_of_characters_in_utf8() -> None:
+    assert told(b"x \xed\xa0\xbd\xed\xb8\x80 y caf\xc3\xa9") == ("x \U0001f600 y café", [])
+
+
+# Words broken at the ends of lines
+
+
+def test_soft_hyphens_and_blanks_at_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    source = "The docu\u00ad\nment of the automo- \n  bile, in docu\u00adments, Anna\u00ad\n Maria."
+    path.write_text(source, encoding="utf-8")
+    document = read(path)
+    assert document.text == "The document of the automobile, in documents, Anna-\n Maria."
+    for word in ("ment of", "bile,", "ments", "Maria"):
+        assert source[moved(document.text.index(word), document.shifts) :].startswith(word)

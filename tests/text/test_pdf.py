@@ -231,3 +231,79 @@ def test_a_file_whose_end_is_cut_off_is_rebuilt(tmp_path: Path, cut: int) -> Non
     path = tmp_path / "cut.pdf"
     path.write_bytes(written_pdf([(60, 700, "The gate opens at six.")])[:-cut])
     assert read(path).text == "The gate opens at six."
+
+
+# What is not as it looks in the file
+
+
+def raised(number: str, mark: str) -> bytes:
+    shown = f"{number}) Tj /F1 7 Tf 5 Ts ({mark}) Tj 0 Ts /F1 12 Tf ( of H) Tj /F1 7 Tf -3 Ts (2) Tj 0 Ts /F1 12 Tf (O"
+    return written_pdf([(72, 700, shown)])
+
+
+@pytest.mark.parametrize(
+    ("number", "mark", "text"),
+    [("10", "6", "10^6 of H2O"), ("10", "-3", "10^-3 of H2O"), ("In 2019", "3", "In 2019^3 of H2O"),
+     ("1", "st", "1st of H2O"), ("walls", "4", "walls4 of H2O")],
+)  # fmt: skip
+def test_raised_numbers_do_not_run_into_others(number: str, mark: str, text: str) -> None:
+    assert pdf(raised(number, mark), ReadConfig()).text == text
+
+
+def test_numbers_of_one_size_stay_together() -> None:
+    assert pdf(written_pdf([(72, 700, "1999 (5)3 1,234.50 7-8")]), ReadConfig()).text == "1999 (5)3 1,234.50 7-8"
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["House rules | {}", "{} House rules", "Page {} of 6, printed 2024", "2024 rules, page {}", "Chapter 7 ({})"],
+)
+def test_running_heads_with_page_numbers_stay_once(head: str) -> None:
+    pages = [[(72, 770, head.format(n)), (72, 600, f"Rule {n} says more.")] for n in range(3, 9)]
+    text = pdf(written_pdf(*pages), ReadConfig()).text
+    assert text.split("\n\n") == [head.format(3), *(f"Rule {n} says more." for n in range(3, 9))]
+
+
+def test_rows_whose_numbers_do_not_follow_the_pages_stay() -> None:
+    pages = [[(72, 770, f"Flat {n * n} 700"), (72, 600, f"Text {n}.")] for n in range(1, 6)]
+    assert pdf(written_pdf(*pages), ReadConfig()).text.count("700") == 5
+
+
+def test_text_beyond_the_edges_stays_out() -> None:
+    page = [(72, 700, "seen"), (900, 700, "right of it"), (72, -50, "below it")]
+    assert pdf(written_pdf(page), ReadConfig()).text == "seen"
+
+
+def with_catalog(entries: str, *objects: str) -> bytes:
+    """A PDF of one page with more in its catalog, and more objects from number 6 on; the table is rebuilt."""
+    data = written_pdf([(72, 700, "cover")]).replace(b"/Type /Catalog", f"/Type /Catalog {entries}".encode())
+    extra = "".join(f"{6 + n} 0 obj\n{body}\nendobj\n" for n, body in enumerate(objects))
+    return data.replace(b"xref\n0", extra.encode() + b"xref\n0")
+
+
+def test_attachments_and_forms_that_are_not_read_are_told() -> None:
+    names = "/Names << /EmbeddedFiles << /Names [(rent.xlsx) 6 0 R] >> >>"
+    file = "<< /Type /Filespec /F (rent.xlsx) /UF (rent.xlsx) /EF << /F 7 0 R >> >>"
+    parsed = pdf(with_catalog(names, file, "<< /Length 1 >>\nstream\nx\nendstream"), ReadConfig())
+    assert (parsed.text, parsed.meta["notices"]) == ("cover", ["1 attachments not read: rent.xlsx"])
+    form = with_catalog(
+        "/NeedsRendering true /AcroForm << /XFA 6 0 R /Fields [] >>", "<< /Length 1 >>\nstream\nx\nendstream"
+    )
+    assert pdf(form, ReadConfig()).meta["notices"] == ["a form (XFA) that its program draws is not read"]
+
+
+def test_letters_without_a_meaning_are_told() -> None:
+    font = "<< /Type /Font /Subtype /Type0 /BaseFont /A+Foo /Encoding /Identity-H /DescendantFonts [6 0 R] >>"
+    inner = (
+        "<< /Type /Font /Subtype /CIDFontType2 /BaseFont /A+Foo /DW 600 /FontDescriptor 7 0 R"
+        " /CIDSystemInfo << /Registry (Adobe) /Ordering (Identity) /Supplement 0 >> >>"
+    )
+    descriptor = (
+        "<< /Type /FontDescriptor /FontName /A+Foo /Flags 4 /FontBBox [0 0 1000 1000] /ItalicAngle 0 /Ascent 800"
+        " /Descent -200 /CapHeight 700 /StemV 80 >>"
+    )
+    data = with_catalog("", inner, descriptor).replace(b"(cover)", b"<002b0048004f004f0052>")
+    start = data.index(b"<< /Type /Font /Subtype /Type1")
+    data = data[:start] + font.encode() + data[data.index(b"\nendobj", start) :]
+    assert pdf(data, ReadConfig()).meta["notices"] == ["1 of 1 pages do not say which letters they show: 1"]
+    assert "notices" not in pdf(written_pdf([(72, 700, "plain")]), ReadConfig()).meta

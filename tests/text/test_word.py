@@ -143,6 +143,164 @@ def test_hidden_text_stays_out() -> None:
     assert text_of(p("a", after=hidden + seen)) == "a seen"
 
 
+def run(text: str, properties: str = "") -> str:
+    return f"<w:r><w:rPr>{properties}</w:rPr><w:t xml:space='preserve'>{text}</w:t></w:r>"
+
+
+def table(*rows: list[str], of: str = "") -> str:
+    """Cells are the inner XML of w:tc."""
+    inner = "".join(f"<w:tr>{of}{''.join(f'<w:tc>{cell}</w:tc>' for cell in row)}</w:tr>" for row in rows)
+    return f"<w:tbl>{inner}</w:tbl>"
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([["<w:p/>", p("2019"), p("2020")], [p("Oslo"), "<w:p/>", p("8")]], "| 2019 | 2020\nOslo |  | 8"),
+        ([["<w:tcPr><w:gridSpan w:val='2'/></w:tcPr>" + p("Rent"), p("Keys")], [p("cold"), p("warm"), p("2")]],
+         "Rent |  | Keys\ncold | warm | 2"),
+        ([["<w:tcPr><w:vMerge w:val='restart'/></w:tcPr>" + p("3b"), p("May")],
+          ["<w:tcPr><w:vMerge/></w:tcPr><w:p/>", p("June")]], "3b | May\n| June"),
+    ],
+)  # fmt: skip
+def test_values_stand_under_their_columns(rows: list[list[str]], text: str) -> None:
+    assert text_of(table(*rows)) == text
+
+
+def test_rows_whose_deletion_is_tracked_stay_out() -> None:
+    assert text_of(table([p("kept")]) + table([p("gone")], of="<w:trPr><w:del/></w:trPr>")) == "kept"
+
+
+def field(code: str, result: str, data: str = "") -> str:
+    def mark(kind: str, inner: str = "") -> str:
+        return f"<w:r><w:fldChar w:fldCharType='{kind}'>{inner}</w:fldChar></w:r>"
+
+    code = code if code.startswith("<") else f"<w:r><w:instrText>{code}</w:instrText></w:r>"
+    shown = f"{mark('separate')}{run(result)}" if result else ""
+    return f"{mark('begin', f'<w:ffData>{data}</w:ffData>' if data else '')}{code}{shown}{mark('end')}"
+
+
+@pytest.mark.parametrize(
+    ("inner", "text"),
+    [
+        (field("REF x", "Table 1"), "Table 1"),
+        (field(field("MERGEFIELD sex", "m") + "<w:r><w:instrText>= m</w:instrText></w:r>", "Mr") + run(" Smith"),
+         "Mr Smith"),
+        (field("FORMCHECKBOX", "", "<w:checkBox><w:default w:val='0'/><w:checked/></w:checkBox>") + run(" quiet"),
+         "[x] quiet"),
+        (field("FORMCHECKBOX", "", "<w:checkBox><w:default w:val='0'/></w:checkBox>") + run(" loud"), "[ ] loud"),
+        (field("FORMDROPDOWN", "", "<w:ddList><w:result w:val='1'/><w:listEntry w:val='May'/>"
+               "<w:listEntry w:val='June'/></w:ddList>"),
+         "June"),
+        ("<w:r><w:fldChar w:fldCharType='end'/></w:r>" + run("after a field of the page before"),
+         "after a field of the page before"),
+        ("<w:sdt><w:sdtPr><w:showingPlcHdr/></w:sdtPr><w:sdtContent>" + run("Click here") + "</w:sdtContent></w:sdt>"
+         + run("x"), "x"),
+    ],
+)  # fmt: skip
+def test_fields_show_their_results(inner: str, text: str) -> None:
+    assert text_of(f"<w:p>{inner}</w:p>") == text
+
+
+OMML = "xmlns:m='http://schemas.openxmlformats.org/officeDocument/2006/math'"
+
+
+def m(name: str, *inner: str) -> str:
+    return f"<m:{name}>{''.join(inner)}</m:{name}>"
+
+
+def t(text: str) -> str:
+    return f"<m:r><m:t>{text}</m:t></m:r>"
+
+
+@pytest.mark.parametrize(
+    ("inner", "text"),
+    [
+        (run("5 ") + "<w:r><w:sym w:font='Symbol' w:char='F06D'/></w:r>" + run("m"), "5 μm"),
+        ("<w:r><w:sym w:font='Wingdings' w:char='F0FC'/></w:r>" + run(" done"), "✓ done"),
+        (run("\uf0b3", "<w:rFonts w:ascii='Symbol'/>") + run(" 5"), "≥ 5"),
+        (run("10") + run("6", "<w:vertAlign w:val='superscript'/>") + run(" m")
+         + run("2", "<w:vertAlign w:val='superscript'/>"),
+         "10^6 m2"),
+        (f"<m:oMath {OMML}>" + t("x=") + m("f", m("num", t("a+b")), m("den", t("2"))) + "</m:oMath>", "x=(a+b)/2"),
+        (f"<m:oMath {OMML}>" + m("sSup", m("e", t("c")), m("sup", t("2"))) + m("rad", m("e", t("y"))) + "</m:oMath>",
+         "c^2√(y)"),
+        ("<w:r><w:ruby><w:rt>" + run("kan") + "</w:rt><w:rubyBase>" + run("漢") + "</w:rubyBase></w:ruby></w:r>",
+         "漢(kan)"),
+        (run("before") + "<w:r><w:pict><w:txbxContent>" + p("one") + table([p("a"), p("b")])
+         + "</w:txbxContent></w:pict></w:r>"
+         + run("after"), "before\none\na | b\nafter"),
+    ],
+)  # fmt: skip
+def test_signs_and_formulas(inner: str, text: str) -> None:
+    assert text_of(f"<w:p>{inner}</w:p>") == text
+
+
+def test_text_hidden_by_a_style_stays_out() -> None:
+    styles = "".join(
+        f"<w:style w:styleId='{name}'><w:name w:val='{name}'/><w:rPr><w:vanish/></w:rPr></w:style>"
+        for name in ("C", "P")
+    )
+    body = f"<w:p>{run('a')}" + run("secret", "<w:rStyle w:val='C'/>") + "</w:p>"
+    body += p("secret", "<w:pStyle w:val='P'/>")
+    assert text_of(body, styles=styles) == "a"
+
+
+def test_numbers_of_linked_styles_and_legal_numbers() -> None:
+    numbering = (
+        '<w:abstractNum w:abstractNumId="5"><w:numStyleLink w:val="N"/></w:abstractNum>'
+        '<w:abstractNum w:abstractNumId="6"><w:styleLink w:val="N"/>'
+        '<w:lvl w:ilvl="0"><w:start w:val="1"/><w:numFmt w:val="upperRoman"/><w:lvlText w:val="%1."/></w:lvl>'
+        '<w:lvl w:ilvl="1"><w:isLgl/><w:start w:val="1"/><w:numFmt w:val="decimal"/><w:lvlText w:val="%1.%2"/></w:lvl>'
+        '</w:abstractNum><w:num w:numId="9"><w:abstractNumId w:val="5"/></w:num>'
+    )
+    assert text_of(item("one", 9) + item("sub", 9, 1), numbering=numbering) == "I. one\n\n1.1 sub"
+
+
+CHART = (
+    "<c:chartSpace xmlns:c='c' xmlns:a='a'><c:title><a:t>Rents</a:t></c:title><c:ser><c:tx><c:v>Cold</c:v></c:tx>"
+    "<c:cat><c:pt idx='0'><c:v>2019</c:v></c:pt><c:pt idx='1'><c:v>2020</c:v></c:pt></c:cat>"
+    "<c:val><c:pt idx='0'><c:v>500</c:v></c:pt><c:pt idx='1'><c:v>600</c:v></c:pt></c:val></c:ser>"
+    "<c:ser><c:tx><c:v>Warm</c:v></c:tx><c:val><c:pt idx='1'><c:v>800</c:v></c:pt></c:val></c:ser></c:chartSpace>"
+)
+
+
+def with_parts(body: str, **parts: tuple[str, str]) -> bytes:
+    """A docx with more parts: by the number of their relation (name, content)."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(written(body))) as old, zipfile.ZipFile(out, "w") as new:
+        for info in old.infolist():
+            data = old.read(info)
+            if info.filename.endswith("document.xml.rels"):
+                more = "".join(
+                    f'<Relationship Id="{key}" Type="x/{key}" Target="{name}"/>' for key, (name, _) in parts.items()
+                )
+                data = data.replace(b"</Relationships>", more.encode() + b"</Relationships>")
+            new.writestr(info.filename.replace("/", "\\"), data)  # as some programs of Windows write names
+        for name, content in parts.values():
+            new.writestr(f"word/{name}", content)
+    return out.getvalue()
+
+
+def test_charts_diagrams_and_documents_that_are_put_in() -> None:
+    body = (
+        p("Rents", after="<w:r><w:drawing><c:chart xmlns:c='c' xmlns:r='r' r:id='c1'/></w:drawing></w:r>")
+        + p("Steps", after="<w:r><w:drawing><d:relIds xmlns:d='d' xmlns:r='r' r:dm='d1'/></w:drawing></w:r>")
+        + "<w:altChunk xmlns:r='r' r:id='h1'/><w:altChunk xmlns:r='r' r:id='none'/>"
+    )
+    data = with_parts(
+        body,
+        c1=("charts/chart1.xml", CHART),
+        d1=("diagrams/data1.xml", "<d xmlns:a='a'><a:p><a:r><a:t>Step 1</a:t></a:r></a:p></d>"),
+        h1=("chunk.html", "<p>From <b>HTML</b>"),
+    )
+    parsed = docx(data, ReadConfig())
+    assert parsed.text == (
+        "Rents\n\nRents\n| Cold | Warm\n2019 | 500\n2020 | 600 | 800\n\nSteps\n\nStep 1\n\nFrom HTML"
+    )
+    assert parsed.meta["notices"] == ["a document that is put in could not be read"]
+
+
 @pytest.mark.parametrize("name", ["a.docx", "a.docm", "a.dotx"])
 @pytest.mark.parametrize("namespace", [W, STRICT])
 def test_strict_files_and_files_with_macros(tmp_path: Path, name: str, namespace: str) -> None:
