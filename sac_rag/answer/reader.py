@@ -60,7 +60,7 @@ class Completion:
 class Row:
     """One prompt being completed."""
 
-    def __init__(self, sampling: Sampling, drafter: Drafter) -> None:
+    def __init__(self, sampling: Sampling, drafter: Drafter | None = None) -> None:
         self.completion = Completion([], 0.0, False)
         self.sampling = sampling
         self.last = 0
@@ -98,7 +98,9 @@ class Row:
         return token
 
     def draft(self, most: int) -> list[int]:
-        """Up to `most` tokens that may follow the last one."""
+        """Up to `most` tokens that may follow the last one; none without a drafter."""
+        if self._drafter is None:
+            return []
         left = self.sampling.max_new_tokens - len(self.completion.token_ids) - 1
         return self._drafter.draft(self.completion.token_ids, min(most, left))
 
