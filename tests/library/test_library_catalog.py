@@ -227,7 +227,7 @@ def test_put_says_what_does_not_fit_and_changes_nothing(library: Library) -> Non
 
 
 def test_a_path_that_cannot_be_looked_at_is_named(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LibraryError, match="xxx/catalog.sqlite: File name too long; check the path"):
+    with pytest.raises(LibraryError, match="xxx/catalog.sqlite': File name too long; check the path"):
         Library.open("x" * 300)
 
     def closed(path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_path_that_cannot_be_looked_at_is_named(library: Library, monkeypatch:
 
     monkeypatch.setattr(os, "lstat", closed)
     for write in (False, True):
-        with pytest.raises(LibraryError, match="catalog.sqlite: Permission denied; .*the permissions of its folders"):
+        with pytest.raises(LibraryError, match="catalog.sqlite': Permission denied; .*the permissions of its folders"):
             Library.open(library.path, write=write)
 
 
