@@ -28,7 +28,10 @@ def summary(records: Mapping[str, Mapping[str, Any]]) -> str:
         *_speed(bench),
         *_bytes(bench),
         *_throughput(bench),
-        *_scores(scored, " by an earlier adapter" if "6-questions" in earlier else ""),
+        *_scores(scored, "memory", " by an earlier adapter" if "6-questions" in earlier else ""),
+        *_scores(
+            tables.get("6-sentences", {}), "adapted+2", " by the reader adapter with two sentences beside memory"
+        ),
         *_passages(pool),
     ]
     return "\n".join(["## In short", "", *(f"* {line}" for line in found), "", LEGEND]) if found else ""
@@ -98,8 +101,8 @@ def _throughput(bench: Tables) -> Iterator[str]:
             yield f"Sixteen questions at once, {row['passages']} passages each: {row['times']:.1f} times those of text."
 
 
-def _scores(scored: Tables, whose: str) -> Iterator[str]:
-    rows = [r for r in scored.get("runs", ()) if r["set"].startswith("macro") and r["reader"] == "memory"]
+def _scores(scored: Tables, reader: str, whose: str) -> Iterator[str]:
+    rows = [r for r in scored.get("runs", ()) if r["set"].startswith("macro") and r["reader"] == reader]
     for name in dict.fromkeys(r["set"] for r in rows):
         told = ", ".join(
             f"{100 * r['f1']:.1f} at {r['ratio']:g}x ({100 * r['retention']:.0f} %)"

@@ -151,3 +151,15 @@ def test_the_page_begins_with_what_its_records_say(tmp_path):
     assert "450 bytes at 5x and 150 at 15x; as bf16 4500 and 1500." in short
     assert "F1" not in short.split("*5x*")[0], "nothing is said of records that are not there"
     assert "| 10 of at most 256 tokens | 1.00 s | 0.25 s (4.0x) | 0.12 s (8.0x) | 0.50 s (2.0x) |" in page
+
+
+def test_sentences_beside_memory_have_a_line_of_their_own(tmp_path):
+    rows = [
+        {"set": f"macro {name}", "reader": reader, "ratio": ratio, "f1": f1, "em": f1, "retention": share}
+        for name in ("in-domain", "out-of-domain")
+        for reader, ratio, f1, share in (("adapted+2", 5.0, 0.486, 0.94), ("full-ft", None, 0.516, 1.0))
+    ]
+    record(tmp_path, "6-sentences", "Sentences", "sac eval", "", {"runs": rows})
+    short = render(tmp_path).split("## In short")[1]
+    for name in ("in-domain", "out-of-domain"):
+        assert f"two sentences beside memory, {name}, and its share of Full-FT's: 48.6 at 5x (94 %)." in short
