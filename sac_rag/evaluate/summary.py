@@ -109,7 +109,9 @@ def _scores(scored: Tables, reader: str, whose: str) -> Iterator[str]:
             for r in rows
             if r["set"] == name and r.get("retention")
         )
-        yield f"F1 of one context each{whose}, {name.removeprefix('macro ')}, and its share of Full-FT's: {told}."
+        sets = sum(r["reader"] == reader and not r["set"].startswith("macro") for r in scored["runs"])
+        group = name.removeprefix("macro").strip() or f"{sets} sets"
+        yield f"F1 of one context each{whose}, {group}, and its share of Full-FT's: {told}."
 
 
 def _passages(pool: Tables) -> Iterator[str]:
