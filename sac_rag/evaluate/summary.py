@@ -29,9 +29,7 @@ def summary(records: Mapping[str, Mapping[str, Any]]) -> str:
         *_bytes(bench),
         *_throughput(bench),
         *_scores(scored, "memory", " by an earlier adapter" if "6-questions" in earlier else ""),
-        *_scores(
-            tables.get("6-sentences", {}), "adapted+2", " by the reader adapter with two sentences beside memory"
-        ),
+        *_scores(tables.get("6-sentences", {}), "adapted+2", " by the reader adapter with two sentences beside memory"),
         *_passages(pool),
     ]
     return "\n".join(["## In short", "", *(f"* {line}" for line in found), "", LEGEND]) if found else ""

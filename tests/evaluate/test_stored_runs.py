@@ -60,7 +60,9 @@ def test_every_run_on_record_is_found_under_the_key_that_its_settings_make():
         assert found.run.reader == settings["reader"] and found.run.n == len(found.predictions)
         assert isinstance(found.run, RetrievedRun) == (settings["track"] == RETRIEVED)
     assert results.taken == len(RUNS) > 180
-    assert {name.partition("+")[0] for name in ON_RECORD} == set(READERS) - {"words"}, "words are read by nothing that ships"
+    assert {name.partition("+")[0] for name in ON_RECORD} == set(READERS) - {"words"}, (
+        "words are read by nothing that ships"
+    )
 
 
 @pytest.mark.parametrize("reader", ON_RECORD)
