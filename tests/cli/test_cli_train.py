@@ -240,6 +240,7 @@ def test_a_recipe_trains_all_stages_and_says_what_it_is(sac: Sac, toys: Toys, fo
     assert other.code == 2 and "use another output folder" in other.err and other.err.count("error:") == 1
 
 
+@pytest.mark.minutes
 def test_a_recipe_is_followed_by_several_processes(sac: Sac, toys: Toys, folder: str) -> None:
     args = ("--base", str(toys.base), "--dtype", "float32", "--steps-scale", "0.4", "--json")
     done = sac("train", "--recipe", "tiny", folder, "-o", "out", *args, "--processes", "2")

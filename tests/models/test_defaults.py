@@ -55,6 +55,7 @@ def test_the_base_model_answers(base: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_the_base_model_is_the_file_rounded_once(base: tuple[Any, Any], tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM

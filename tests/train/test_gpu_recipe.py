@@ -34,6 +34,7 @@ def script(*args):
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.minutes
 def test_tiny_from_data_to_scores_and_again(data_folder, tiny_base, tmp_path):
     out, dev = tmp_path / "out", ("--dev", "qa/squad.dev.jsonl.gz")
     given = ("--recipe", "tiny", "--data", data_folder, "--output", out, "--base", tiny_base, "--limit", "2")
