@@ -33,6 +33,7 @@ def test_imports_count_for_the_package_that_asked_for_them() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_whole_processes_are_timed(tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SAC_CONFIG", str(tmp_path / "none.toml"))

@@ -37,6 +37,7 @@ train(method, mixture, config, Card("tiny", "0", "sac", (5.0,)), Path(out))
 """
 
 
+@pytest.mark.minutes
 def test_two_processes_equal_one(tmp_path):
     data, script = tmp_path / "d.jsonl", tmp_path / "run.py"
     rows = [
