@@ -161,9 +161,9 @@ class AskConfig:
     fidelity: str = "memory"
     """How passages are read: "memory"; "text"; "mixed" (the best as text, the rest as memory); "auto" (memory, and
     text when that answer is doubtful; needs `sac calibrate`)."""
-    evidence: int = 0
+    evidence: int | None = None
     """Sentences of the passages in memory that are read as text beside it, those that share most words with the
-    question."""
+    question; 0 are none, None is as what reads was trained."""
     reader: str = "base"
     """What reads memory: "base", the model as it is (the paper's), or "adapter", with the adapter's own reader where it
     has one: better answers from the same library, at the price of a second copy of the model in memory."""
@@ -200,7 +200,8 @@ class AskConfig:
             raise ConfigError(f"min_score is {self.min_score}; a cosine similarity lies in -1..1, None keeps all")
         if self.candidates < 1:
             raise ConfigError(f"candidates is {self.candidates}; a reranker needs at least 1")
-        check_evidence(self.evidence)
+        if self.evidence is not None:
+            check_evidence(self.evidence)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         check_history(self.history)
@@ -211,17 +212,15 @@ class AskConfig:
             raise ConfigError(f"fidelity is {self.fidelity!r}; use memory, text, mixed or auto")
         if self.reader not in ("base", "adapter"):
             raise ConfigError(f"reader is {self.reader!r}; use base or adapter")
-        if self.reader == "adapter" and (self.abstain or self.fidelity in ("auto", "text")):
-            what = "abstain" if self.abstain else f"fidelity {self.fidelity!r}"
+        if self.reader == "adapter" and self.fidelity in ("auto", "text"):
             raise ConfigError(
-                f"reader is 'adapter', which {what} does not go with: thresholds were calibrated, and text is read, "
-                "with the model as it is; leave one of them out"
+                f"reader is 'adapter', which fidelity {self.fidelity!r} does not go with: text is read with the model "
+                "as it is; leave one of them out"
             )
-        if self.evidence and (self.abstain or self.fidelity == "auto"):
-            what = "abstain" if self.abstain else "fidelity 'auto'"
+        if self.evidence and self.fidelity == "auto":
             raise ConfigError(
-                f"evidence is {self.evidence}, which {what} does not go with: thresholds were calibrated on memory "
-                "alone; leave one of them out"
+                f"evidence is {self.evidence}, which fidelity 'auto' does not go with: whether text would answer "
+                "better was calibrated on memory alone; leave one of them out"
             )
         if self.fidelity == "mixed" and self.text_score is not None and self.search == "lexical":
             raise ConfigError(

@@ -18,7 +18,7 @@ import numpy as np
 from sac_rag.answer import gate
 from sac_rag.answer.assemble import Assembled, mixed_prompt, text_prompt, texts_of
 from sac_rag.answer.chat import Message, chat_prompt
-from sac_rag.answer.confidence import Thresholds
+from sac_rag.answer.confidence import MEMORY, TEXT, Thresholds, reader_name
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import UNTRAINED, Engine, adapter_folder
 from sac_rag.answer.heat import heat_of
@@ -539,6 +539,7 @@ class SacRag(Serving):
             ask = from_mapping(AskConfig, {**base, **settings})
         ask = ask or AskConfig()
         own = dataclasses.replace(ask, fidelity="text", reader="base") if text else ask
+        own = dataclasses.replace(own, evidence=self.engine.evidence(own))
         if not (question := nfc(question).strip()):
             raise ConfigError("the question is empty; ask something")
         if heat and (conversation is not None or own.fidelity == "text"):
@@ -551,8 +552,8 @@ class SacRag(Serving):
         judged = own.abstain or own.fidelity == "auto"
         constraint = None if schema is None else self.held_to(schema, own)
         if judged:
-            thresholds: Thresholds | None = self._thresholds()
-        elif schema is None and own.reader == "base" and not own.evidence:  # what thresholds were calibrated on
+            thresholds: Thresholds | None = self._thresholds(own)
+        elif schema is None:  # what thresholds were calibrated on
             thresholds = Thresholds.known(self.engine.adapter_path, self.config.ratio)
         else:
             thresholds = None
@@ -632,12 +633,12 @@ class SacRag(Serving):
         bare = dataclasses.replace(ask, fidelity="memory", reader="base", abstain=False, closed_book=True)
         return AnswerPlan(lambda: [], assemble, bare, stop=stop, searches=False)
 
-    def _thresholds(self) -> Thresholds:
+    def _thresholds(self, ask: AskConfig) -> Thresholds:
         """As the card says now: it may have been calibrated since the engine was loaded."""
-        engine = self.engine
-        return Thresholds.of(
-            engine.adapter_path, self.config.ratio, model=engine.model_name, adapter=engine.adapter_name
-        )
+        engine, auto = self.engine, ask.fidelity == "auto"
+        readers = (MEMORY, TEXT) if auto else (reader_name(ask, ask.fidelity),)
+        named = {"model": engine.model_name, "adapter": engine.adapter_name}
+        return Thresholds.of(engine.adapter_path, self.config.ratio, readers, **named)
 
     def assemble(
         self,
@@ -679,7 +680,7 @@ class SacRag(Serving):
         steps: Steps,
     ) -> Assembled:
         method, reserve = self.engine.method, ask.max_new_tokens
-        placing = method.placing.overridden(ask)
+        placing, evidence = method.placing.overridden(ask), self.engine.evidence(ask)
         texts = 0
         if text or ask.fidelity == "text":
             texts = len(hits)
@@ -696,13 +697,13 @@ class SacRag(Serving):
             if conversation is not None:
                 source = self._memory_source(library)
                 asked: dict[str, Any] = {"placing": placing, "reserve": reserve, "history": ask.history}
-                asked["evidence"] = ask.evidence
+                asked["evidence"] = evidence
                 laid = conversation.assembled(method, hits, texts, question, source, **asked)
             elif text or ask.fidelity == "text":
                 laid = text_prompt(method, hits, question, reserve=reserve)
             else:
                 laid = mixed_prompt(
-                    method, hits, texts, memories, question, evidence=ask.evidence, placing=placing, reserve=reserve
+                    method, hits, texts, memories, question, evidence=evidence, placing=placing, reserve=reserve
                 )
             step.counts |= {"passages": len(laid.hits), "slots": laid.anchors, "source_tokens": laid.source_tokens}
         return laid

@@ -578,7 +578,7 @@ def test_a_dropped_stream_stops_working(docs, tiny_config, tmp_path):
 @pytest.mark.parametrize("held", [False, True], ids=["streaming", "held back"])
 def test_a_stream_is_cancelled_from_another_thread(docs, tiny_config, tiny_adapter, tmp_path, monkeypatch, held):
     with SacRag.index(docs, tmp_path / "a.lib", tiny_config) as rag:
-        monkeypatch.setattr(rag, "_thresholds", lambda: None)
+        monkeypatch.setattr(rag, "_thresholds", lambda _: None)
         stream = rag.stream("Who met the birch?", max_new_tokens=1500, abstain=held)
         pieces = []
         reader = threading.Thread(target=lambda: pieces.extend(stream))

@@ -11,7 +11,20 @@ import typer
 
 from sac_cli import console
 from sac_cli.bars import run_bars
-from sac_cli.options import Adapter, Batch, Device, Dtype, Json, KeptRuns, Limit, Method, Model, Ratios, numbers
+from sac_cli.options import (
+    Adapter,
+    Batch,
+    Device,
+    Dtype,
+    Json,
+    KeptRuns,
+    Limit,
+    Method,
+    Model,
+    Ratios,
+    numbers,
+    split_commas,
+)
 from sac_cli.shell import command
 from sac_rag.config import DEFAULT_MODEL
 from sac_rag.errors import ConfigError
@@ -28,6 +41,7 @@ DOUBTING = ("wrong", "right", "marked", "unmarked")
     example="""
     sac calibrate squad.dev.jsonl.gz --limit 300                        show thresholds and what they bring
     sac calibrate dev.jsonl --adapter runs/mine --ratio 5,15 --write    and put them into the adapter's card
+    sac calibrate dev.jsonl --reader memory+2,adapted+2 --write         for answers with sentences beside memory
     sac calibrate --report test.jsonl --adapter runs/mine --ratio 5,15  measure those of the card on other questions
     """,
 )
@@ -38,6 +52,13 @@ def calibrate(
     report: Annotated[
         bool, typer.Option("--report", help="Choose nothing: measure the thresholds of the adapter's card.")
     ] = False,
+    reader: Annotated[
+        list[str],
+        typer.Option(
+            help="What is judged: memory, memory+N (with N sentences beside it), adapted, adapted+N (the adapter's own "
+            "reader) or text. Repeat or separate with commas. Fidelity auto needs memory and text."
+        ),
+    ] = ["memory", "text"],  # noqa: B006  read, never changed
     write: Annotated[bool, typer.Option("--write", help="Put the thresholds into the adapter's card.")] = False,
     precision: Annotated[
         float | None,
@@ -60,12 +81,12 @@ def calibrate(
 ) -> None:
     """Find out when an answer is to be doubted: thresholds for --abstain, for --fidelity auto and for marking answers.
 
-    Every question is answered from its own passage and from another's, as memory and as text. Abstaining is judged by
-    how well it tells the two apart; marking as doubtful by how well it tells right answers from wrong ones; falling
-    back to text by the F1 it gains. A threshold is "never" where no gain is certain. Use questions that the adapter was
+    Every question is answered from its own passage and from another's, by each reader. Abstaining is judged by how well
+    it tells the two apart; marking as doubtful by how well it tells right answers from wrong ones; falling back to text
+    by the F1 it gains. A threshold is "never" where no gain is certain. Use questions that the adapter was
     not trained on, and report on others.
     """
-    ratios = numbers(ratio, "--ratio")
+    ratios, readers = numbers(ratio, "--ratio"), split_commas(reader)
     if report and (write or precision is not None):
         raise ConfigError("--report measures the thresholds of the card: leave out --write and --precision")
     with console.working("loading"):
@@ -74,20 +95,20 @@ def calibrate(
         from sac_rag.evaluate.results import Results, fingerprints, versions
     if (folder := adapter_folder(model, method, adapter)) is None:
         raise ConfigError(f"method {method!r} has no adapter whose card could hold thresholds")
-    given = core.stored(folder, ratios, model=model, adapter=adapter) if report else None
+    given = core.stored(folder, ratios, readers, model=model, adapter=adapter) if report else None
     if write:
         core.check_writable(folder)
     kept = Results(results) if results else None
     same: dict[str, Any] = {"model": model, "method": method, "adapter": adapter, "device": device, "dtype": dtype}
     with run_bars() as listen:
         found = core.calibrate(
-            files, given=given, precision=precision, ratios=ratios, limit=limit, seed=seed, batch=batch, results=kept,
-            listen=listen, **same,
+            files, readers=readers, given=given, precision=precision, ratios=ratios, limit=limit, seed=seed,
+            batch=batch, results=kept, listen=listen, **same,
         )  # fmt: skip
     if kept and kept.taken:
         console.notice(f"{kept.taken} runs were taken from {results} as they were stored")
     if write:
-        core.store(folder, found, _written(files, ratios, precision, limit, seed))
+        core.store(folder, found, _written(files, readers, ratios, precision, limit, seed))
     tables = _tables(found)
     if as_json:
         made = {"versions": versions(), "fingerprints": fingerprints(model, {method: adapter})}
@@ -99,10 +120,22 @@ def calibrate(
 
 
 def _written(
-    files: Sequence[str], ratios: Sequence[float], precision: float | None, limit: int | None, seed: int
+    files: Sequence[str],
+    readers: Sequence[str],
+    ratios: Sequence[float],
+    precision: float | None,
+    limit: int | None,
+    seed: int,
 ) -> str:
     """The command as a card records it: files by name, for paths mean nothing elsewhere."""
-    flags = {"ratio": ",".join(f"{r:g}" for r in ratios), "precision": precision, "limit": limit, "seed": seed}
+    chosen = None if set(readers) == {"memory", "text"} else ",".join(readers)
+    flags = {
+        "reader": chosen,
+        "ratio": ",".join(f"{r:g}" for r in ratios),
+        "precision": precision,
+        "limit": limit,
+        "seed": seed,
+    }
     given = (f"--{name} {value}" for name, value in flags.items() if value is not None)
     return " ".join(["sac calibrate", *(Path(f).name for f in files), *given])
 
@@ -114,7 +147,7 @@ def _tables(found: Sequence[Calibration]) -> dict[str, list[dict[str, Any]]]:
     return {
         "abstaining": [dataclasses.asdict(row) for row in abstaining],
         "doubting": [dataclasses.asdict(row) for row in doubting],
-        "falling_back": [dataclasses.asdict(c.fallback) for c in found],
+        "falling_back": [dataclasses.asdict(c.fallback) for c in found if c.fallback],
         "curve": [dataclasses.asdict(row) for c in found for row in c.curve],
     }
 

@@ -28,7 +28,7 @@ from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.methods import METHODS
 from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
-from sac_rag.config import DEFAULT_MODEL, IndexConfig, options_of
+from sac_rag.config import DEFAULT_MODEL, AskConfig, IndexConfig, options_of
 from sac_rag.errors import AdapterError, ConfigError, SacError, check_process
 from sac_rag.models.adapters import adapter_sha256, find_adapter
 from sac_rag.models.embedder import Embedder
@@ -121,7 +121,7 @@ class Encoder:
         except (SacError, OSError):
             return False
         card = dataclasses.replace(card, options={**card.options, **self._options})
-        fixed = ("lora", "options", "layout", "placing", "reader")
+        fixed = ("lora", "options", "layout", "placing", "evidence", "reader")
         return found == self.adapter_sha256 and all(getattr(card, n) == getattr(self.card, n) for n in fixed)
 
     def fingerprint(self, config: IndexConfig, embedder: Embedder) -> dict[str, Any]:
@@ -195,6 +195,12 @@ class Engine(Encoder):
         if reader not in ("base", "adapter"):
             raise ConfigError(f"reader is {reader!r}; use base or adapter")
         return self.service if reader == "base" else self.adapted
+
+    def evidence(self, ask: AskConfig) -> int:
+        """Sentences that are read as text beside memory: those asked for, else as what reads was trained."""
+        if ask.evidence is not None:
+            return ask.evidence
+        return 0 if ask.fidelity == "auto" else self.card.evidence_of(ask.reader)
 
     @property
     def adapted(self) -> Service:

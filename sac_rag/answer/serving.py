@@ -31,7 +31,7 @@ from sac_rag.answer.small_talk import NOTICE as SMALL_TALK
 from sac_rag.answer.tags import PassageRef, Tagger
 from sac_rag.answer.tools import Calling, Tool, ToolFormat, calling
 from sac_rag.compress.anchor_kv import AnchorKV
-from sac_rag.config import AskConfig, IndexConfig, check_evidence, check_history
+from sac_rag.config import AskConfig, IndexConfig, check_history
 from sac_rag.errors import ConfigError, LibraryLocked, SacError
 from sac_rag.library.filters import plain
 from sac_rag.library.joined import AnyLibrary
@@ -184,7 +184,7 @@ class Serving:
         timeout: seconds for all of it, TimeoutError beyond. reader: as in AskConfig. Raises as `conversation` does, and
         AdapterError for an adapter without a reader.
         """
-        prompt, sampling = self._prompt(messages, sampling), sampling or Sampling()
+        prompt, sampling = self._prompt(messages, sampling, reader), sampling or Sampling()
         return Reply.begin(self.engine.service_of(reader), prompt, sampling, stop=stop, timeout=timeout)
 
     async def areply(
@@ -197,7 +197,7 @@ class Serving:
         reader: str = "base",
     ) -> AsyncReply:
         """As `reply`, without ever blocking the running event loop."""
-        prompt = await asyncio.to_thread(self._prompt, messages, sampling)
+        prompt = await asyncio.to_thread(self._prompt, messages, sampling, reader)
         return AsyncReply.begin(
             await asyncio.to_thread(self.engine.service_of, reader),
             prompt,
@@ -218,14 +218,16 @@ class Serving:
         tools: Sequence[Tool] = (),
         history: str = "auto",
         small_talk: bool = True,
-        evidence: int = 0,
+        reader: str = "base",
+        evidence: int | None = None,
         altered: int = 0,
     ) -> Prompt:
         """The prompt of messages. tools: those that it tells of, see `calling`. altered: told in its notices.
 
         Of texts longer than a passage the passages are read that fit best what is asked. history: as in AskConfig,
         where passages come with the last turn or the system; otherwise all turns are read, as it may be answered from
-        theirs. small_talk: read it without passages. evidence: as in AskConfig, behind the passages of each message.
+        theirs. small_talk: read it without passages. reader, evidence: as in AskConfig, the sentences behind the
+        passages of each message.
         Raises ConfigError for messages that the chat template does not
         take or that do not fit the context.
         """
@@ -248,8 +250,8 @@ class Serving:
         format = self.engine.tool_format if calls else None
         with self.engine.busy(), torch.inference_mode():
             source = self._memory_source(library)
-            if evidence:
-                messages = with_evidence(messages, source.texts, check_evidence(evidence), before, self.separator)
+            if count := self.engine.evidence(AskConfig(reader=reader, evidence=evidence)):
+                messages = with_evidence(messages, source.texts, count, before, self.separator)
             prompt = chat_prompt(self.engine.method, messages, source, tools=tools, format=format)
         prompt = dataclasses.replace(prompt, notices=tuple(notices))
         room = self.context_length - (sampling or Sampling()).max_new_tokens
@@ -291,8 +293,8 @@ class Serving:
         format = self.engine.tool_format if tools else ToolFormat()
         return calling(self.engine.grammars, format, tools, choice, schema, asked=asked)
 
-    def _prompt(self, messages: Sequence[Message] | Prompt, sampling: Sampling | None) -> Prompt:
-        return messages if isinstance(messages, Prompt) else self.conversation(messages, sampling)
+    def _prompt(self, messages: Sequence[Message] | Prompt, sampling: Sampling | None, reader: str) -> Prompt:
+        return messages if isinstance(messages, Prompt) else self.conversation(messages, sampling, reader=reader)
 
     def check(self) -> None:
         """Judge memories of this library on this machine, as before a first answer. Raises GateError: see `gate`."""

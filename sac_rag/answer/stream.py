@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from sac_rag.answer.assemble import Assembled
-from sac_rag.answer.confidence import Thresholds
+from sac_rag.answer.confidence import Thresholds, reader_name
 from sac_rag.answer.constrained import Constraint
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.engine import Engine
@@ -140,11 +140,12 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         notices = [f"the answer from memory was doubtful ({doubt}); this one is from text"]
         notices += attempt.assembled.notices
     fidelity, text, withheld = attempt.assembled.fidelity, attempt.text, None
+    reader = reader_name(ask, fidelity)
     hits, earlier = attempt.assembled.hits, attempt.assembled.earlier
     unasked = not attempt.asked
     if not unasked and ask.abstain:
         bare = not hits and not earlier
-        if bare or (thresholds and thresholds.abstains(fidelity, attempt.confidence, text)):
+        if bare or (thresholds and thresholds.abstains(reader, attempt.confidence, text)):
             text, withheld = NO_ANSWER, text
     given = not unasked and withheld is None
     alone = ""
@@ -170,7 +171,7 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         tuple(notices),
         fidelity=fidelity,
         confidence=attempt.confidence,
-        doubtful=bool(thresholds and given and hits and thresholds.doubts(fidelity, attempt.confidence, text)),
+        doubtful=bool(thresholds and given and hits and thresholds.doubts(reader, attempt.confidence, text)),
         fell_back=fell_back,
         abstained=unasked or withheld is not None,
         withheld=withheld,

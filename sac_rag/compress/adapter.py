@@ -25,7 +25,7 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
 from sac_rag.compress.reader_adapter import ReaderAdapter
 from sac_rag.compress.templates import layout_of
-from sac_rag.config import check_ratio
+from sac_rag.config import check_evidence, check_ratio
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.foreign import check_regular, parse_object, read_bytes, read_text
 
@@ -35,7 +35,7 @@ _KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "bool": 
 """What a field of a card is in JSON, by its annotation."""
 MAX_BYTES = 512 * 2**20
 READER_WEIGHTS = "reader.safetensors"
-COMPUTED_WITH = ("base_fingerprint", "method", "ratios", "lora", "options", "layout", "placing", "reader")
+COMPUTED_WITH = ("base_fingerprint", "method", "ratios", "lora", "options", "layout", "placing", "evidence", "reader")
 """Fields of a card that answers depend on."""
 HEADER_BYTES = 2**20
 """Room for the names in a safetensors file."""
@@ -61,9 +61,11 @@ class Card:
     """Fields of PromptLayout."""
     placing: dict[str, Any] = field(default_factory=dict)
     """Fields of Placing that the adapter was made for; those left out are its method's."""
+    evidence: int = 0
+    """Sentences that are read as text beside memory, where a question does not say (`AskConfig.evidence`)."""
     reader: dict[str, Any] = field(default_factory=dict)
-    """Of a reader adapter beside it: fields of LoraSpec, and the SHA-256 of its tensors. Stored memory does not depend
-    on it."""
+    """Of a reader adapter beside it: fields of LoraSpec, the SHA-256 of its tensors, and its own `evidence`. Stored
+    memory does not depend on it."""
     training: dict[str, Any] = field(default_factory=dict)
     """Data, steps, settings, as printed by the training command."""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +108,8 @@ class Card:
             for ratio in ratios:
                 check_ratio(ratio)
             card = cls(**{**raw, "ratios": ratios})
+            for count in (card.evidence, card.reader.get("evidence", 0)):
+                check_evidence(count)
         except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise AdapterError(f"{path} is incomplete or damaged: {error}") from error
         found = card.hash_of_fields()
@@ -128,7 +132,11 @@ class Card:
 
     def reader_spec(self) -> LoraSpec | None:
         """The LoRA settings of the reader adapter; None where there is none. Raises AdapterError."""
-        return _lora_spec({name: value for name, value in self.reader.items() if name != "sha256"})
+        return _lora_spec({name: value for name, value in self.reader.items() if name not in ("sha256", "evidence")})
+
+    def evidence_of(self, reader: str) -> int:
+        """Sentences beside memory that a reader was trained with: "base", or "adapter", the one beside it."""
+        return self.evidence if reader == "base" else int(self.reader.get("evidence", 0))
 
     def write(self, folder: Path) -> None:
         """Put this card into an adapter's folder, whole or not at all, with the hash of its fields."""
@@ -157,7 +165,7 @@ def build(model: Any, tokenizer: Any, card: Card, *, trains: bool = False, start
         method: Method = make(backbone, layout, **card.options)
     except TypeError as error:
         raise AdapterError(f"method {card.method!r} does not take the options {card.options}: {error}") from error
-    method.placing = placing
+    method.placing, method.evidence = placing, card.evidence
     return method
 
 
@@ -249,6 +257,7 @@ def load_reader(folder: Path, method: Method, card: Card, *, trains: bool = Fals
             f"{str(card.reader.get('sha256'))[:12]}): copy the adapter's folder again"
         )
     _assign(reader.parameters(), _tensors_of(data, str(path)), str(path))
+    reader.evidence = card.evidence_of("adapter")
     return reader
 
 
@@ -339,7 +348,8 @@ def save(method: Method, card: Card, folder: Path) -> Card:
         write_atomic(folder / READER_WEIGHTS, data)
         spec = json.loads(json.dumps(dataclasses.asdict(method.reader.spec)))
         reader = {**spec, "sha256": hashlib.sha256(data).hexdigest()}
-    card = dataclasses.replace(card, reader=reader)
+        reader |= {"evidence": method.reader.evidence} if method.reader.evidence else {}
+    card = dataclasses.replace(card, evidence=method.evidence, reader=reader)
     hashes = {"tensors": hashlib.sha256(tensors).hexdigest(), "fields": card.hash_of_fields()}
     card = dataclasses.replace(card, hashes=hashes)
     card.write(folder)

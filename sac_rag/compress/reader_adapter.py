@@ -22,12 +22,13 @@ READER = "reader."
 class ReaderAdapter:
     """A LoRA on all layers of a backbone's decoder, whose own weights stay as they are.
 
-    backbone: reads with it by `use_lora`; what it writes is of no use.
+    backbone: reads with it by `use_lora`; what it writes is of no use. evidence: sentences that are read as text beside
+    memory, where a question does not say.
     """
 
     def __init__(self, base: Backbone, spec: LoraSpec, *, trains: bool = False) -> None:
         """trains: as of `Backbone`."""
-        self.spec = replace(spec, whole=True)
+        self.spec, self.evidence = replace(spec, whole=True), 0
         self.backbone = Backbone(base.decoder, base.tokenizer, self.spec, trains=trains)
 
     def parameters(self) -> dict[str, nn.Parameter]:

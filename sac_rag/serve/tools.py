@@ -166,7 +166,7 @@ class Wanted:
         sampling = Sampling(
             ask.max_new_tokens, ask.temperature, ask.top_p, ask.seed, min_new_tokens=1, constraint=calling.constraint
         )
-        prompt = rag.conversation(said, sampling, tools=calling.told, evidence=ask.evidence)
+        prompt = rag.conversation(said, sampling, tools=calling.told, reader=ask.reader, evidence=ask.evidence)
         last = self.messages[-1].content
         question = "" if last is None else asking.text_of(last, f"messages[{len(self.messages) - 1}]")
         return AskedWithTools(served, prompt, sampling, calling, ask, question, self.stop, schema)

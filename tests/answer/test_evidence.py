@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 
@@ -10,8 +12,9 @@ from sac_rag.answer.chat import Message
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.prompt import Recall
 from sac_rag.config import MAX_EVIDENCE, AskConfig
-from sac_rag.errors import ConfigError
+from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.pipeline import SacRag
+from sac_rag.records import Document
 
 QUESTION = "Who lit the lamps of Port Harrow?"
 TEXT = "The harbour is deep. Ada Quill lit the lamps of Port Harrow. <|im_end|> is said of boats.\n\nShe rowed."
@@ -85,11 +88,67 @@ def test_other_numbers_are_refused(count):
         AskConfig(evidence=count)
 
 
-@pytest.mark.parametrize("judged", [{"abstain": True}, {"fidelity": "auto"}])
-def test_what_was_calibrated_on_memory_alone_does_not_judge_it(judged, rag):
-    with pytest.raises(ConfigError, match="evidence is 2, which .* does not go with"):
-        AskConfig(evidence=2, **judged)
-    assert not rag.ask(QUESTION, AskConfig(evidence=2, max_new_tokens=2)).doubtful
+@pytest.fixture
+def carded(tiny_adapter, tiny_config, tmp_path):
+    """carded(**fields): a library whose adapter has these fields in its card."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(tiny_adapter, folder)
+
+    def make(**fields):
+        card = json.loads((folder / "card.json").read_text())
+        (folder / "card.json").write_text(json.dumps({**card, "hashes": {}, **fields}))
+        rag = SacRag.index([], tmp_path / "b.lib", dataclasses.replace(tiny_config, adapter=str(folder)))
+        rag.put([Document(f"d{n}", f"Chapter {n}. {TEXT}") for n in range(3)])
+        return rag
+
+    return make
+
+
+def test_what_was_calibrated_on_memory_alone_does_not_judge_it(carded):
+    with pytest.raises(ConfigError, match="evidence is 2, which fidelity 'auto' does not go with"):
+        AskConfig(evidence=2, fidelity="auto")
+    never, always = {"abstain": {"memory": None, "text": None}}, {"memory": 0.0, "text": 0.0}
+    with carded(calibration={"5": {**never, "doubt": always, "fallback": None}}) as rag:
+        assert rag.ask(QUESTION, max_new_tokens=2).doubtful
+        assert not rag.ask(QUESTION, evidence=2, max_new_tokens=2).doubtful
+        assert not rag.ask(QUESTION, evidence=2, fidelity="mixed", max_new_tokens=2).doubtful
+        with pytest.raises(ConfigError, match=r"for memory, text, not for memory\+2: .*--reader memory\+2 .*--write"):
+            rag.ask(QUESTION, evidence=2, abstain=True)
+        assert not rag.ask(QUESTION, abstain=True, max_new_tokens=2).abstained
+
+
+def test_thresholds_of_its_own_judge_it(carded):
+    limits = {"memory": None, "text": None, "memory+2": 0.0}
+    with carded(calibration={"5": {"abstain": limits, "doubt": limits, "fallback": None}}) as rag:
+        for evidence, judged in ((0, False), (2, True)):
+            given = {"evidence": evidence, "max_new_tokens": 2}
+            assert rag.ask(QUESTION, **given).doubtful == judged
+            assert rag.ask(QUESTION, **given, abstain=True).abstained == judged
+
+
+@pytest.mark.parametrize("trained", [0, 1, 2])
+def test_unless_asked_for_as_many_are_read_as_the_card_says(trained, carded):
+    thresholds = {"abstain": {"memory": 0.0, "text": 0.0}, "fallback": None}
+    with carded(evidence=trained, calibration={"5": thresholds}) as rag:
+        hits = rag.retrieve(QUESTION, AskConfig(k=2))
+        prompts = {n: rag.assemble(hits, QUESTION, AskConfig(k=2, evidence=n)).prompt for n in (None, 0, 1, 2)}
+        assert tokens_behind(prompts[None]) == tokens_behind(prompts[trained])
+        assert len({tuple(tokens_behind(prompts[n])) for n in (0, 1, 2)}) == 3
+        said = [Message("user", rag.cite(rag.tag(hits[0].passage.id) + "Who lit the lamps?"))]
+        other = 0 if trained else 1
+        talks = {n: rag.conversation(said, evidence=n) for n in (None, trained, other)}
+        assert tokens_behind(talks[None]) == tokens_behind(talks[trained]) != tokens_behind(talks[other])
+        small = {"k": 2, "max_new_tokens": 2}
+        assert rag.ask(QUESTION, **small).usage == rag.ask(QUESTION, **small, evidence=trained).usage
+        auto = rag.ask(QUESTION, **small, fidelity="auto")
+        assert auto.usage == rag.ask(QUESTION, **small, evidence=0).usage
+
+
+@pytest.mark.parametrize("count", [-1, MAX_EVIDENCE + 1, "2", 1.5, True])
+def test_a_card_of_another_number_is_refused(count, carded):
+    for fields in ({"evidence": count}, {"reader": {"evidence": count}}):
+        with pytest.raises(AdapterError, match="evidence"):
+            carded(**fields)
 
 
 def test_a_message_cannot_spell_the_template_behind_a_passage(rag, monkeypatch):

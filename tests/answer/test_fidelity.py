@@ -11,7 +11,7 @@ import torch
 
 from sac_rag import AskConfig, SacRag
 from sac_rag.answer.assemble import memory_prompt, mixed_prompt, text_prompt, texts_of
-from sac_rag.answer.confidence import Thresholds, says_nothing
+from sac_rag.answer.confidence import Thresholds, reader_name, says_nothing
 from sac_rag.answer.reader import Sampling
 from sac_rag.compress.anchor_kv import Memory
 from sac_rag.compress.layout import PromptLayout
@@ -309,7 +309,7 @@ def test_without_calibration_the_remedy_is_named(calibrated, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry", [{}, {"abstain": {"memory": -1}, "fallback": None}, {"abstain": {"memory": "x", "text": 0}, "fallback": 0},
+    "entry", [{}, {"abstain": {"memory": -1}}, {"abstain": {"memory": "x", "text": 0}, "fallback": 0},
               {"abstain": {"memory": 1.5, "text": -1}, "fallback": None}, [],
               {"abstain": {"memory": -1, "text": -1}, "fallback": None, "doubt": {"memory": "x", "text": None}},
               {"abstain": {"memory": -1, "text": -1}, "fallback": None, "doubt": []}]
@@ -330,7 +330,12 @@ def test_the_models_own_words_count_as_no_answer():
     assert says_nothing(" the passages do not say") and not says_nothing("The passages do not say who.")
     never = Thresholds({"memory": None, "text": -1.0}, None)
     assert never.abstains("memory", -0.1, NO_ANSWER) and not never.abstains("memory", -9.0, "Ada")
-    assert never.abstains("text", -1.1, "Ada") and never.abstains("mixed", -1.1, "Ada")
+    assert never.abstains("text", -1.1, "Ada") and not never.abstains("adapted+2", -9.0, "Ada")
+    assert [reader_name(AskConfig(), f) for f in ("memory", "mixed", "text")] == ["memory", "text", "text"]
+    beside = AskConfig(evidence=2)
+    assert [reader_name(beside, f) for f in ("memory", "mixed", "text")] == ["memory+2", "mixed+2", "text"]
+    adapted = AskConfig(reader="adapter", evidence=0)
+    assert [reader_name(adapted, f) for f in ("memory", "mixed")] == ["adapted", "adapted mixed"]
     doubted = Thresholds({"memory": None, "text": None}, None, {"memory": -1.0, "text": None})
     assert doubted.doubts("memory", -1.1, "Ada") and not doubted.doubts("memory", -9.0, NO_ANSWER)
     assert not doubted.doubts("mixed", -9.0, "Ada") and not never.doubts("memory", -9.0, "Ada")

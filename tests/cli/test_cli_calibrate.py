@@ -59,7 +59,13 @@ def test_thresholds_are_printed_and_only_written_when_asked(sac: Sac, mine: Path
     }
     assert written.json["written"] is True and set(calibration(mine)) == {"5", "15"}
     entry = calibration(mine)["15"]
-    assert entry["command"] == "sac calibrate dev.jsonl --ratio 5,15 --limit 5 --seed 0"
+    said = "sac calibrate dev.jsonl --ratio 5,15 --limit 5 --seed 0"
+    assert entry["commands"] == {"memory": said, "text": said}
+    beside = sac("calibrate", questions("dev.jsonl"), "--reader", "memory+2", "--limit=5", "--write", *flags)
+    assert beside.code == 0 and [line.split("\t")[:2] for line in beside.out.splitlines()] == [["memory+2", "5"]] * 2
+    assert calibration(mine)["5"]["commands"]["memory+2"].startswith(
+        "sac calibrate dev.jsonl --reader memory+2 --ratio"
+    )
     assert [r["threshold"] for r in written.json["abstaining"]][1:] == [entry["abstain"][r] for r in ("memory", "text")]
 
     report = sac("calibrate", "--report", questions("test.jsonl", 20), "--ratio", "15", "--json", *flags)

@@ -96,18 +96,50 @@ def test_the_card_keeps_thresholds_and_the_fingerprint_stays(write_set, own, tmp
     folder = tmp_path / "adapter"
     before, weights = Card.read(folder), (folder / "adapter.safetensors").read_bytes()
     with pytest.raises(ConfigError, match=f"ratio 15 --model {own['model']} --adapter mine --write"):
-        stored(folder, [15.0], model=own["model"], adapter="mine")
+        stored(folder, [15.0], ["memory"], model=own["model"], adapter="mine")
     files = [write_set("lamps", contexts=4)]
     store(folder, calibrate(files, ratios=(5.0,), **own), "first")
     store(folder, found := calibrate(files, ratios=(15.0,), precision=0.6, **own), "second")
     card = Card.read(folder)
-    assert set(card.calibration) == {"5", "15"} and card.calibration["15"]["command"] == "second"
-    assert stored(folder, [15], model="", adapter="") == {15.0: found[0].thresholds}
+    assert set(card.calibration) == {"5", "15"} and card.calibration["15"]["commands"] == dict.fromkeys(
+        ("memory", "text"), "second"
+    )
+    assert stored(folder, [15], ["text"], model="", adapter="") == {15.0: found[0].thresholds}
     assert card.calibration["15"]["falling_back"]["n"] == card.calibration["15"]["doubting"][0]["n"] == 8
     assert {**vars(card), "calibration": {}} == vars(before)
     assert (folder / "adapter.safetensors").read_bytes() == weights
     fresh = Engine(own["model"], "sac", own["adapter"], device="cpu", dtype="float32")
     assert fresh.adapter_sha256 == Engine.shared(own["model"], adapter=own["adapter"]).adapter_sha256
+
+
+def test_readers_of_one_ratio_are_calibrated_one_after_the_other(write_set, own, tmp_path):
+    folder, files = tmp_path / "adapter", [write_set("lamps", contexts=4)]
+    with pytest.raises(ConfigError, match=r"calibrated at ratio 5, .*--reader memory\+2 --model"):
+        stored(folder, [5.0], ["memory+2"], model=own["model"], adapter="default")
+    store(folder, (both := calibrate(files, **own)), "first")
+    with pytest.raises(ConfigError, match=r"for memory, text, not for memory\+2: run .*--ratio 5 --reader memory\+2 "):
+        stored(folder, [5.0], ["memory+2"], model=own["model"], adapter="default")
+    store(folder, (beside := calibrate(files, readers=["memory+2", "memory+2"], **own)), "second")
+    (c,) = beside
+    assert [r.reader for r in c.abstaining] == [r.reader for r in c.doubting] == ["memory+2"]
+    assert c.fallback is None and c.curve == () and c.thresholds.fallback is None
+    entry, (first,) = Card.read(folder).calibration["5"], both
+    assert entry["commands"] == {"memory": "first", "text": "first", "memory+2": "second"}
+    assert [r["reader"] for r in entry["abstaining"]] == ["memory", "text", "memory+2"]
+    (found,) = stored(folder, [5.0], ["memory", "memory+2", "text"], model="", adapter="").values()
+    assert found.abstain == {**first.thresholds.abstain, **c.thresholds.abstain}
+    assert found.doubt == {**first.thresholds.doubt, **c.thresholds.doubt}
+    assert found.fallback == first.thresholds.fallback
+    store(folder, calibrate(files, readers=["memory+2"], precision=0.6, **own), "third")
+    entry = Card.read(folder).calibration["5"]
+    assert [r["reader"] for r in entry["doubting"]] == ["memory", "text", "memory+2"]
+    assert entry["commands"]["memory+2"] == "third" and entry["commands"]["text"] == "first"
+
+
+@pytest.mark.parametrize("reader", ["closed", "mixed", "full-ft", "text+2", "memory+0", "memories"])
+def test_other_readers_are_not_calibrated(reader, own):
+    with pytest.raises(ConfigError, match="reader"):
+        calibrate(["any"], readers=["memory", reader], **own)
 
 
 def test_a_card_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path, tiny_adapter, monkeypatch):

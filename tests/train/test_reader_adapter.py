@@ -67,6 +67,22 @@ def test_only_the_reader_is_trained_and_the_adapter_keeps_its_bytes(stage, tiny_
     assert len(moved) == sum("lora_B" in n for n in tensors), "every layer that reads learns, the last one whole"
 
 
+@pytest.mark.parametrize(("share", "most", "count"), [(0.0, 3, 0), (0.5, 1, 1), (1.0, 3, 2), (1.0, 4, 2)])
+def test_the_card_names_the_sentences_that_the_reader_was_trained_with(share, most, count, stage, tmp_path):
+    card = stage(steps=1, evidence_share=share, most_evidence=most)
+    assert card.evidence_of("adapter") == Card.read(tmp_path / "reader").evidence_of("adapter") == count
+    assert card.evidence_of("base") == 0, "the base was trained with nothing"
+    further = stage("further", steps=1, start_from=tmp_path / "reader")
+    assert further.evidence_of("adapter") == count, "a stage without sentences leaves the number"
+
+
+def test_the_card_names_the_sentences_that_the_encoder_was_trained_with(tiny_base, tiny_adapter, data_folder, tmp_path):
+    data = [str(data_folder / "qa/squad.train.jsonl.gz")]
+    config = configured("qa", steps=1, step_tokens=200, accumulate=1, warmup=1, evidence_share=0.5)
+    card = run(data, tmp_path / "qa", config, base=str(tiny_base), start_from=tiny_adapter)
+    assert card.evidence == Card.read(tmp_path / "qa").evidence == 2 and card.evidence_of("adapter") == 0
+
+
 def test_the_loss_falls(stage, tmp_path):
     stage(steps=40, max_context=200)
     lines = [json.loads(line) for line in (tmp_path / "reader/metrics.jsonl").read_text().splitlines()]
@@ -184,7 +200,7 @@ def test_an_adapter_without_a_reader_says_so(tiny_config, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"reader": "full"}, "use base or adapter"), ({"abstain": True}, "abstain"), ({"fidelity": "auto"}, "'auto'")],
+    [({"reader": "full"}, "use base or adapter"), ({"fidelity": "text"}, "'text'"), ({"fidelity": "auto"}, "'auto'")],
 )
 def test_settings_that_do_not_go_together_are_refused(wrong, says):
     with pytest.raises(ConfigError, match=says):

@@ -59,8 +59,9 @@ class ChatSac(LibraryUser, BaseChatModel):
     """Taken because chains pass it; a model in this process is not asked twice."""
     reader: Literal["base", "adapter"] = "base"
     """What reads memory: the model as it is, or with the adapter's own reader where it has one."""
-    evidence: int = Field(default=0, ge=0, le=MAX_EVIDENCE)
-    """Sentences of the passages in memory that are read as text beside it, those that fit the question."""
+    evidence: int | None = Field(default=None, ge=0, le=MAX_EVIDENCE)
+    """Sentences of the passages in memory that are read as text beside it, those that fit the question; 0 are none,
+    None is as what reads was trained."""
     streaming: bool = False
     """Make `invoke` report token by token to callbacks."""
     where: dict[str, Any] | None = None
@@ -266,7 +267,8 @@ class ChatSac(LibraryUser, BaseChatModel):
         if call.recall and (altered := rag.altered(said, where=scope.where, among=scope.permits)):
             warn_text(altered, "they stand in the prompt cut off or in another form: put in page_content as it is")
             read["altered"] = altered
-        prompt = rag.conversation(said, sampling, tools=calling.told, evidence=call.evidence, **read)
+        read |= {"reader": call.reader, "evidence": call.evidence}
+        prompt = rag.conversation(said, sampling, tools=calling.told, **read)
         return Asked(rag, prompt, call, sampling, calling)
 
     def _scope(self, call: Call) -> Scope:

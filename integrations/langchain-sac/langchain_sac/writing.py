@@ -31,7 +31,7 @@ class Call:
     allowed: tuple[Sequence[str] | None, ...]
     recall: bool
     reader: str
-    evidence: int
+    evidence: int | None
     history: str
     small_talk: bool
     tools: tuple[Tool, ...] = ()

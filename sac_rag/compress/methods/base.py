@@ -73,6 +73,8 @@ class Method(ABC):
     def __init__(self, backbone: Backbone, layout: PromptLayout) -> None:
         self.backbone, self.layout = backbone, layout
         self.placing = self.made_for
+        self.evidence = 0
+        """Sentences that are read as text beside memory, where a question does not say."""
         """How memories stand in a prompt; the adapter's card says."""
         self._prefixes: dict[str, AnchorKV] = {}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.layout import PromptLayout
 from sac_rag.compress.methods.base import Method
+from sac_rag.compress.reader_adapter import ReaderAdapter
 from sac_rag.compress.selectors import anchor_count
 from sac_rag.compress.templates import evidence_ids, layout_of
 from sac_rag.config import MAX_EVIDENCE, MAX_PASSAGE_TOKENS
@@ -67,7 +68,7 @@ class QuestionSettings(ReadingSettings):
     """Share of contexts that are read in one of `prompts`."""
     evidence_share: float = 0.0
     """Share of contexts whose questions stand behind sentences of the texts in memory as well, as an answer with
-    `AskConfig.evidence` is read."""
+    `AskConfig.evidence` is read; what is trained then reads so, where a question does not say."""
     most_evidence: int = 3
     """Most such sentences; from one to this many are drawn."""
     mismatch_share: float = 0.0
@@ -123,6 +124,12 @@ class Questions(Reads):
                     f"prompt {name!r} ends an answer with {layout.end!r}, the teacher with {method.layout.end!r}; "
                     "leave the prompt out"
                 )
+        if self.own.evidence_share:
+            self.reads().evidence = (1 + self.own.most_evidence) // 2
+
+    def reads(self) -> Method | ReaderAdapter:
+        """What is trained to read as many sentences beside memory."""
+        return self.method
 
     def contexts(self, mixture: Mixture, longest: int, rng: random.Random) -> list[TokenisedContext]:
         near = self.own.near_share and rng.random() < self.own.near_share

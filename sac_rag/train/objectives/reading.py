@@ -56,9 +56,13 @@ class Answering(Questions):
     own: ReaderSettings
 
     def __init__(self, config: TrainConfig, method: Method, teacher: Teacher | None = None) -> None:
-        super().__init__(config, method, teacher)
         if method.reader is None:
             raise ConfigError(f"this {method.name} has no reader adapter to train: see `prepare`")
+        self._reader = method.reader
+        super().__init__(config, method, teacher)
+
+    def reads(self) -> ReaderAdapter:
+        return self._reader
 
     @classmethod
     def prepare(cls, config: TrainConfig, method: Method, begun: Path | None, card: adapter.Card) -> None:

@@ -90,11 +90,12 @@ class SacLLM(FunctionCallingLLM):
     reader: Literal["base", "adapter"] = Field(
         default="base", description="What reads memory: the model as it is, or with the adapter's own reader."
     )
-    evidence: int = Field(
-        default=0,
+    evidence: int | None = Field(
+        default=None,
         ge=0,
         le=MAX_EVIDENCE,
-        description="Sentences of the passages in memory that are read as text beside it, those that fit the question.",
+        description="Sentences of the passages in memory that are read as text beside it, those that fit the question; "
+        "0 are none, None is as what reads was trained.",
     )
     history: Literal["auto", "all"] = Field(
         default="auto",
@@ -294,7 +295,7 @@ class SacLLM(FunctionCallingLLM):
             min_new_tokens=1,
             constraint=calling.constraint,
         )
-        read = {name: chosen[name] for name in ("history", "small_talk", "evidence")}
+        read = {name: chosen[name] for name in ("history", "small_talk", "reader", "evidence")}
         read["altered"] = rag.altered(said, where=self.where) if self.recall else 0
         prompt = rag.conversation(said, sampling, tools=calling.told, **read)
         settings = {"sampling": sampling, **{name: chosen[name] for name in ("stop", "timeout", "reader")}}
