@@ -10,6 +10,7 @@ from sac_cli import console, fields
 from sac_cli.options import DEFAULT_LIBRARY, Device, Dtype, Libraries, check_places
 from sac_cli.shell import command
 from sac_rag.errors import ConfigError
+from sac_rag.models.kernels import SERVING, bound_caches
 
 SETTINGS = fields.settings_of("sac_rag.serve.settings:ServeConfig", panel="Serving")
 
@@ -54,6 +55,7 @@ def run(
 ) -> None:
     """Open and serve; returns when the server has ended."""
     limits.check_reach(keys=keys is not None)
+    bound_caches(SERVING)
     try:
         import fastapi  # noqa: F401
         import mcp  # noqa: F401

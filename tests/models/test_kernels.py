@@ -8,17 +8,18 @@ import sys
 
 import pytest
 
-from sac_rag.models.kernels import CAPACITY, bound_caches
+from sac_rag.models.kernels import INDEXING, SERVING, bound_caches
 
 NAMES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
-def test_settings_from_outside_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("given", "kept"), [((), INDEXING), ((SERVING,), SERVING)])
+def test_settings_from_outside_stay(given: tuple[int, ...], kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAMES[0], "7")
     monkeypatch.setenv(NAMES[1], "")  # so that it is taken back
     monkeypatch.delenv(NAMES[1])
-    bound_caches()
-    assert (os.environ[NAMES[0]], os.environ[NAMES[1]]) == ("7", str(CAPACITY))
+    bound_caches(*given)
+    assert (os.environ[NAMES[0]], os.environ[NAMES[1]]) == ("7", str(kept))
 
 
 def test_it_comes_before_torch() -> None:

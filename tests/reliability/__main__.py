@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sac_rag.models.kernels import bound_caches
 from tests.reliability.parts import PARTS, CannotRun
 from tests.reliability.record import RECORDS, ROOT, Record, run
 from tests.reliability.report import render
@@ -51,6 +52,7 @@ def main() -> int:
 
 
 def _run(name: str, records: Path, seconds: float) -> None:
+    bound_caches()  # else memory grows until a thousand kernels are kept
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # children are forked: one thread, and the same bits in every run
     try:
         run(PARTS[name], records, lambda line: print(line, file=sys.stderr, flush=True), budget=seconds)
