@@ -173,13 +173,9 @@ class Answer:
     """Earlier turns of the conversation that did not fit the model's context."""
     heat: Heat | None = None
     """What was attended, where that was asked for and passages were read as memory."""
-    evidence: tuple[tuple[tuple[int, int], ...], ...] = ()
-    """Of each source the (start, end), in its text, of the sentences that were read as text beside its memory
-    (`AskConfig.evidence`), in reading order; () where there are none at all."""
 
     def account(self) -> dict[str, Any]:
-        """JSON, the same in every shell; "withheld" only if it abstained, "notices", "heat" and "evidence" of a source
-        if there are any."""
+        """JSON, the same in every shell; "withheld" only if it abstained, "notices" and "heat" if there are any."""
         found: dict[str, Any] = {
             "answer": self.text,
             "fidelity": self.fidelity,
@@ -206,8 +202,6 @@ class Answer:
         }
         if self.abstained:
             found["withheld"] = self.withheld
-        for source, spans in zip(found["sources"], self.evidence, strict=False):
-            source |= {"evidence": [list(span) for span in spans]} if spans else {}
         if self.heat is not None:
             found["heat"] = {name: getattr(self.heat, name) for name in ("passages", "prefix", "tokens")}
             for source, anchors in zip(found["sources"], self.heat.anchors, strict=True):

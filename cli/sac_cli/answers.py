@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sac_cli import console
@@ -35,13 +35,11 @@ def speak(stream: Stream | Heard) -> Answer:
 
 
 def show_sources(answer: Answer) -> None:
-    """Where an answer is from: number, document, span, score and how the passage begins, or what of it was read as
-    text."""
+    """Where an answer is from: number, document, span, score and how the passage begins."""
     if not answer.sources or console.state.quiet:
         return
     if not console.is_terminal():
         console.write("\n")
-    read = answer.evidence or ((),) * len(answer.sources)
     console.table(
         ("n", "document", "span", "score", "text"),
         [
@@ -50,17 +48,13 @@ def show_sources(answer: Answer) -> None:
                 console.name(h.passage.document),
                 f"{h.passage.start}-{h.passage.end}",
                 f"{h.score:.3f}",
-                console.one_line(_preview(h.passage.text, spans), PREVIEW),
+                console.one_line(h.passage.text, PREVIEW),
             )
-            for n, (h, spans) in enumerate(zip(answer.sources, read, strict=True), 1)
+            for n, h in enumerate(answer.sources, 1)
         ],
         numbers=("n", "score"),
         cut="text",
     )
-
-
-def _preview(text: str, read: Sequence[tuple[int, int]]) -> str:
-    return " … ".join(text[start:end] for start, end in read) if read else text
 
 
 def warm_up(rag: SacRag | Warm, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None) -> None:

@@ -12,7 +12,7 @@ from sac_rag.compress.placing import Placing
 from sac_rag.compress.templates import evidence_ids
 from sac_rag.errors import ConfigError
 from sac_rag.records import Hit
-from sac_rag.text.evidence import Sentence, evidence_of, quoted
+from sac_rag.text.evidence import evidence_text
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,6 @@ class Assembled:
     """Earlier turns that had to stay out."""
     texts: int = 0
     """How many of the best hits are read as text."""
-    evidence: tuple[Sentence, ...] = ()
-    """What is read as text of the hits that are memory, in reading order; ranks are those of hits."""
 
     @property
     def anchors(self) -> int:
@@ -63,14 +61,15 @@ def memory_prompt(
     evidence: sentences of these that are read as text, too. placing: in place of the method's own. reserve: tokens kept
     free for the answer. Raises ConfigError when the question alone is too long.
     """
+    ids = question_ids(method, question, evidence_text(_texts(hits), question, evidence))
     own, ahead = placing or method.placing, method.ahead()
     sizes = [own.span([m]) for m in memories]
-    kept, read, ids = _asked(method, hits, 0, question, evidence, sizes, own.span(ahead), reserve)
+    kept = _fitting(method, sizes, own.span(ahead) + len(ids), reserve)
     parts = [[m.to(device=method.backbone.device)] for m in memories[:kept]]
     front = (method.passages(parts, placing=own),) if parts or ahead else ()
     source = sum(m.source_len for m in memories[:kept])
     prompt = Prompt((*front, ids), texts=_texts(hits[:kept]))
-    return Assembled(prompt, tuple(hits[:kept]), source, "memory", _notices(len(hits), kept), evidence=read)
+    return Assembled(prompt, tuple(hits[:kept]), source, "memory", _notices(len(hits), kept))
 
 
 def text_prompt(method: Method, hits: Sequence[Hit], question: str, *, reserve: int = 64) -> Assembled:
@@ -106,12 +105,13 @@ def mixed_prompt(
         return memory_prompt(method, hits, memories, question, evidence=evidence, placing=placing, reserve=reserve)
     backbone, layout = method.backbone, method.layout
     head = backbone.template(layout.prefix)
+    ids = question_ids(method, question, evidence_text(_texts(hits[texts:]), question, evidence))
     gap = backbone.template(layout.separator)
     read = [backbone.tokens(h.passage.text) for h in hits[:texts]]
     policy = placing or method.placing
     sizes = [len(t) + len(gap) for t in read] + [policy.span([m]) for m in memories]
     own = policy.span(method.ahead(start=1))  # behind text
-    kept, quotes, ids = _asked(method, hits, texts, question, evidence, sizes, len(head) + own, reserve)
+    kept = _fitting(method, sizes, len(head) + own + len(ids), reserve)
     if kept <= texts:
         short = text_prompt(method, hits[:texts], question, reserve=reserve)
         return replace(short, notices=_notices(len(hits), len(short.hits)))
@@ -121,8 +121,7 @@ def mixed_prompt(
     tail = method.passages(parts, placing=policy, start=len(front))
     source = len(body) + sum(m.source_len for m in memories[: kept - texts])
     prompt = Prompt((front, tail, ids), texts=_texts(hits[texts:kept]))
-    said = _notices(len(hits), kept)
-    return Assembled(prompt, tuple(hits[:kept]), source, "mixed", said, texts=texts, evidence=quotes)
+    return Assembled(prompt, tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept), texts=texts)
 
 
 def texts_of(method: Method, hits: Sequence[Hit], *, passages: int, tokens: int, score: float | None = None) -> int:
@@ -146,40 +145,6 @@ def _joined(texts: Sequence[Sequence[int]], gap: Sequence[int]) -> list[int]:
     for text in texts:
         body += [*gap, *text] if body else text
     return body
-
-
-def _asked(
-    method: Method,
-    hits: Sequence[Hit],
-    texts: int,
-    question: str,
-    evidence: int,
-    sizes: Sequence[int],
-    fixed: int,
-    reserve: int,
-) -> tuple[int, tuple[Sentence, ...], list[int]]:
-    """How many leading hits fit, the sentences of these that are read beside memory, and the ids behind them all.
-
-    texts: so many of the first are text. fixed: positions that are taken besides. Sentences are taken of what is kept:
-    a passage that is left out is not read by one.
-    """
-    kept = len(hits)
-    while True:
-        read = quotes_of(hits[:kept], texts, question, evidence)
-        ids = question_ids(method, question, quoted(_texts(hits), read))
-        if read and fixed + len(ids) + reserve > method.backbone.context_length:
-            kept -= 1
-            continue
-        fits = _fitting(method, sizes[:kept], fixed + len(ids), reserve)
-        if fits == kept:
-            return kept, read, ids
-        kept = fits
-
-
-def quotes_of(hits: Sequence[Hit], texts: int, question: str, count: int) -> tuple[Sentence, ...]:
-    """Sentences of hits that are read beside memory; the first `texts` are text themselves."""
-    found = evidence_of(_texts(hits[texts:]), question, count)
-    return tuple(sentence._replace(rank=texts + sentence.rank) for sentence in found)
 
 
 def _fitting(method: Method, sizes: Sequence[int], fixed: int, reserve: int) -> int:

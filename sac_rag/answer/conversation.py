@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from sac_rag.answer.assemble import Assembled, quotes_of
+from sac_rag.answer.assemble import Assembled
 from sac_rag.answer.chat import Content, MemorySource, Message, chat_prompt, layout_messages
 from sac_rag.answer.follow_up import searched, thread
 from sac_rag.answer.tags import PassageRef
@@ -13,7 +13,7 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
 from sac_rag.errors import ConfigError
 from sac_rag.records import Hit
-from sac_rag.text.evidence import quoted
+from sac_rag.text.evidence import evidence_text
 
 Turn: TypeAlias = tuple[Message, Message]
 """A question, with its passages in front, and its answer."""
@@ -93,10 +93,9 @@ class Conversation:
         whole, gone = _without_gone(self._turns[len(aside) :], source)
         turns, kept = whole, len(hits)
         while True:
-            read = quotes_of(hits[:kept], texts, question, evidence)
-            said = quoted([h.passage.text for h in hits], read)
-            beside = (method.layout.separator + said,) if said else ()
-            user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), *beside, asked))
+            said = evidence_text([h.passage.text for h in hits[texts:kept]], question, evidence)
+            quoted = (method.layout.separator + said,) if said else ()
+            user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), *quoted, asked))
             prompt = chat_prompt(method, [*system, *(m for t in turns for m in t), user], source, placing=placing)
             position = prompt.extent(len(prompt.units()))[1]
             if position <= limit:
@@ -110,14 +109,13 @@ class Conversation:
                     f"the question takes {position} positions, the model has {limit} beside the answer: ask a shorter "
                     "question or lower max_new_tokens"
                 )
-        forgotten, plain = len(whole) - len(turns), min(texts, kept)
+        forgotten, read = len(whole) - len(turns), min(texts, kept)
         self._asked, self._words = (turns if forgotten else [*aside, *turns], user), question
-        source_tokens = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:plain])
-        fidelity = "memory" if not plain else "text" if plain == kept else "mixed"
+        source_tokens = prompt.source_tokens + sum(len(method.backbone.tokens(h.passage.text)) for h in hits[:read])
+        fidelity = "memory" if not read else "text" if read == kept else "mixed"
         notices = _notices(forgotten, len(hits) - kept, gone)
         earlier = any(len(asked.content) > 1 for asked, _ in turns)
-        kept_hits = tuple(hits[:kept])
-        return Assembled(prompt, kept_hits, source_tokens, fidelity, notices, earlier, forgotten, evidence=read)
+        return Assembled(prompt, tuple(hits[:kept]), source_tokens, fidelity, notices, earlier, forgotten)
 
 
 def _passages(hits: Sequence[Hit], texts: int, separator: str) -> Content:

@@ -179,18 +179,9 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         left_out=len(found) - len(hits),
         forgotten=attempt.assembled.forgotten,
         heat=heat,
-        evidence=_spans(attempt.assembled),
     )
     if plan.conversation is not None:
         plan.conversation.add(text)
-
-
-def _spans(assembled: Assembled) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """What was read beside memory, by hit."""
-    if not assembled.evidence:
-        return ()
-    ranks = range(len(assembled.hits))
-    return tuple(tuple((s.start, s.end) for s in assembled.evidence if s.rank == rank) for rank in ranks)
 
 
 def _found(plan: AnswerPlan) -> Sequence[Hit]:

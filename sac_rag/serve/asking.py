@@ -91,9 +91,9 @@ class Asked:
         """An answer as JSON: the account of every shell, with what only a server knows."""
         found = answer.account()
         found["cut"]["turns"] += self.forgotten
-        seen = [{n: told[n] for n in ("evidence", "heat") if n in told} for told in found["sources"]]
-        marked = zip(answer.sources, seen, strict=True)
-        found["sources"] = [{**source(hit, answer.text), **more} for hit, more in marked]
+        heats = [{"heat": told["heat"]} if "heat" in told else {} for told in found["sources"]]
+        marked = zip(answer.sources, heats, strict=True)
+        found["sources"] = [{**source(hit, answer.text), **heat} for hit, heat in marked]
         return found
 
 

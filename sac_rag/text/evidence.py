@@ -50,13 +50,9 @@ def evidence_of(texts: Sequence[str], question: str, count: int) -> list[Sentenc
 
 
 def evidence_text(texts: Sequence[str], question: str, count: int) -> str:
-    """These sentences as they are read; "" where there are none."""
-    return quoted(texts, evidence_of(texts, question, count))
-
-
-def quoted(texts: Sequence[str], sentences: Sequence[Sentence]) -> str:
-    """Sentences of texts, one a line, each in one line."""
-    return "\n".join(" ".join(texts[s.rank][s.start : s.end].split()) for s in sentences)
+    """These sentences, one a line, each in one line; "" where there are none."""
+    found = evidence_of(texts, question, count)
+    return "\n".join(" ".join(texts[s.rank][s.start : s.end].split()) for s in found)
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:

@@ -177,9 +177,8 @@ def _event(lines: Any) -> dict[str, Any] | None:
 def answer_of(told: Mapping[str, Any]) -> Answer:
     """The Answer that `dataclasses.asdict` made this of, by way of JSON."""
     hits = tuple(Hit(**{**hit, "passage": Passage(**hit["passage"])}) for hit in told["sources"])
-    spans = tuple(tuple((start, end) for start, end in source) for source in told["evidence"])
     parts = {"sources": hits, "usage": Usage(**told["usage"]), "timings": Timings(**told["timings"])}
-    return Answer(**{**told, **parts, "notices": tuple(told["notices"]), "evidence": spans})
+    return Answer(**{**told, **parts, "notices": tuple(told["notices"])})
 
 
 def start(library: str, device: str, dtype: str, idle_s: float) -> int:

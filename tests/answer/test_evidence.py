@@ -82,41 +82,6 @@ def test_an_answer_counts_it_as_tokens_read(rag):
     assert talk.usage.prompt_tokens - plain.usage.prompt_tokens == more.usage.prompt_tokens - bare.usage.prompt_tokens
 
 
-@pytest.mark.parametrize("talk", [False, True])
-@pytest.mark.parametrize("fidelity", ["memory", "mixed", "text"])
-def test_an_answer_says_which_sentences_were_read(talk, fidelity, rag):
-    given = {"k": 2, "fidelity": fidelity, "max_new_tokens": 2, "small_talk": False}
-    answer = rag.ask(QUESTION, **given, evidence=2, conversation=Conversation() if talk else None)
-    said = [[h.passage.text[a:b] for a, b in spans] for h, spans in zip(answer.sources, answer.evidence, strict=False)]
-    lit = "Ada Quill lit the lamps of Port Harrow."
-    wanted = {"memory": [[lit], [lit]], "mixed": [[], [lit]], "text": []}[fidelity]
-    assert said == wanted
-    told = [source.get("evidence") for source in answer.account()["sources"]]
-    assert told == [[list(span) for span in spans] or None for spans in answer.evidence or [(), ()]]
-    assert rag.ask(QUESTION, **given, evidence=0).evidence == ()
-
-
-def test_a_passage_that_does_not_fit_is_not_read_by_a_sentence(rag):
-    method, limit = rag.engine.method, rag.engine.method.backbone.context_length
-    hits = rag.retrieve(QUESTION, AskConfig(k=3))
-    whole = rag.assemble(hits, QUESTION, AskConfig(k=3, evidence=8, max_new_tokens=1))
-    assert {s.rank for s in whole.evidence} == {0, 1, 2}
-    taken = whole.prompt.extent(len(whole.prompt.units()))[1]
-    seen = set()
-    for reserve in range(limit - taken, limit - 20):
-        ask = AskConfig(k=3, evidence=8, max_new_tokens=reserve)
-        found = rag.assemble(hits, QUESTION, ask)
-        assert {s.rank for s in found.evidence} <= set(range(len(found.hits)))
-        assert found.prompt.extent(len(found.prompt.units()))[1] + reserve <= limit
-        seen.add(len(found.hits))
-        if not found.hits:
-            break
-    assert seen == {0, 1, 2, 3}
-    with pytest.raises(ConfigError, match="ask a shorter question"):
-        rag.assemble(hits, QUESTION, AskConfig(k=3, evidence=8, max_new_tokens=limit))
-    assert method.evidence == 0
-
-
 @pytest.mark.parametrize("count", [-1, MAX_EVIDENCE + 1, True, "2", 1.5])
 def test_other_numbers_are_refused(count):
     with pytest.raises(ConfigError, match=f"evidence is {count!r}; it is a number of sentences, 0..{MAX_EVIDENCE}"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -82,25 +81,6 @@ def test_the_span_that_says_it_is_marked(page: Any, live: Live, monkeypatch: pyt
     passages = [h.passage.text for h in live.rag.retrieve("When do the tides come?")]
     assert page.locator(".sources mark").all_inner_texts() == [p[2:6] for p in passages]
     assert [p.text_content() for p in page.locator(".sources p").all()] == passages
-
-
-def test_sentences_that_were_read_as_text_are_underlined(
-    page: Any, live: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sac_rag.answer.spans.answering_span", lambda answer, passage: (2, 6))
-    page.goto(live.url)
-    page.wait_for_selector("#documents tr")
-    answered(page, live, "When do the tides come?")
-    assert page.locator(".read").count() == 1 and not page.locator(".of-read").is_visible(), "the legend's own"
-    monkeypatch.setattr(live.rag.engine, "card", dataclasses.replace(live.rag.engine.card, evidence=2))
-    answered(page, live, "When do the tides come?")
-    page.wait_for_selector(".sources .read")
-    want = live.rag.ask("When do the tides come?", max_new_tokens=2)
-    assert any(want.evidence) and page.locator(".of-read").is_visible()
-    for hit, spans, shown in zip(want.sources, want.evidence, page.locator(".sources p").all(), strict=True):
-        assert shown.text_content() == hit.passage.text
-        read = "".join(shown.locator(".read").all_text_contents())
-        assert read == "".join(hit.passage.text[start:end] for start, end in spans)
 
 
 def test_anchors_that_were_attended_are_shown_where_that_is_asked_for(page: Any, live: Live) -> None:

@@ -165,7 +165,6 @@ function finish(shape, library, content) {
   }
   const hottest = Math.max(...content.sources.flatMap((s) => (s.heat ?? []).map(([, , share]) => share)));
   shape.querySelector(".of-marks").hidden = !content.sources.some((s) => s.answer_span);
-  shape.querySelector(".of-read").hidden = !content.sources.some((s) => s.evidence);
   shape.querySelector(".of-heat").hidden = !(hottest > 0);
   shape.querySelector(".most").textContent = percent(hottest);
   shape.querySelector(".sources").append(...content.sources.map((s, index) => source(s, index, hottest)));
@@ -191,27 +190,11 @@ function* pieces(points, heat, start, end, hottest) {
   yield points.slice(at, end).join("");
 }
 
-// The same, with the sentences that were read as text underlined.
-function* lined(points, passage, start, end, hottest) {
-  const heat = passage.heat ?? [];
-  let at = start;
-  for (const [from, to] of passage.evidence ?? []) {
-    const [first, last] = [Math.max(from, at), Math.min(to, end)];
-    if (first >= last) continue;
-    yield* pieces(points, heat, at, first, hottest);
-    const read = document.createElement("span");
-    read.className = "read";
-    read.append(...pieces(points, heat, first, last, hottest));
-    yield read;
-    at = last;
-  }
-  yield* pieces(points, heat, at, end, hottest);
-}
-
 function source(passage, index, hottest) {
   const item = document.createElement("li");
   const details = document.createElement("details");
-  details.open = index === 0 || passage.answer_span !== null || Boolean(passage.heat?.length || passage.evidence);
+  const heat = passage.heat ?? [];
+  details.open = index === 0 || passage.answer_span !== null || heat.length > 0;
   const summary = document.createElement("summary");
   const where = passage.heading ? ` › ${passage.heading}` : "";
   summary.textContent = `${passage.document}${where}, ${passage.start} to ${passage.end}, score ${passage.score.toFixed(2)}`;
@@ -220,9 +203,9 @@ function source(passage, index, hottest) {
   const points = Array.from(passage.text);
   const [start, end] = passage.answer_span ?? [points.length, points.length];
   const mark = document.createElement("mark");
-  mark.append(...lined(points, passage, start, end, hottest));
-  text.append(...lined(points, passage, 0, start, hottest));
-  if (passage.answer_span) text.append(mark, ...lined(points, passage, end, points.length, hottest));
+  mark.append(...pieces(points, heat, start, end, hottest));
+  text.append(...pieces(points, heat, 0, start, hottest));
+  if (passage.answer_span) text.append(mark, ...pieces(points, heat, end, points.length, hottest));
   details.append(summary, text);
   item.append(details);
   return item;
