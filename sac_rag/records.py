@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -143,6 +144,18 @@ class Heat:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """A sentence that was read as text beside the memory of its passage: characters `start` to `end` of the passage's
+    text."""
+
+    passage: str
+    """The id of its passage."""
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer with the passages that the model had before it, best first."""
 
@@ -173,9 +186,12 @@ class Answer:
     """Earlier turns of the conversation that did not fit the model's context."""
     heat: Heat | None = None
     """What was attended, where that was asked for and passages were read as memory."""
+    evidence: tuple[Evidence, ...] = ()
+    """Sentences of the sources that were read as text beside their memories, in the order of the prompt."""
 
     def account(self) -> dict[str, Any]:
-        """JSON, the same in every shell; "withheld" only if it abstained, "notices" and "heat" if there are any."""
+        """JSON, the same in every shell; "withheld" only if it abstained, "evidence", "notices" and "heat" if there
+        are any. The passages of "evidence" are named by the "id" of "sources"."""
         found: dict[str, Any] = {
             "answer": self.text,
             "fidelity": self.fidelity,
@@ -187,6 +203,7 @@ class Answer:
             "cut": {"passages": self.left_out, "turns": self.forgotten},
             "sources": [
                 {
+                    "id": hit.passage.id,
                     "document": hit.passage.document,
                     "start": hit.passage.start,
                     "end": hit.passage.end,
@@ -202,11 +219,17 @@ class Answer:
         }
         if self.abstained:
             found["withheld"] = self.withheld
+        found |= told_of(self.evidence)
         if self.heat is not None:
             found["heat"] = {name: getattr(self.heat, name) for name in ("passages", "prefix", "tokens")}
             for source, anchors in zip(found["sources"], self.heat.anchors, strict=True):
                 source["heat"] = [list(anchor) for anchor in anchors]
         return {**found, "notices": list(self.notices)} if self.notices else found
+
+
+def told_of(evidence: Sequence[Evidence]) -> dict[str, Any]:
+    """Sentences read beside memory as JSON, under the one name that every shell uses; nothing where there are none."""
+    return {"evidence": [asdict(sentence) for sentence in evidence]} if evidence else {}
 
 
 def nfc(text: str) -> str:

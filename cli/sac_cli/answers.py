@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sac_rag.answer.stream import Stream
     from sac_rag.config import AskConfig
     from sac_rag.pipeline import SacRag
-    from sac_rag.records import Answer
+    from sac_rag.records import Answer, Hit
     from sac_rag.warm.client import Heard, Warm
 
 PREVIEW = 60
@@ -35,7 +35,8 @@ def speak(stream: Stream | Heard) -> Answer:
 
 
 def show_sources(answer: Answer) -> None:
-    """Where an answer is from: number, document, span, score and how the passage begins."""
+    """Where an answer is from: number, document, span, score and how the passage begins; of one with sentences that
+    were read as text, these, each in quotation marks."""
     if not answer.sources or console.state.quiet:
         return
     if not console.is_terminal():
@@ -48,13 +49,19 @@ def show_sources(answer: Answer) -> None:
                 console.name(h.passage.document),
                 f"{h.passage.start}-{h.passage.end}",
                 f"{h.score:.3f}",
-                console.one_line(h.passage.text, PREVIEW),
+                console.one_line(_said(h, answer), PREVIEW),
             )
             for n, h in enumerate(answer.sources, 1)
         ],
         numbers=("n", "score"),
         cut="text",
     )
+
+
+def _said(hit: Hit, answer: Answer) -> str:
+    """What a table shows of a passage."""
+    read = [f'"{sentence.text}"' for sentence in answer.evidence if sentence.passage == hit.passage.id]
+    return " ".join(read) or hit.passage.text
 
 
 def warm_up(rag: SacRag | Warm, question: str, ask: AskConfig, where: Mapping[str, Any] | None = None) -> None:

@@ -11,8 +11,8 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
 from sac_rag.compress.templates import evidence_ids
 from sac_rag.errors import ConfigError
-from sac_rag.records import Hit
-from sac_rag.text.evidence import evidence_text
+from sac_rag.records import Evidence, Hit
+from sac_rag.text.evidence import evidence_lines, quoted
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,16 @@ def memory_prompt(
     """The question behind the memories of the hits (given best first); the lowest ranked are dropped when they do not
     fit.
 
-    evidence: sentences of these that are read as text, too. placing: in place of the method's own. reserve: tokens kept
-    free for the answer. Raises ConfigError when the question alone is too long.
+    evidence: sentences of these that are read as text, too, as far as they fit. placing: in place of the method's own.
+    reserve: tokens kept free for the answer. Raises ConfigError when the question alone is too long.
     """
-    ids = question_ids(method, question, evidence_text(_texts(hits), question, evidence))
     own, ahead = placing or method.placing, method.ahead()
     sizes = [own.span([m]) for m in memories]
-    kept = _fitting(method, sizes, own.span(ahead) + len(ids), reserve)
+    kept, ids, found = _quoting(method, hits, 0, sizes, own.span(ahead), question, evidence, reserve)
     parts = [[m.to(device=method.backbone.device)] for m in memories[:kept]]
     front = (method.passages(parts, placing=own),) if parts or ahead else ()
     source = sum(m.source_len for m in memories[:kept])
-    prompt = Prompt((*front, ids), texts=_texts(hits[:kept]))
+    prompt = Prompt((*front, ids), texts=_texts(hits[:kept]), evidence=found)
     return Assembled(prompt, tuple(hits[:kept]), source, "memory", _notices(len(hits), kept))
 
 
@@ -105,13 +104,12 @@ def mixed_prompt(
         return memory_prompt(method, hits, memories, question, evidence=evidence, placing=placing, reserve=reserve)
     backbone, layout = method.backbone, method.layout
     head = backbone.template(layout.prefix)
-    ids = question_ids(method, question, evidence_text(_texts(hits[texts:]), question, evidence))
     gap = backbone.template(layout.separator)
     read = [backbone.tokens(h.passage.text) for h in hits[:texts]]
     policy = placing or method.placing
     sizes = [len(t) + len(gap) for t in read] + [policy.span([m]) for m in memories]
     own = policy.span(method.ahead(start=1))  # behind text
-    kept = _fitting(method, sizes, len(head) + own + len(ids), reserve)
+    kept, ids, found = _quoting(method, hits, texts, sizes, len(head) + own, question, evidence, reserve)
     if kept <= texts:
         short = text_prompt(method, hits[:texts], question, reserve=reserve)
         return replace(short, notices=_notices(len(hits), len(short.hits)))
@@ -120,7 +118,7 @@ def mixed_prompt(
     front = [*head, *body, *gap]
     tail = method.passages(parts, placing=policy, start=len(front))
     source = len(body) + sum(m.source_len for m in memories[: kept - texts])
-    prompt = Prompt((front, tail, ids), texts=_texts(hits[texts:kept]))
+    prompt = Prompt((front, tail, ids), texts=_texts(hits[texts:kept]), evidence=found)
     return Assembled(prompt, tuple(hits[:kept]), source, "mixed", _notices(len(hits), kept), texts=texts)
 
 
@@ -145,6 +143,34 @@ def _joined(texts: Sequence[Sequence[int]], gap: Sequence[int]) -> list[int]:
     for text in texts:
         body += [*gap, *text] if body else text
     return body
+
+
+def _quoting(
+    method: Method,
+    hits: Sequence[Hit],
+    texts: int,
+    sizes: Sequence[int],
+    fixed: int,
+    question: str,
+    evidence: int,
+    reserve: int,
+) -> tuple[int, list[int], tuple[Evidence, ...]]:
+    """How many leading hits fit the context, ids of the question behind sentences of those that are memories, all but
+    the first `texts`, and these sentences.
+
+    Sentences are those of passages that are read. The lowest ranked passage gives way to them, the last memory does
+    not: there are fewer then.
+    """
+    limit = method.backbone.context_length
+    most = _fitting(method, sizes, fixed + len(question_ids(method, question)), reserve)
+    least = min(most, texts + 1)
+    ways = [(n, evidence) for n in range(most, least, -1)] + [(least, n) for n in range(evidence, -1, -1)]
+    for kept, count in ways:
+        found = quoted([(h.passage.id, h.passage.text) for h in hits[texts:kept]], question, count)
+        ids = question_ids(method, question, evidence_lines(found))
+        if sum(sizes[:kept]) + fixed + len(ids) + reserve <= limit:
+            break
+    return kept, ids, found
 
 
 def _fitting(method: Method, sizes: Sequence[int], fixed: int, reserve: int) -> int:

@@ -52,8 +52,8 @@ class MemorySource:
     """passage ids -> the memories of each, several where it is longer than one may be."""
     holds: Callable[[str], bool]
     """passage id -> whether it is there."""
-    texts: Callable[[Sequence[str]], Sequence[str]] = tuple
-    """passage ids -> what they say, as far as it is known."""
+    texts: Callable[[Sequence[str]], Mapping[str, str]] = lambda ids: {}
+    """passage ids -> what those say whose text is known, in the order of the ids."""
 
 
 def chat_prompt(
@@ -299,7 +299,7 @@ def _laid(method: Method, groups: Sequence[str | list[str]], source: MemorySourc
                 parts.append(ids)
             position += len(ids)
     named = [passage_id for group in groups if isinstance(group, list) for passage_id in group]
-    return Prompt(tuple(parts), texts=tuple(source.texts(named)))
+    return Prompt(tuple(parts), texts=tuple(source.texts(named).values()))
 
 
 def _ids(method: Method, text: str, *, behind_memory: bool) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -13,7 +14,7 @@ from sac_rag.compress.methods.base import Method
 from sac_rag.compress.placing import Placing
 from sac_rag.errors import ConfigError
 from sac_rag.records import Hit
-from sac_rag.text.evidence import evidence_text
+from sac_rag.text.evidence import evidence_lines, quoted
 
 Turn: TypeAlias = tuple[Message, Message]
 """A question, with its passages in front, and its answer."""
@@ -80,8 +81,8 @@ class Conversation:
         """The prompt of a next question over these hits, of which the first `texts` are read as text.
 
         history, evidence: as in AskConfig. Where all does not fit the context, the oldest turns are left out, and
-        forgotten, then the lowest ranked hits. reserve: tokens kept free for the answer. Raises ConfigError when the
-        question alone is too long.
+        forgotten, then the lowest ranked hits; the last memory stays rather than sentences of it. reserve: tokens kept
+        free for the answer. Raises ConfigError when the question alone is too long.
         """
         *front, (_, asked) = layout_messages(method, "", question)
         system = [Message(role, (text,)) for role, text in front]
@@ -93,15 +94,17 @@ class Conversation:
         whole, gone = _without_gone(self._turns[len(aside) :], source)
         turns, kept = whole, len(hits)
         while True:
-            said = evidence_text([h.passage.text for h in hits[texts:kept]], question, evidence)
-            quoted = (method.layout.separator + said,) if said else ()
-            user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), *quoted, asked))
+            found = quoted([(h.passage.id, h.passage.text) for h in hits[texts:kept]], question, evidence)
+            said = (method.layout.separator + evidence_lines(found),) if found else ()
+            user = Message("user", (*_passages(hits[:kept], texts, method.layout.separator), *said, asked))
             prompt = chat_prompt(method, [*system, *(m for t in turns for m in t), user], source, placing=placing)
             position = prompt.extent(len(prompt.units()))[1]
             if position <= limit:
                 break
             if turns:
                 turns = turns[1:]
+            elif found and kept == texts + 1:
+                evidence = len(found) - 1
             elif kept:
                 kept -= 1
             else:
@@ -115,6 +118,7 @@ class Conversation:
         fidelity = "memory" if not read else "text" if read == kept else "mixed"
         notices = _notices(forgotten, len(hits) - kept, gone)
         earlier = any(len(asked.content) > 1 for asked, _ in turns)
+        prompt = dataclasses.replace(prompt, evidence=found)
         return Assembled(prompt, tuple(hits[:kept]), source_tokens, fidelity, notices, earlier, forgotten)
 
 

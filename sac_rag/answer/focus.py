@@ -11,7 +11,8 @@ from sac_rag.answer.chat import Content, Message
 from sac_rag.answer.follow_up import lines_of, refers_back, thread
 from sac_rag.answer.small_talk import is_small_talk
 from sac_rag.answer.tags import PassageRef
-from sac_rag.text.evidence import evidence_text
+from sac_rag.records import Evidence
+from sac_rag.text.evidence import evidence_lines, quoted
 
 Text: TypeAlias = tuple[str, ...]
 """Ids of the passages that a text of a prompt is made of, in its order; more than one where it is a long text."""
@@ -77,24 +78,27 @@ def focused(
 
 
 def with_evidence(
-    messages: Sequence[Message], texts: Callable[[Sequence[str]], Sequence[str]], count: int, before: str, gap: str
-) -> list[Message]:
+    messages: Sequence[Message], texts: Callable[[Sequence[str]], Mapping[str, str]], count: int, before: str, gap: str
+) -> tuple[list[Message], tuple[Evidence, ...]]:
     """Messages whose passages are followed by the sentences of these, at most `count`, that fit what the message asks
-    or serves, as for `focused`.
+    or serves, as for `focused`; and these sentences.
 
-    texts: passage ids -> what they say. gap: what stands in front of the sentences, as between two passages.
+    texts: passage ids -> what those say whose text is known. gap: what stands in front of the sentences, as between two
+    passages.
     """
-    out = []
+    out, told = [], list[Evidence]()
     for message, lines in zip(messages, _served(messages, before), strict=True):
         places = [n for n, p in enumerate(message.content) if isinstance(p, PassageRef)]
         if places:
             ids = [p.id for p in message.content if isinstance(p, PassageRef)]
-            said = evidence_text(texts(ids), " ".join(_asking(lines)), count)
+            found = quoted(list(texts(ids).items()), " ".join(_asking(lines)), count)
             end = places[-1] + 1
-            content = (*message.content[:end], *((gap + said,) if said else ()), *message.content[end:])
+            said = (gap + evidence_lines(found),) if found else ()
+            content = (*message.content[:end], *said, *message.content[end:])
+            told += found
             message = dataclasses.replace(message, content=content)
         out.append(message)
-    return out
+    return out, tuple(told)
 
 
 def _served(messages: Sequence[Message], before: str) -> list[list[str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sac_rag.compress.anchor_kv import Memory
+from sac_rag.records import Evidence
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Prompt:
     """What a user should know of how it was made."""
     texts: tuple[str, ...] = ()
     """Of the passages that its memories stand for, best first: what an answer is likely to quote."""
+    evidence: tuple[Evidence, ...] = ()
+    """Sentences of these passages that it reads as text, too."""
 
     @property
     def tokens(self) -> int:

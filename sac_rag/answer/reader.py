@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -55,6 +55,14 @@ class Completion:
     """False when the length limit cut the answer."""
     broken: bool = False
     """Whether the limit cut it before it fitted its constraint."""
+    means: list[float] = field(default_factory=list)
+    """What `logprob` was behind each of the chosen tokens."""
+
+    def first(self, count: int) -> Completion:
+        """That of the first so many tokens alone; itself where there are no more."""
+        if not 0 < count < len(self.token_ids):
+            return self
+        return Completion(self.token_ids[:count], self.means[count - 1], False, means=self.means[:count])
 
 
 class Row:
@@ -87,6 +95,7 @@ class Row:
         if guide is not None:
             token = guide.in_time(token, stop_ids, s.max_new_tokens - len(c.token_ids))
         c.logprob += (float(logprobs[token]) - c.logprob) / (len(c.token_ids) + 1)
+        c.means.append(c.logprob)
         if token in stop_ids:
             c.ended = True
         else:

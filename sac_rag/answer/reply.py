@@ -12,7 +12,7 @@ from sac_rag.answer.service import AsyncGeneration, Generation, Service
 from sac_rag.answer.steps import Steps
 from sac_rag.compress.backbone import Backbone
 from sac_rag.errors import ConfigError
-from sac_rag.records import Usage
+from sac_rag.records import Evidence, Usage
 
 G = TypeVar("G", Generation, AsyncGeneration)
 
@@ -49,8 +49,10 @@ class _Writing(Generic[G]):
 
     @property
     def completion(self) -> Completion:
-        """Token ids and log-probability of what has been written so far."""
-        return self._generation.completion
+        """Token ids and log-probability of what has been written so far. Behind a stop string more may have been made,
+        a draft at once, which is no part of it."""
+        made = self._generation.completion
+        return made.first(self._written) if self._stream.stopped else made
 
     @property
     def finish_reason(self) -> str:
@@ -61,8 +63,13 @@ class _Writing(Generic[G]):
     @property
     def notices(self) -> tuple[str, ...]:
         """What a user should know of how the prompt was made, and of how the answer ended."""
-        broken = self._generation.completion.broken
+        broken = self.completion.broken
         return (*self._prompt.notices, BROKEN.format(self._sampling.max_new_tokens)) if broken else self._prompt.notices
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        """Sentences that were read as text beside the memories of their passages."""
+        return self._prompt.evidence
 
     @property
     def steps(self) -> Steps:

@@ -227,9 +227,8 @@ class Serving:
         Of texts longer than a passage the passages are read that fit best what is asked. history: as in AskConfig,
         where passages come with the last turn or the system; otherwise all turns are read, as it may be answered from
         theirs. small_talk: read it without passages. reader, evidence: as in AskConfig, the sentences behind the
-        passages of each message.
-        Raises ConfigError for messages that the chat template does not
-        take or that do not fit the context.
+        passages of each message, or fewer where that does not fit. Raises ConfigError for messages that the chat
+        template does not take or that do not fit the context.
         """
         check_history(history)
         self.check()
@@ -248,14 +247,17 @@ class Serving:
         if read < there:
             notices.append(f"of texts longer than a passage the passages that fit best are read, {read} of {there}")
         format = self.engine.tool_format if calls else None
+        room = self.context_length - (sampling or Sampling()).max_new_tokens
+        wanted = self.engine.evidence(AskConfig(reader=reader, evidence=evidence))
         with self.engine.busy(), torch.inference_mode():
             source = self._memory_source(library)
-            if count := self.engine.evidence(AskConfig(reader=reader, evidence=evidence)):
-                messages = with_evidence(messages, source.texts, count, before, self.separator)
-            prompt = chat_prompt(self.engine.method, messages, source, tools=tools, format=format)
-        prompt = dataclasses.replace(prompt, notices=tuple(notices))
-        room = self.context_length - (sampling or Sampling()).max_new_tokens
-        position = prompt.extent(len(prompt.units()))[1]
+            for count in range(wanted, -1, -1):
+                said, found = with_evidence(messages, source.texts, count, before, self.separator)
+                prompt = chat_prompt(self.engine.method, said, source, tools=tools, format=format)
+                position = prompt.extent(len(prompt.units()))[1]
+                if position <= room:
+                    break
+        prompt = dataclasses.replace(prompt, notices=tuple(notices), evidence=found)
         if position > room:
             raise ConfigError(
                 f"the conversation takes {position} positions, the model has {room} beside the answer: leave out old "
@@ -398,12 +400,12 @@ class Serving:
         def holds(passage_id: str) -> bool:
             return self._loose.extent(passage_id) is not None or library.holds(passage_id)
 
-        def texts(ids: Sequence[str]) -> list[str]:
+        def texts(ids: Sequence[str]) -> dict[str, str]:
             held = {i: said for i in ids if (said := self._loose.text(i)) is not None}
             stored = [i for i in ids if i not in held]
             with contextlib.suppress(SacError):  # a passage whose text is damaged may have a sound memory
                 held |= {p.id: p.text for p in library.get(stored)}
-            return [held[i] for i in ids if i in held]
+            return {i: held[i] for i in ids if i in held}
 
         return MemorySource(library.secret.hex(), functools.partial(self._extents, library), load, holds, texts)
 

@@ -179,6 +179,7 @@ def _run(under_way: _UnderWay, engine: Engine, plan: AnswerPlan) -> Iterator[str
         left_out=len(found) - len(hits),
         forgotten=attempt.assembled.forgotten,
         heat=heat,
+        evidence=attempt.assembled.prompt.evidence if attempt.asked else (),
     )
     if plan.conversation is not None:
         plan.conversation.add(text)

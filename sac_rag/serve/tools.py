@@ -68,6 +68,7 @@ class Talking(Iterator[str]):
             timings,
             confidence=reply.completion.logprob,
             finish_reason=reply.finish_reason,
+            evidence=reply.evidence,
         )
 
 

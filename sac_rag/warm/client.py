@@ -19,7 +19,7 @@ from sac_rag.config import AskConfig
 from sac_rag.errors import SacError
 from sac_rag.foreign import parse_object
 from sac_rag.places import places_of
-from sac_rag.records import Answer, Hit, Passage, Timings, Usage
+from sac_rag.records import Answer, Evidence, Hit, Passage, Timings, Usage
 from sac_rag.warm.place import connect, is_mine, peer_pid, socket_of
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def answer_of(told: Mapping[str, Any]) -> Answer:
     """The Answer that `dataclasses.asdict` made this of, by way of JSON."""
     hits = tuple(Hit(**{**hit, "passage": Passage(**hit["passage"])}) for hit in told["sources"])
     parts = {"sources": hits, "usage": Usage(**told["usage"]), "timings": Timings(**told["timings"])}
+    parts["evidence"] = tuple(Evidence(**sentence) for sentence in told["evidence"])
     return Answer(**{**told, **parts, "notices": tuple(told["notices"])})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from sac_rag.answer.drafts import DRAFT_TOKENS, SUFFIX_TOKENS, Drafter
 from sac_rag.answer.prompt import Prompt
 from sac_rag.answer.reader import Completion, Decoding, Reader, Sampling
+from sac_rag.answer.reply import Reply
+from sac_rag.answer.service import Service
 from sac_rag.compress.backbone import Backbone
 from sac_rag.compress.session import BATCH_TOKENS, Session
 from sac_rag.errors import ConfigError
@@ -179,3 +182,21 @@ def test_a_constraint_that_fails_within_a_draft_ends_its_row_alone(rows, monkeyp
         decoding.advance()
     (want,) = Reader(b, [], draft_tokens=0).generate([prompts[1]], Sampling(max_new_tokens=10))
     assert same([second.completion], [want], b.dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("draft_tokens", [0, DRAFT_TOKENS])
+def test_what_is_made_behind_a_stop_string_is_no_part_of_an_answer(rows, monkeypatch, draft_tokens):
+    """A pass may be right about more tokens than the answer has: its ids, probability and end are those in front."""
+    b, prompts = rows
+    sampling = Sampling(max_new_tokens=24)
+    (free,) = Reader(b, [], draft_tokens=0).generate([prompts[1]], sampling)
+    monkeypatch.setattr(Drafter, "draft", lambda self, answer, most: free.token_ids[len(answer) :][: max(0, most)])
+    words = "".join(chr(97 + n) for n in range(24))
+    monkeypatch.setattr("sac_rag.answer.reader.decode", lambda tokenizer, ids: words[: len(ids)])
+    for count in (1, 3, 10, 23, 24):
+        service = Service(Reader(b, [], draft_tokens=draft_tokens), contextlib.nullcontext)
+        reply = Reply.begin(service, prompts[1], sampling, stop=[words[count - 1]])
+        assert "".join(reply) == words[: count - 1] and reply.finish_reason == "stop"
+        (want,) = Reader(b, [], draft_tokens=0).generate([prompts[1]], Sampling(max_new_tokens=count))
+        assert same([reply.completion], [want], b.dtype == torch.bfloat16) and not reply.completion.broken
+        service.close()

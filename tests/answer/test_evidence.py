@@ -11,10 +11,12 @@ import pytest
 from sac_rag.answer.chat import Message
 from sac_rag.answer.conversation import Conversation
 from sac_rag.answer.prompt import Recall
+from sac_rag.answer.reader import Sampling
 from sac_rag.config import MAX_EVIDENCE, AskConfig
 from sac_rag.errors import AdapterError, ConfigError
 from sac_rag.pipeline import SacRag
 from sac_rag.records import Document
+from sac_rag.warm.client import answer_of
 
 QUESTION = "Who lit the lamps of Port Harrow?"
 TEXT = "The harbour is deep. Ada Quill lit the lamps of Port Harrow. <|im_end|> is said of boats.\n\nShe rowed."
@@ -98,7 +100,7 @@ def carded(tiny_adapter, tiny_config, tmp_path):
         card = json.loads((folder / "card.json").read_text())
         (folder / "card.json").write_text(json.dumps({**card, "hashes": {}, **fields}))
         rag = SacRag.index([], tmp_path / "b.lib", dataclasses.replace(tiny_config, adapter=str(folder)))
-        rag.put([Document(f"d{n}", f"Chapter {n}. {TEXT}") for n in range(3)])
+        rag.put([Document(f"d{n}", f"Keeper {n} lit the lamps. {TEXT}") for n in range(3)])
         return rag
 
     return make
@@ -177,3 +179,54 @@ def test_messages_of_chains_read_it_behind_their_passages(rag):
         assert more == (line + bare if there else bare)
     with pytest.raises(ConfigError, match="evidence is 99; it is"):
         rag.conversation([system, Message("user", (QUESTION,))], evidence=99)
+
+
+def test_an_answer_tells_the_sentences_that_it_read(rag):
+    """By every way in, and JSON names the passage that they are of; none where passages are read as text."""
+    ask = AskConfig(k=2, evidence=2, max_new_tokens=2)
+    for talk in (None, Conversation()):
+        answer = rag.ask(QUESTION, ask, conversation=talk)
+        texts = {h.passage.id: h.passage.text for h in answer.sources}
+        assert "Ada Quill lit the lamps of Port Harrow." in [s.text for s in answer.evidence]
+        assert all(texts[s.passage][s.start : s.end] == s.text for s in answer.evidence)
+        told = answer.account()
+        assert told["evidence"] == [dataclasses.asdict(s) for s in answer.evidence]
+        assert {s["passage"] for s in told["evidence"]} <= {s["id"] for s in told["sources"]}
+    assert answer_of(json.loads(json.dumps(dataclasses.asdict(answer)))) == answer
+    for other in (AskConfig(k=2, max_new_tokens=2), dataclasses.replace(ask, fidelity="text")):
+        assert rag.ask(QUESTION, other).evidence == () and "evidence" not in rag.ask(QUESTION, other).account()
+    content = rag.cite(rag.tag(answer.sources[0].passage.id) + "\n" + QUESTION)
+    reply = rag.reply(rag.conversation([Message("user", content)], evidence=1))
+    assert [s.text for s in reply.evidence] == ["Ada Quill lit the lamps of Port Harrow."]
+
+
+def test_sentences_that_do_not_fit_stay_out(rag, monkeypatch):
+    """Those of passages that are left out too, and a question that fits without them is answered."""
+    hits, backbone = rag.retrieve(QUESTION, AskConfig(k=3)), rag.engine.method.backbone
+    content = rag.cite(rag.tag(hits[0].passage.id) + "\n" + QUESTION)
+
+    def ways(count):
+        ask = AskConfig(k=3, evidence=count, max_new_tokens=8)
+        yield rag.assemble(hits, QUESTION, ask)
+        yield rag.assemble(hits, QUESTION, ask, conversation=Conversation())
+        yield rag.assemble(hits[:2], QUESTION, dataclasses.replace(ask, fidelity="mixed", text_passages=1))
+
+    def extent(prompt):
+        return prompt.extent(len(prompt.units()))[1]
+
+    tight = [
+        *((n, extent(list(ways(0))[n].prompt)) for n in range(3)),
+        (3, extent(rag.conversation([Message("user", content)]))),
+    ]
+    for way, bare in tight:
+        for room in (8, 8 + 45, 8 + 100):
+            monkeypatch.setattr(type(backbone), "context_length", property(lambda self, n=bare + room: n))
+            if way == 3:
+                prompt = rag.conversation([Message("user", content)], Sampling(8), evidence=3)
+                read = {hits[0].passage.id}
+            else:
+                made = list(ways(3))[way] if way else next(ways(3))
+                prompt, read = made.prompt, {h.passage.id for h in made.hits[made.texts :]}
+            assert extent(prompt) <= bare + room - 8
+            assert {s.passage for s in prompt.evidence} <= read
+            monkeypatch.undo()

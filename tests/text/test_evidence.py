@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sac_rag.text.evidence import RANK_PRIOR, evidence_of, evidence_text
+from sac_rag.text.evidence import MOST_CHARACTERS, RANK_PRIOR, _sentences, evidence_of, evidence_text
 
 CANAL = "The Erie Canal required feats of engineering.  It came to span 363 miles. Barges were\npulled by mules."
 MOON = "The Moon has no air. A canal was once thought to be on Mars."
@@ -58,5 +58,34 @@ def test_there_are_no_more_than_asked_for_and_each_once(count):
 
 
 def test_ties_fall_to_the_first_and_chance_has_no_say():
-    text = "A lamp burns. A lamp burns. A lamp burns."
-    assert [s.start for s in evidence_of([text], "lamp", 2)] == [0, 14]
+    text = "A lamp fell. A lamp burns. A lamp shone."
+    assert [s.start for s in evidence_of([text], "lamp", 2)] == [0, 13]
+
+
+def test_what_is_said_twice_is_read_once():
+    same, other = "A lamp burns.", "Some lamp shines in the harbour."
+    assert said([f"{same} A  lamp\nburns. {other}", same], "lamp", 3) == [(0, same), (0, other)]
+
+
+def test_words_of_scripts_without_blanks_are_found_within_phrases():
+    thai = "กรุงเทพเป็นเมืองหลวงของประเทศไทย"
+    assert said(["ไม่มีอะไรที่นี่", thai], "เมืองหลวง", 2) == [(1, thai)]
+    assert said(["北京是中国的首都。长城很长！秦始皇建造了长城。"], "谁建造了长城？", 1) == [(0, "秦始皇建造了长城。")]  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        ("\n".join(f"| house {n} | {n * 7} lamps |" for n in range(60)), "| house 41 | 287 lamps |"),
+        ("def f():\n" + "\n".join(f"    lamp_{n} = {n}" for n in range(90)), "lamp_41 = 41"),
+        ("word " * 1000 + "house 41 " + "word " * 1000, "house 41"),
+        ("x" * 5000 + " 41 " + "灯" * 5000, "41"),
+    ],
+    ids=["table", "code", "no ends", "no blanks"],
+)
+def test_what_has_no_ends_of_sentences_is_cut(text, there):
+    found = evidence_of([text], "What of house 41, lamp_41?", 16)
+    assert any(there in text[s.start : s.end] for s in found)
+    parts = [text[start:end] for start, end in _sentences(text)]
+    assert max(map(len, parts)) <= MOST_CHARACTERS and all(p == p.strip() != "" for p in parts)
+    assert "".join("".join(parts).split()) == "".join(text.split())

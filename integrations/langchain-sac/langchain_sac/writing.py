@@ -12,6 +12,8 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from sac_rag.records import told_of
+
 if TYPE_CHECKING:
     from sac_rag import SacRag
     from sac_rag.answer.prompt import Prompt
@@ -74,6 +76,7 @@ def metadata_of(rag: SacRag, reply: Reply | AsyncReply, split: Splitter) -> dict
         "model_provider": "sac",
         "finish_reason": _finish(reply, split),
         **reply.usage.account(),
+        **told_of(reply.evidence),
         **({"notices": list(reply.notices)} if reply.notices else {}),
     }
 

@@ -146,7 +146,7 @@ function finish(shape, library, content) {
   shape.querySelector(".answer").textContent = content.answer;
   for (const text of content.notices ?? []) note(shape, text);
   if (content.finish_reason === "length") note(shape, "cut at the limit of tokens");
-  const { usage, timings, heat } = content;
+  const { usage, timings, heat, evidence = [] } = content;
   const facts = {
     "first token": `${timings.first_token_s.toFixed(3)} s`,
     "in all": `${timings.total_s.toFixed(3)} s`,
@@ -165,9 +165,10 @@ function finish(shape, library, content) {
   }
   const hottest = Math.max(...content.sources.flatMap((s) => (s.heat ?? []).map(([, , share]) => share)));
   shape.querySelector(".of-marks").hidden = !content.sources.some((s) => s.answer_span);
+  shape.querySelector(".of-read").hidden = !evidence.length;
   shape.querySelector(".of-heat").hidden = !(hottest > 0);
   shape.querySelector(".most").textContent = percent(hottest);
-  shape.querySelector(".sources").append(...content.sources.map((s, index) => source(s, index, hottest)));
+  shape.querySelector(".sources").append(...content.sources.map((s, index) => source(s, index, hottest, evidence)));
 }
 
 const percent = (share) => `${(100 * share).toFixed(2)} %`;
@@ -190,22 +191,33 @@ function* pieces(points, heat, start, end, hottest) {
   yield points.slice(at, end).join("");
 }
 
-function source(passage, index, hottest) {
+const wrapped = (name, nodes) => {
+  const element = document.createElement(name);
+  element.append(...nodes);
+  return element;
+};
+
+function source(passage, index, hottest, evidence) {
   const item = document.createElement("li");
   const details = document.createElement("details");
   const heat = passage.heat ?? [];
-  details.open = index === 0 || passage.answer_span !== null || heat.length > 0;
+  const read = evidence.filter((sentence) => sentence.passage === passage.id).map(({ start, end }) => [start, end]);
+  details.open = index === 0 || passage.answer_span !== null || heat.length > 0 || read.length > 0;
   const summary = document.createElement("summary");
   const where = passage.heading ? ` › ${passage.heading}` : "";
   summary.textContent = `${passage.document}${where}, ${passage.start} to ${passage.end}, score ${passage.score.toFixed(2)}`;
   const text = document.createElement("p");
   // Spans count characters as Python does: whole code points.
   const points = Array.from(passage.text);
-  const [start, end] = passage.answer_span ?? [points.length, points.length];
-  const mark = document.createElement("mark");
-  mark.append(...pieces(points, heat, start, end, hottest));
-  text.append(...pieces(points, heat, 0, start, hottest));
-  if (passage.answer_span) text.append(mark, ...pieces(points, heat, end, points.length, hottest));
+  const answers = passage.answer_span ? [passage.answer_span] : [];
+  const cuts = [...new Set([0, points.length, ...answers.flat(), ...read.flat()])].sort((a, b) => a - b);
+  for (const [at, end] of cuts.slice(1).entries()) {
+    const within = ([from, to]) => from <= cuts[at] && end <= to;
+    let nodes = [...pieces(points, heat, cuts[at], end, hottest)];
+    if (read.some(within)) nodes = [wrapped("u", nodes)];
+    if (answers.some(within)) nodes = [wrapped("mark", nodes)];
+    text.append(...nodes);
+  }
   details.append(summary, text);
   item.append(details);
   return item;

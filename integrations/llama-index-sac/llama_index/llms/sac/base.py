@@ -35,6 +35,7 @@ from llama_index.schema.sac.opening import Source
 from sac_rag.config import MAX_EVIDENCE
 from sac_rag.errors import ConfigError
 from sac_rag.library.filters import fitting
+from sac_rag.records import told_of
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
@@ -355,8 +356,8 @@ _Piece = tuple[str, dict[str, Any] | None]
 
 
 def _usage(reply: Reply | AsyncReply) -> dict[str, Any]:
-    """Counts as other models name them, memory being the cached part of a prompt, and as all of sac-rag does; "notices"
-    where there are any."""
+    """Counts as other models name them, memory being the cached part of a prompt, and as all of sac-rag does;
+    "evidence" and "notices" where there are any."""
     usage = reply.usage
     return {
         "prompt_tokens": usage.attended,
@@ -364,6 +365,7 @@ def _usage(reply: Reply | AsyncReply) -> dict[str, Any]:
         "total_tokens": usage.attended + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.anchors},
         **usage.account(),
+        **told_of(reply.evidence),
         **({"notices": list(reply.notices)} if reply.notices else {}),
     }
 
