@@ -14,7 +14,7 @@ from sac_rag.errors import ConfigError
 
 ANSWER = {"answer", "fidelity", "confidence", "doubtful", "fell_back", "abstained", "finish_reason", "cut"}
 ANSWER |= {"sources", "usage", "timings"}
-SOURCE = {"document", "start", "end", "score", "fused", "text"}
+SOURCE = {"id", "document", "start", "end", "score", "fused", "text"}
 USAGE = {"attended_tokens", "memory_tokens", "source_tokens", "completion_tokens", "reused_tokens"}
 TIMINGS = {"retrieve_s", "load_s", "first_token_s", "total_s"}
 SHORT = {"SAC_MAX_NEW_TOKENS": "8", "SAC_DTYPE": "float32"}
