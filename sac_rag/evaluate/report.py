@@ -27,6 +27,7 @@ PERCENT = frozenset(
     {
         *("f1", "em", "rouge1", "em_raw", "recall", "retention", "of_text", "difference"),
         *("precision", "kept", "f1_kept", "f1_all", "share", "f1_memory", "f1_text", "f1_auto", "gain", "answerable"),
+        *("wrong", "right", "marked", "unmarked"),
     }
 )
 """Columns that hold shares, 0..1; in a training run `recall` is a loss."""
