@@ -1,4 +1,4 @@
-"""Files of records, one of which is bad: it costs only itself, and is told; a file of none that is sound is an error."""
+"""Files of records, one of which is bad: it costs only itself, and is told; a file of bad ones alone is an error."""
 
 from __future__ import annotations
 
