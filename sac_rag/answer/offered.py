@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
-OFFERED = 1024
-"""Texts known; beyond, the longest unused are forgotten and then read as text."""
+OFFERED_CHARS = 32_000_000
+"""Characters of all texts known, of about thirty thousand passages; beyond, the longest unused are forgotten."""
+FORGOTTEN = 100_000
+"""Texts of which only the beginning is kept once they are forgotten, so that reading them as text is told."""
 _SHORT = 32
 """Characters below which a text counts only where it is a line or lines of its own."""
 
@@ -36,44 +38,106 @@ class Offered:
         with cls._sharing:
             return cls._shared.setdefault(secret, cls())
 
-    def __init__(self, limit: int = OFFERED) -> None:
+    def __init__(self, limit: int = OFFERED_CHARS) -> None:
         self.limit = limit
+        self._chars = 0
         self._tags: OrderedDict[str, str] = OrderedDict()
+        self._forgotten: OrderedDict[str, str] = OrderedDict()
+        """Beginning of a text -> its tag."""
+        self._whole, self._begun = _Starts(), _Starts()
         self._lock = threading.Lock()
 
     def note(self, text: str, tag: str) -> None:
         if not (text := text.strip()):
             return
         with self._lock:
+            if text not in self._tags:
+                self._chars += len(text)
+                self._whole.add(text, text)
+                self._begun.add(_beginning(text), text)
             self._tags[text] = tag
             self._tags.move_to_end(text)
-            while len(self._tags) > self.limit:
-                self._tags.popitem(last=False)
+            self._forgotten.pop(_beginning(text), None)
+            while self._chars > self.limit and len(self._tags) > 1:
+                self._forget()
+
+    def _forget(self) -> None:
+        text, tag = self._tags.popitem(last=False)
+        begins = _beginning(text)
+        self._chars -= len(text)
+        self._whole.remove(text, text)
+        self._begun.remove(begins, text)
+        if begins:
+            self._forgotten[begins] = tag
+            while len(self._forgotten) > FORGOTTEN:
+                self._forgotten.popitem(last=False)
 
     def put_in(self, prompt: str, readable: Callable[[str], bool]) -> str:
         """The prompt with tags in place of the texts whose tags are `readable`; longer texts go first."""
         with self._lock:
-            found = sorted(((t, tag) for t, tag in self._tags.items() if t in prompt), key=lambda p: -len(p[0]))
+            found = [(text, self._tags[text]) for text in self._whole.standing_in(prompt)]
         pieces: list[tuple[str, bool]] = [(prompt, False)]
-        for text, tag in found:
+        for text, tag in sorted(found, key=lambda pair: -len(pair[0])):
             if not readable(tag):
                 continue
             pieces = [part for piece, done in pieces for part in ([(piece, True)] if done else _cut(piece, text, tag))]
         return "".join(piece for piece, _ in pieces)
 
     def altered(self, texts: Sequence[str], readable: Callable[[str], bool]) -> int:
-        """How many of the texts whose tags are `readable` stand in what a prompt says cut off or in another form, as
-        JSON or with other white space: their beginning does, and the whole does not."""
+        """How many of the texts whose tags are `readable` stand in what a prompt says and are not known whole: cut off,
+        in another form, as JSON or with other white space, or forgotten. Their beginning is there."""
         texts = [text for text in texts if len(text) >= _PROBE[0]]
         with self._lock:
-            known = list(self._tags.items()) if texts else []
-        found, whole = set[str](), set[str]()
-        for text, tag in known:
-            if any(text in said for said in texts):
-                whole.add(tag)
-            elif (begins := _beginning(text)) and any(begins in said for said in texts):
-                found.add(tag)
-        return sum(map(readable, found - whole))
+            whole = {text for said in texts for text in self._whole.standing_in(said)}
+            found = {self._tags[text] for said in texts for text in self._begun.standing_in(said)}
+            begun = {begins for said in texts for begins in self._forgotten_in(said)} - set(map(_beginning, whole))
+            found |= {self._forgotten[begins] for begins in begun}
+            found -= {self._tags[text] for text in whole}
+        return sum(map(readable, found))
+
+    def _forgotten_in(self, said: str) -> Iterator[str]:
+        """Beginnings of forgotten texts that stand here."""
+        for length in range(_PROBE[0], _PROBE[1] + 1) if self._forgotten else ():
+            for at in range(len(said) - length + 1):
+                if (begins := said[at : at + length]) in self._forgotten:
+                    yield begins
+
+
+class _Starts:
+    """Texts by the words that they are known by, found where these stand without a look at each text."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, dict[tuple[str, str], None]] = {}
+        """First characters, up to the least of a probe -> (words, text)."""
+        self._lengths: Counter[int] = Counter()
+
+    def add(self, words: str, text: str) -> None:
+        if words:
+            head = words[: _PROBE[0]]
+            if head not in self._texts:
+                self._lengths[len(head)] += 1
+            self._texts.setdefault(head, {})[words, text] = None
+
+    def remove(self, words: str, text: str) -> None:
+        head = words[: _PROBE[0]]
+        if head not in self._texts:
+            return
+        self._texts[head].pop((words, text), None)
+        if not self._texts[head]:
+            del self._texts[head]
+            self._lengths[len(head)] -= 1
+            self._lengths += Counter()  # without zeros
+
+    def standing_in(self, said: str) -> set[str]:
+        """Texts whose words stand in `said`."""
+        return set(self._found(said))
+
+    def _found(self, said: str) -> Iterator[str]:
+        for length in self._lengths:
+            for at in range(len(said) - length + 1):
+                for words, text in self._texts.get(said[at : at + length], ()):
+                    if said.startswith(words, at):
+                        yield text
 
 
 def _beginning(text: str) -> str:

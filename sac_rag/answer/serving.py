@@ -103,8 +103,9 @@ class Serving:
         where: Mapping[str, Any] | None,
         among: Callable[[str], bool] = lambda passage_id: True,
     ) -> int:
-        """How many passages that were handed out, of those that may be read as in `recall`, stand in messages cut off
-        or in another form: they are read as text, which `conversation` can be told to notice."""
+        """How many passages that were handed out, of those that may be read as in `recall`, stand in messages cut off,
+        in another form or long after their search: they are read as text, which `conversation` can be told to notice.
+        """
 
         read = {p.id for m in messages for p in m.content if not isinstance(p, str)}
 
@@ -242,7 +243,8 @@ class Serving:
             messages = taken_up(messages, before)
         at, fit = functools.partial(self._text_at, library), functools.partial(self._closeness, library)
         if altered:
-            notices.append(f"passages that stand here cut off or in another form are read as text: {altered}")
+            how = "cut off, in another form or long after their search"
+            notices.append(f"passages that stand here {how} are read as text: {altered}")
         messages, (read, there) = focused(messages, at, fit, AskConfig.k, before)
         if read < there:
             notices.append(f"of texts longer than a passage the passages that fit best are read, {read} of {there}")

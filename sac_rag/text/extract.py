@@ -63,6 +63,15 @@ class Extract:
             self.headings.append((self.add(title, blank=True), level, short))
             self.gap()
 
+    def mark(self) -> tuple[int, int, int, bool]:
+        """Where the text stands, for `back_to`."""
+        return len(self._parts), self.length, len(self.headings), self._blank
+
+    def back_to(self, mark: tuple[int, int, int, bool]) -> None:
+        """Take back what was added since. Notices stay."""
+        parts, self.length, headings, self._blank = mark
+        del self._parts[parts:], self.headings[headings:]
+
     def finish(self, **meta: Any) -> Parsed:
         """The whole; empty meta values are left out."""
         meta["notices"] = self.notices

@@ -14,6 +14,7 @@ from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused, clean, newlines
 from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Extract, Parsed, TooLong, short_title
+from sac_rag.text.parts import Parts
 from sac_rag.text.web import tree_of, write_html
 
 MOST_MESSAGES = 50
@@ -38,17 +39,22 @@ def eml(data: bytes, config: ReadConfig) -> Parsed:
     out = Extract(config.text_chars)
     if data.startswith(_WIDE_BOMS):
         data = decode(data, tell=out.notices.append).encode()
-    messages = [BytesParser(policy=policy.default).parsebytes(part) for part in _messages(data)]
-    if not messages[0].keys():
-        raise Refused("damaged message")
     writer = _Writer(out, config)
-    for message in messages:
-        assert isinstance(message, EmailMessage)
-        out.gap()
-        writer.message(message, 1)
+    parts = Parts(out, "messages", "damaged message")
+    title = ""
+    for part in _messages(data):
+        with parts.one():
+            message = BytesParser(policy=policy.default).parsebytes(part)
+            assert isinstance(message, EmailMessage)
+            if not message.keys():
+                raise Refused("damaged message")
+            out.gap()
+            writer.message(message, 1)
+            title = title or _header(message, "Subject")
+    parts.tell()
     if writer.unread:
         out.notices.append(f"{len(writer.unread)} attachments not read: {', '.join(writer.unread)}"[:300])
-    return out.finish(title=short_title(clean(_header(messages[0], "Subject"))))
+    return out.finish(title=short_title(clean(title)))
 
 
 def _messages(data: bytes) -> list[bytes]:
@@ -57,6 +63,8 @@ def _messages(data: bytes) -> list[bytes]:
     if not data.startswith(b"From "):
         return [data]
     starts = [match.start() for match in _MAILBOX_LINE.finditer(data)]
+    if starts and starts[0]:  # a first message without headers
+        starts.insert(0, 0)
     parts = (data[start:end] for start, end in pairwise([*starts, len(data)]))
     return [_QUOTED_FROM.sub(rb"\1From ", part) for part in parts] or [data]
 

@@ -11,6 +11,7 @@ from sac_rag.text import outlines
 from sac_rag.text.cleaning import Refused, clean
 from sac_rag.text.encodings import Tell, decode
 from sac_rag.text.extract import Extract, Parsed, short_title
+from sac_rag.text.parts import Parts
 from sac_rag.text.web import tree_of, write_html
 
 _META = re.compile(rb"<meta\s[^>]{0,300}?\bcharset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
@@ -67,22 +68,32 @@ def ipynb(data: bytes, config: ReadConfig) -> Parsed:
     if not isinstance(notebook, dict):
         raise Refused("damaged ipynb")
     sheets = notebook.get("worksheets")  # formats 2 and 3
-    cells = [c for sheet in _dicts(sheets) for c in _dicts(sheet.get("cells"))] + _dicts(notebook.get("cells"))
+    cells = [c for sheet in _dicts(sheets) for c in _list(sheet.get("cells"))] + _list(notebook.get("cells"))
     if not cells and "cells" not in notebook and not sheets:
         raise Refused("damaged ipynb")
+    parts = Parts(out, "cells", "damaged cell")
     for cell in cells:
-        source = clean(_written(cell.get("source") or cell.get("input"))).strip("\n")
-        kind = cell.get("cell_type")
-        if kind == "heading":
-            level = cell.get("level")
-            out.heading(level if isinstance(level, int) and 1 <= level <= 6 else 1, source)
-            continue
-        start = out.add(source, blank=True)
-        if kind == "markdown":
-            out.headings.extend((start + at, level, title) for at, level, title in outlines.markdown(source))
-        for output in _dicts(cell.get("outputs")):
-            out.add(_output(output), blank=True)
+        with parts.one():
+            _cell(out, cell)
+    parts.tell()
     return out.finish()
+
+
+def _cell(out: Extract, cell: Any) -> None:
+    source = cell.get("source") or cell.get("input") or ""
+    if isinstance(source, list):
+        source = "".join(source)
+    source = clean(source).strip("\n")
+    kind = cell.get("cell_type")
+    if kind == "heading":
+        level = cell.get("level")
+        out.heading(level if isinstance(level, int) and 1 <= level <= 6 else 1, source)
+        return
+    start = out.add(source, blank=True)
+    if kind == "markdown":
+        out.headings.extend((start + at, level, title) for at, level, title in outlines.markdown(source))
+    for output in _dicts(cell.get("outputs")):
+        out.add(_output(output), blank=True)
 
 
 def _output(output: dict[str, Any]) -> str:
@@ -114,5 +125,9 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return [item for item in _list(value) if isinstance(item, dict)]

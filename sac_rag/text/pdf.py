@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from sac_rag.text.cleaning import Refused, clean
 from sac_rag.text.extract import Extract, Parsed, short_title
 from sac_rag.text.hyphens import joined
 from sac_rag.text.layout import Line, Piece, lines_of, page_text
+from sac_rag.text.parts import numbered
 from sac_rag.text.pdf_forms import filled_in, notes_of
 from sac_rag.text.pdf_pieces import pieces_of
 
@@ -72,11 +73,11 @@ def pdf(data: bytes, config: ReadConfig) -> Parsed:
     out = Extract(config.text_chars)
     pages = [out.add(text, blank=True) for text in _whole_words([page.text() for page in read])]
     if lost:
-        out.notices.append(_notice(lost, len(read), "could not be read"))
+        out.notices.append(numbered(lost, len(read), "pages could not be read"))
     if scanned and len(scanned) < len(read):
-        out.notices.append(_notice(scanned, len(read), "hold pictures and no text"))
+        out.notices.append(numbered(scanned, len(read), "pages hold pictures and no text"))
     if unknown := [number for number, page in enumerate(read, 1) if not page.mapped]:
-        out.notices.append(_notice(unknown, len(read), "do not say which letters they show"))
+        out.notices.append(numbered(unknown, len(read), "pages do not say which letters they show"))
     if attached := [document.get_attachment(n).get_name() for n in range(document.count_attachments())]:
         out.notices.append(f"{len(attached)} attachments not read: {', '.join(attached)}"[:300])
     if document.get_formtype() == _XFA:
@@ -196,23 +197,6 @@ def _whole_words(texts: Sequence[str]) -> list[str]:
             texts[n], texts[n + 1] = f"{texts[n]}\n{first}", rest
     whole, _ = joined("\n\f\n".join(texts))
     return whole.split("\n\f\n")
-
-
-def _notice(numbers: Sequence[int], total: int, what: str) -> str:
-    """ "2 of 9 pages could not be read: 3, 7"."""
-    shown = ", ".join(_ranges(numbers[:1000]))
-    return f"{len(numbers)} of {total} pages {what}: {shown[:200]}"
-
-
-def _ranges(numbers: Iterable[int]) -> Iterator[str]:
-    """Ascending numbers, neighbours as "3-7"."""
-    first = last = -1
-    for number in (*numbers, -1):
-        if number != last + 1 or number == -1:
-            if first >= 0:
-                yield f"{first}-{last}" if last > first else str(first)
-            first = number
-        last = number
 
 
 def _title(document: Any) -> str:

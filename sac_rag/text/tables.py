@@ -12,6 +12,7 @@ from sac_rag.text.cleaning import newlines
 from sac_rag.text.dialects import Dialect, dialect_of, rows_of
 from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Extract, Parsed
+from sac_rag.text.parts import Parts
 
 _LOOKED_AT = 50
 """Rows from which the header is judged."""
@@ -47,11 +48,12 @@ def tsv_rows(data: bytes, config: ReadConfig) -> Parsed:
 def write_table(out: Extract, rows: Iterable[Row], level: int = 1) -> None:
     """Write rows under the names of their columns; what stands above these is a title, or text of its own.
 
-    Behind an empty row or a title a table of other columns may begin.
+    Behind an empty row or a title a table of other columns may begin. A row that cannot be text is left out, and told.
     """
-    ahead = _Ahead(rows)
+    ahead, parts = _Ahead(rows), Parts(out, "rows")
     while ahead.look(1):
-        _section(out, ahead, level)
+        _section(out, ahead, level, parts)
+    parts.tell()
 
 
 class _Ahead:
@@ -77,7 +79,7 @@ class _Ahead:
         return self._seen.popleft()
 
 
-def _section(out: Extract, ahead: _Ahead, level: int) -> None:
+def _section(out: Extract, ahead: _Ahead, level: int, parts: Parts) -> None:
     """Write one table with what stands above it."""
     near = ahead.look(_LOOKED_AT)
     wide = list(accumulate(_filled(row) > 1 for row, _ in near))
@@ -108,11 +110,12 @@ def _section(out: Extract, ahead: _Ahead, level: int) -> None:
             return
         row, _ = ahead.take()
         is_first = False
-        if len(row) == 1 and len(names) > 1:  # a note, or a heading of some rows
-            out.add(row[0], blank=True)
-            out.gap()
-        else:
-            _row(out, names, row)
+        with parts.one():
+            if len(row) == 1 and len(names) > 1:  # a note, or a heading of some rows
+                out.add(row[0], blank=True)
+                out.gap()
+            else:
+                _row(out, names, row)
 
 
 def _begins_table(rows: Sequence[tuple[Row, bool]], at: int, width: int = 0) -> bool:

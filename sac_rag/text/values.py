@@ -11,6 +11,7 @@ from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused, newlines
 from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Extract, Parsed, short_title
+from sac_rag.text.parts import Parts
 
 _TEXT_FIELDS = ("text", "content", "page_content", "body")
 _TITLE_FIELDS = ("title", "heading", "headline", "name", "subject")
@@ -18,6 +19,8 @@ _LOOSE = re.compile(r'"(?:[^"\\]|\\.)*+"|//[^\n]*|/\*.*?\*/|,(?=(?:\s|//[^\n]*\n
 """Texts, and what people and programs write besides JSON: comments, and commas before an end."""
 _BETWEEN = re.compile(r"[\s\0\x1e\ufeff]*")
 """What may stand between values that follow one another."""
+_OPENING = ("{", "[")
+_NOT_JSON = "not valid json"
 MOST_DIGITS = 4300
 """Digits of a whole number, as in Python's own reader."""
 
@@ -29,38 +32,76 @@ class _Number(str):
 def json_values(data: bytes, config: ReadConfig) -> Parsed:
     """A list as records, anything else as one record; see `_record`. Several values in a row are records too.
 
-    Comments, and commas before the end of a list, are passed over.
+    Comments, and commas before the end of a list, are passed over. Values of one line each, of which one is bad, are
+    read as `json_lines` does.
     """
     out = Extract(config.text_chars)
     text = decode(data, tell=out.notices.append, encoding=config.encoding)
-    for value in _values(text, "not valid json"):
+    parts = Parts(out, "records")
+    try:
+        values = list(_values(text, _NOT_JSON))
+    except Refused:
+        if not _is_lines(text):
+            raise
+        return json_lines(data, config)
+    for value in values:
         for item in value if isinstance(value, list) else [value]:
-            _record(out, item)
+            with parts.one():
+                _record(out, item)
+    parts.tell()
     return out.finish()
 
 
 def json_lines(data: bytes, config: ReadConfig) -> Parsed:
-    """One record a line, or over several lines; what is not JSON refuses the file, and its line is named."""
+    """One record a line, or over several lines; lines that are not JSON are left out, and a notice names them."""
     out = Extract(config.text_chars)
     text = newlines(decode(data, tell=out.notices.append, encoding=config.encoding))
     # not splitlines: JSON strings may hold U+2028
     lines = [_BETWEEN.sub("", line, count=1) for line in text.split("\n")]
-    values: list[Any] = []
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
+    parts = Parts(out, "lines", _NOT_JSON)
+    if next(filter(None, lines), "").rstrip() in _OPENING:
         try:
-            values.append(_decoder.decode(line.rstrip("\0 \t")))
-        except ValueError:
-            refusal = f"line {number} is not valid json"
-            if values or line.rstrip() not in ("{", "["):
-                raise Refused(refusal) from None
-            values = list(_values(text, refusal))
-            break
-    for value in values:
-        for item in value if isinstance(value, list) and any(isinstance(i, dict) for i in value) else [value]:
-            _record(out, item)
+            values = list(_values(text, _NOT_JSON))
+        except Refused:
+            parts = Parts(out, "records", _NOT_JSON, at="line")
+        else:
+            for value in values:
+                with parts.one():
+                    _records(out, value)
+            lines = []
+    for number, record in _by_record(lines):
+        with parts.one(number):
+            for value in _values(record, _NOT_JSON) if "\n" in record else [_decoder.decode(record.rstrip(","))]:
+                _records(out, value)
+    parts.tell()
     return out.finish()
+
+
+def _is_lines(text: str) -> bool:
+    """Whether the first line that says something is a whole record."""
+    try:
+        return isinstance(_decoder.decode(_BETWEEN.sub("", text, count=1).partition("\n")[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _by_record(lines: list[str]) -> Iterator[tuple[int, str]]:
+    """(number of its first line, text) of each record: a line, or, from a line that only opens one, all up to the next
+    line that opens one."""
+    number = 0
+    while number < len(lines):
+        first, end = number, number + 1
+        if lines[first].rstrip() in _OPENING:
+            while end < len(lines) and lines[end][:1] not in ("{", "["):
+                end += 1
+        number = end
+        if record := "\n".join(lines[first:end]).strip("\0 \t\n"):
+            yield first + 1, record
+
+
+def _records(out: Extract, value: Any) -> None:
+    for item in value if isinstance(value, list) and any(isinstance(i, dict) for i in value) else [value]:
+        _record(out, item)
 
 
 def _values(text: str, refusal: str) -> Iterator[Any]:

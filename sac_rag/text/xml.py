@@ -12,6 +12,7 @@ from sac_rag.text.cleaning import Refused
 from sac_rag.text.encodings import decode
 from sac_rag.text.extract import Extract, Parsed, short_title
 from sac_rag.text.markup import local, xml_root
+from sac_rag.text.parts import Parts
 from sac_rag.text.rows import row_lines
 
 _TITLES = frozenset("title head heading h1 h2 h3 subject headline".split())
@@ -43,7 +44,9 @@ def xml(data: bytes, config: ReadConfig) -> Parsed:
             out.add(text)
             out.notices.append("not well-formed xml, read as text")
             return out.finish()
-    _write(out, root, 1)
+    parts = Parts(out, "elements")
+    _write(out, root, 1, parts)
+    parts.tell()
     return out.finish()
 
 
@@ -58,7 +61,7 @@ def _character(match: re.Match[str]) -> str:
     return match[0] if known is None or match[1] in ("lt", "gt", "amp", "quot", "apos") else known
 
 
-def _write(out: Extract, element: Any, depth: int) -> None:
+def _write(out: Extract, element: Any, depth: int, parts: Parts) -> None:
     name = local(element)
     if not name:  # comments and instructions
         return
@@ -69,23 +72,30 @@ def _write(out: Extract, element: Any, depth: int) -> None:
     if name == "table" and (rows := list(_rows(element))):
         out.gap()
         for row in row_lines(rows):
-            out.add(row)
+            with parts.one():
+                out.add(row)
         out.gap()
         return
     if own or not inner:
-        text = " ".join("".join(element.itertext(tag="*")).split())
-        if name.lower() in _TITLES and short_title(text) == text:
-            out.heading(min(depth, 6), text)
-            return
-        if text:
-            out.add(text if name.lower() in _PLAIN else f"{name}: {text}", blank=bool(inner))
-        _write_attributes(out, name, attributes)
+        with parts.one():
+            _write_text(out, element, name, depth, has_markup=bool(inner))
+            _write_attributes(out, name, attributes)
         return
     out.gap()
-    _write_attributes(out, name, attributes)
+    if attributes:
+        with parts.one():
+            _write_attributes(out, name, attributes)
     for child in inner:
-        _write(out, child, min(depth + 1, MOST_DEPTH))
+        _write(out, child, min(depth + 1, MOST_DEPTH), parts)
     out.gap()
+
+
+def _write_text(out: Extract, element: Any, name: str, depth: int, *, has_markup: bool) -> None:
+    text = " ".join("".join(element.itertext(tag="*")).split())
+    if name.lower() in _TITLES and short_title(text) == text:
+        out.heading(min(depth, 6), text)
+    elif text:
+        out.add(text if name.lower() in _PLAIN else f"{name}: {text}", blank=has_markup)
 
 
 def _rows(table: Any) -> Iterator[list[str]]:

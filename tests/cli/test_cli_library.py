@@ -43,6 +43,7 @@ def test_what_is_left_out_is_one_list(sac: Sac, toys: Toys, documents: Path) -> 
         (documents / f"{name}.xyz").write_text("x")
     (documents / "big.txt").write_text("word " * 100)
     (documents / "old.txt").write_bytes("Straße nach Köln, über Müden".encode("cp1252"))
+    (documents / "log.jsonl").write_text('{"day": "Monday"}\noops\n{"day": "Tuesday"}\n')
     (documents / ".gitignore").write_text("drafts/\n*.pdf\n*.o\n")
     (documents / ".git").mkdir()
     (documents / "drafts" / "deep").mkdir(parents=True)
@@ -58,7 +59,10 @@ def test_what_is_left_out_is_one_list(sac: Sac, toys: Toys, documents: Path) -> 
     assert {"path": "docs/drafts/", "reason": "hidden by .gitignore", "files": 2} in report["skipped"]
     assert {"path": "docs/plan.pdf", "reason": "hidden by .gitignore", "files": 1} in report["skipped"]
     assert {"path": "docs/big.txt", "reason": "file over 400 bytes", "files": 1} in report["skipped"]
-    assert report["notices"] == [{"path": "docs/old.txt", "notice": "not utf-8, read as windows-1252"}]
+    assert report["notices"] == [
+        {"path": "docs/log.jsonl", "notice": "1 of 3 lines left out, not valid json: 2"},
+        {"path": "docs/old.txt", "notice": "not utf-8, read as windows-1252"},
+    ]
 
     shown = sac("index", "docs", "--file-bytes", "400").err
     assert "skipped 4 files, unknown file type: docs/four.xyz, docs/one.xyz, docs/three.xyz and 1 more\n" in shown

@@ -265,7 +265,8 @@ class ChatSac(LibraryUser, BaseChatModel):
         if messages and not asks(messages[-1]):  # the result of a tool is part of the question's turn
             read = {"history": "all", "small_talk": False}
         if call.recall and (altered := rag.altered(said, where=scope.where, among=scope.permits)):
-            warn_text(altered, "they stand in the prompt cut off or in another form: put in page_content as it is")
+            why = "they stand in the prompt cut off, in another form or long after their search"
+            warn_text(altered, f"{why}: put in page_content as a search has just returned it")
             read["altered"] = altered
         read |= {"reader": call.reader, "evidence": call.evidence}
         prompt = rag.conversation(said, sampling, tools=calling.told, **read)

@@ -187,10 +187,10 @@ def test_memories_go_through_stock_retrievers(rag: SacRag, chat: ChatSac, tiny_c
 
 def test_documents_that_are_cut_or_rewritten_are_read_as_text_with_a_word(rag: SacRag, chat: ChatSac) -> None:
     (document,) = found(rag, 1)
-    notice = "passages that stand here cut off or in another form are read as text: 1"
+    notice = "passages that stand here cut off, in another form or long after their search are read as text: 1"
     for text in (document.page_content[:60], " ".join(document.page_content.split()[:9]) + " …"):
         _WARNED.clear()
-        with pytest.warns(TextWarning, match="answers from 1 document.*cut off or in another form"):
+        with pytest.warns(TextWarning, match="answers from 1 document.*cut off, in another form"):
             answer = chat.invoke(f"{text}\n\n{QUESTION}")
         assert answer.response_metadata["notices"] == [notice] and usage(answer)[1] == 0
     with warnings.catch_warnings():
