@@ -50,7 +50,9 @@ def test_sixteen_streams_at_once_are_those_of_ask(live: Live) -> None:
     for t in threads:
         t.join(timeout=120)
     assert [got[i] for i in range(16)] == want * 2
-    assert live.rag.load == (0, 0) and live.pool.under_way == 0
+    wait_for(
+        lambda: live.rag.load == (0, 0) and live.pool.under_way == 0
+    )  # a client hears the end before the row is free
 
 
 class Steps:
