@@ -49,6 +49,8 @@ class _Page:
     top: float = 0.0
     mapped: bool = True
     """Whether the file says which letters its glyphs are."""
+    unseen: bool = False
+    """Whether it holds text that is not seen, and not read."""
 
     def in_margin(self, piece: Piece) -> bool:
         margin = MARGIN * (self.top - self.bottom)
@@ -63,7 +65,8 @@ def pdf(data: bytes, config: ReadConfig) -> Parsed:
     """Pages in order, an empty line between them; meta["pages"] is the offset of each page. Headings: the outline.
 
     Values of form fields stand where they are seen, notes behind the text of their page. Running heads stay at their
-    first place alone, page numbers nowhere. Pages that cannot be read are left out; meta["notices"] names them.
+    first place alone, page numbers nowhere. Pages that cannot be read are left out, and so is text that a reader of the
+    page does not see (`pdf_seen`); meta["notices"] names them.
     """
     document = _opened(data)
     read, lost, scanned = _read_pages(document, config.text_chars)
@@ -78,6 +81,8 @@ def pdf(data: bytes, config: ReadConfig) -> Parsed:
         out.notices.append(numbered(scanned, len(read), "pages hold pictures and no text"))
     if unknown := [number for number, page in enumerate(read, 1) if not page.mapped]:
         out.notices.append(numbered(unknown, len(read), "pages do not say which letters they show"))
+    if hidden := [number for number, page in enumerate(read, 1) if page.unseen]:
+        out.notices.append(numbered(hidden, len(read), "pages hold text that is not seen and not read"))
     if attached := [document.get_attachment(n).get_name() for n in range(document.count_attachments())]:
         out.notices.append(f"{len(attached)} attachments not read: {', '.join(attached)}"[:300])
     if document.get_formtype() == _XFA:
@@ -123,8 +128,9 @@ def _read_pages(document: Any, max_chars: int) -> tuple[list[_Page], list[int], 
         page = _Page()
         try:
             sheet = document[number - 1]
-            pieces, (_, page.bottom, _, page.top), page.mapped = pieces_of(sheet)
-            page.pieces = filled_in(sheet, pieces)
+            found = pieces_of(sheet)
+            (_, page.bottom, _, page.top), page.mapped, page.unseen = found.edges, found.mapped, found.unseen
+            page.pieces = filled_in(sheet, found.pieces)
             page.notes = notes_of(sheet)
             if not page.pieces and not page.notes and _has_picture(sheet):
                 scanned.append(number)

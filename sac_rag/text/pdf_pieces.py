@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from sac_rag.text.layout import Piece
+from sac_rag.text.pdf_seen import unseen_of
 
 MOST_CHARS = 100_000
 """Characters of a page above which their places are not asked for."""
@@ -30,15 +31,28 @@ Box = tuple[float, float, float, float]
 """(left, bottom, right, top)."""
 
 
-def pieces_of(sheet: Any) -> tuple[list[Piece], Box, bool]:
-    """(runs of text without a wide gap, in the file's own sequence; the page's edges; whether the file says of most
-    letters which they are).
+class Pieces(NamedTuple):
+    """What a page's text is made of."""
+
+    pieces: list[Piece]
+    """Runs of text without a wide gap, in the file's own sequence."""
+    edges: Box
+    mapped: bool
+    """Whether the file says of most letters which they are."""
+    unseen: bool
+    """Whether there is text besides that a reader of the page does not see."""
+
+
+def pieces_of(sheet: Any) -> Pieces:
+    """The text of a page that is seen.
 
     A page whose text is turned by a right angle, or upside down, is turned back.
     """
     page = sheet.get_textpage()
     try:
-        text = _HYPHENS.sub("\ufffe", _text_of(page))
+        whole = _HYPHENS.sub("\ufffe", _text_of(page))
+        unseen = set(unseen_of(sheet, page, whole))
+        text = "".join(" " if i in unseen else letter for i, letter in enumerate(whole)) if unseen else whole
         box = _Boxes(page, text)
         pieces: list[Piece] = []
         for line in _LINE.finditer(text):
@@ -48,8 +62,9 @@ def pieces_of(sheet: Any) -> tuple[list[Piece], Box, bool]:
                 left, bottom, right, top = _around(box(start), box(end - 1))
                 apart = end - start > 1 and box.is_turned(start)
                 pieces.append(Piece(shown, left, bottom, right, top, len(pieces), apart))
-        edges = box.turned(sheet.get_cropbox())
-        return [piece for piece in pieces if _is_within(piece, edges)] or pieces, edges, _is_mapped(page, text)
+        edges = box.turned(sheet.get_bbox())  # its boxes may be those of its parents
+        within = [piece for piece in pieces if _is_within(piece, edges)]
+        return Pieces(within, edges, _is_mapped(page, text), bool(unseen) or len(within) < len(pieces))
     finally:
         page.close()
 

@@ -56,3 +56,23 @@ def written_pdf(
     out += f"xref\n0 {len(places) + 1}\n0000000000 65535 f \n" + "".join(f"{at:010} 00000 n \n" for at in places)
     out += f"trailer\n<< /Size {len(places) + 1} /Root 1 0 R >>\nstartxref\n{start}\n%%EOF\n"
     return out.encode("latin-1")
+
+
+def painted_pdf(*pages: str, resources: str = "", catalog: str = "", extras: Sequence[str] = ()) -> bytes:
+    """A PDF of the content streams of pages, with Helvetica as /F1. Objects of `extras` are numbered from 100 on."""
+    kids = [4 + 2 * n for n in range(len(pages))]
+    objects = {
+        1: f"<< /Type /Catalog /Pages 2 0 R {catalog} >>",
+        2: f"<< /Type /Pages /Kids [{' '.join(f'{k} 0 R' for k in kids)}] /Count {len(pages)}"
+        " /MediaBox [0 0 595 842] >>",
+        3: "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+        **{100 + n: extra for n, extra in enumerate(extras)},
+    }
+    for kid, content in zip(kids, pages, strict=True):
+        objects[kid] = (
+            f"<< /Type /Page /Parent 2 0 R /Contents {kid + 1} 0 R"
+            f" /Resources << /Font << /F1 3 0 R >> {resources} >> >>"
+        )
+        objects[kid + 1] = f"<< /Length {len(content)} >>\nstream\n{content}\nendstream"
+    body = "".join(f"{number} 0 obj\n{text}\nendobj\n" for number, text in sorted(objects.items()))
+    return f"%PDF-1.5\n{body}trailer\n<< /Root 1 0 R >>\n%%EOF\n".encode("latin-1")
