@@ -18,7 +18,10 @@ _LOOKED_AT = 50
 """Rows from which the header is judged."""
 _NEAR = 8
 """Rows from which it is judged whether a table begins within a file."""
-_NUMBER = re.compile(r"[-+(]?[\d.,' \u00a0]*\d[)%]?|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*")
+_SIGNS = "$\u20ac\u00a3\u00a5"
+_NUMBER = re.compile(
+    rf"[-+(]{{0,2}}[{_SIGNS}]?[\d.,' \u00a0]*\d ?[%{_SIGNS}]?\)?|\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}.*"
+)
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _AS_TEXT = re.compile(r'="(.*)"', re.DOTALL)
 """How Excel is told to keep a number as it is written: ="00123"."""

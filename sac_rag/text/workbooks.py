@@ -8,12 +8,14 @@ import re
 import zipfile
 from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from sac_rag.config import ReadConfig
 from sac_rag.text.cleaning import Refused
 from sac_rag.text.extract import Extract, Parsed
 from sac_rag.text.markup import Package, attribute, check_zip, local
+from sac_rag.text.sheet_looks import Cell, Look, looks_of, part_of, place_of
 from sac_rag.text.tables import csv_rows, write_table
 
 MOST_CELLS = 4_000_000
@@ -27,17 +29,23 @@ _SHEET = re.compile(r"xl/worksheets/[^/]*\.xml")
 
 def sheets(data: bytes, config: ReadConfig) -> Parsed:
     """Every sheet of a workbook (xlsx, xlsm, xlsb, xls, ods) like csv_rows, as values that were last computed; notes on
-    cells behind. Hidden sheets are named in a notice. Web pages and text under the name of a workbook are read too."""
+    cells behind. Web pages and text under the name of a workbook are read too.
+
+    Numbers stand as the sheet shows them, days and times as 2024-05-01 08:30:00. Hidden sheets, rows and columns are
+    left out and told, and so are cells whose format shows nothing; of binary workbooks (xlsb, xls) hidden sheets alone
+    are known, and numbers stand as they are stored.
+    """
     import python_calamine
 
     if other := _as_other_format(data, config):
         return other
     out = Extract(config.text_chars)
-    package = None
+    package, left = None, _Left()
     if data.startswith(b"PK"):
         check_zip(data, "workbook")
         data = _closed_up(data)
         package = Package(data, "workbook")
+    look_of = looks_of(package)
     try:
         book = python_calamine.CalamineWorkbook.from_filelike(io.BytesIO(data))
         seen = [one.name for one in book.sheets_metadata if one.visible == python_calamine.SheetVisibleEnum.Visible]
@@ -45,22 +53,73 @@ def sheets(data: bytes, config: ReadConfig) -> Parsed:
             if name not in seen:
                 continue
             sheet = book.get_sheet_by_name(name)
-            rows = [[_shown(cell) for cell in row] for row in sheet.to_python(skip_empty_area=True)]
+            look = look_of(name)
+            rows = left.take_out(name, _rows(sheet, look, left), sheet.start or (0, 0), look)
             if rows and len(seen) > 1:
                 out.heading(1, name)
-            _fill_down(rows, sheet)
             write_table(out, rows, level=min(len(seen), 2))
-            for note in _notes(package, name):
-                out.add(note, blank=True)
+            for place, note in _notes(package, name):
+                if place is None or not look.is_hidden(place):
+                    out.add(note, blank=True)
     except python_calamine.PasswordError:
         raise Refused("encrypted workbook") from None
     except (python_calamine.CalamineError, OSError):
         raise Refused("damaged workbook") from None
     if hidden := [name for name in book.sheet_names if name not in seen]:
         out.notices.append(f"{len(hidden)} hidden sheets not read: {', '.join(hidden)}"[:300])
+    out.notices += left.notices()
     if count := _uncomputed(package):
         out.notices.append(f"formulas without a stored value left out: {count}")
     return out.finish()
+
+
+@dataclass
+class _Left:
+    """What is left out of sheets as it is hidden there."""
+
+    sheets: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Name -> how many rows, and columns, that say something."""
+    cells: int = 0
+    """Whose format shows nothing."""
+
+    def take_out(self, name: str, rows: list[list[str]], start: Cell, look: Look) -> list[list[str]]:
+        """The rows of a sheet, whose first cell is `start`, without hidden rows and columns."""
+        top, left = start
+        width = max(map(len, rows), default=0)
+        down = {i for first, last in look.rows for i in range(max(first - top, 0), min(last - top + 1, len(rows)))}
+        across = {i for first, last in look.columns for i in range(max(first - left, 0), min(last - left + 1, width))}
+        if not down and not across:
+            return rows
+        said_down = sum(any(rows[i]) for i in down)
+        said_across = sum(any(i < len(row) and row[i] for row in rows) for i in across)
+        if said_down or said_across:
+            self.sheets[name] = (said_down, said_across)
+        return [
+            [cell for i, cell in enumerate(row) if i not in across] for n, row in enumerate(rows) if n not in down
+        ]
+
+    def notices(self) -> Iterator[str]:
+        if self.sheets:
+            rows, columns = (sum(counts[kind] for counts in self.sheets.values()) for kind in (0, 1))
+            what = " and ".join(f"{n} hidden {kind}" for n, kind in ((rows, "rows"), (columns, "columns")) if n)
+            yield f"{what} not read, of the sheets {', '.join(self.sheets)}"[:300]
+        if self.cells:
+            yield f"cells whose format shows nothing left out: {self.cells}"
+
+
+def _rows(sheet: Any, look: Look, left: _Left) -> list[list[str]]:
+    """The cells of a sheet from its first on, as they are shown."""
+    top, first = sheet.start or (0, 0)
+    rows = []
+    for i, values in enumerate(sheet.to_python(skip_empty_area=True), top):
+        cells = []
+        for j, value in enumerate(values, first):
+            text = look.text((i, j), value)
+            left.cells += text == ""
+            cells.append(_shown(value) if text is None else text)
+        rows.append(cells)
+    _fill_down(rows, sheet)
+    return rows
 
 
 def _as_other_format(data: bytes, config: ReadConfig) -> Parsed | None:
@@ -152,20 +211,17 @@ def _fill_down(rows: list[list[str]], sheet: Any) -> None:
             row[column - left] = row[column - left] or value
 
 
-def _notes(package: Package | None, name: str) -> Iterator[str]:
-    """Notes and comments on the cells of a sheet of an xlsx."""
-    root = package.xml("xl/workbook.xml") if package else None
-    if package is None or root is None:
+def _notes(package: Package | None, name: str) -> Iterator[tuple[Cell | None, str]]:
+    """Notes and comments on the cells of a sheet of an xlsx, with the cell."""
+    part = part_of(package, name) if package else ""
+    if package is None or not part:
         return
-    wanted = next((e for e in root.iter() if local(e) == "sheet" and e.get("name") == name), None)
-    number = next((v for k, v in wanted.attrib.items() if k.endswith("}id")), "") if wanted is not None else ""
-    part = next((r.part for r in package.related("xl/workbook.xml") if r.id == number), "")
-    for relation in package.related(part) if part else ():
+    for relation in package.related(part):
         if relation.kind in ("comments", "threadedComment") and (notes := package.xml(relation.part)) is not None:
             yield from _comments(notes)
 
 
-def _comments(root: Any) -> Iterator[str]:
+def _comments(root: Any) -> Iterator[tuple[Cell | None, str]]:
     authors = ["".join(e.itertext()) for e in root.iter() if local(e) == "author"]
     for note in root.iter():
         if local(note) not in ("comment", "threadedComment"):
@@ -176,7 +232,8 @@ def _comments(root: Any) -> Iterator[str]:
         text = text.removeprefix(f"{author}:").strip()
         if text and not text.startswith("[Threaded comment]"):  # which says that there is a newer one
             by = f" by {author}" if author and not author.startswith("tc=") else ""
-            yield f"Comment on {attribute(note, 'ref')}{by}: {text}"
+            place = attribute(note, "ref") or ""
+            yield place_of(place), f"Comment on {place}{by}: {text}"
 
 
 def _uncomputed(package: Package | None) -> int:
