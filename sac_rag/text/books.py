@@ -65,7 +65,8 @@ def _is_page(name: str, media_type: str) -> bool:
 
 
 def opendocument(data: bytes, config: ReadConfig) -> Parsed:
-    """Texts and slides of OpenDocument with lists, tables and notes; headers stand in front, footers behind."""
+    """Texts and slides of OpenDocument with lists, tables and notes; headers stand in front, footers behind. Hidden and
+    deleted text, and hidden slides, are left out and told."""
     package = Package(data, "opendocument file")
     if "content.xml" in _encrypted(package, "META-INF/manifest.xml"):
         raise Refused("encrypted opendocument file")
@@ -102,7 +103,7 @@ class _Open:
             name = attribute(element, "name") or ""
             if local(element) == "list-style":
                 self.lists[name] = {attribute(level, "level") or "": level for level in element}
-            elif local(element) == "style" and attribute(child(element, "text-properties"), "display") == "none":
+            elif local(element) == "style" and _hides(element):
                 self.hidden.add(name)
 
     def write(self, parent: Any, marker: str = "", lists: tuple[str, ...] = ()) -> None:
@@ -117,21 +118,28 @@ class _Open:
                 case "table":
                     for row in row_lines([self._cells(row) for row in _rows(element)]):
                         self.out.add(row)
+                case "page" if attribute(element, "style-name") in self.hidden:
+                    self.out.hidden["slides"] += 1
                 case "page":
                     self.out.gap()
                     self.write(element)
                 case "frame" if attribute(element, "class") == "title":
                     self.out.heading(1, " ".join(self._inside(element).split()))
-                case "tracked-changes" | "forms" | "sequence-decls" | "settings" | "title" | "desc":
+                case "tracked-changes":
+                    self.out.hidden["deletions"] += sum(local(e) == "deletion" for e in element.iter())
+                case "forms" | "sequence-decls" | "settings" | "title" | "desc":
                     continue
                 case "section" if attribute(element, "display") == "none":
-                    continue
+                    self._pass_over(element)
                 case name if name:
                     self.write(element, marker, lists)
 
     def _paragraph(self, element: Any, kind: str, marker: str, listed: bool) -> None:
         notes: list[str] = []
-        text = "" if attribute(element, "style-name") in self.hidden else self._text(element, notes)
+        is_hidden = attribute(element, "style-name") in self.hidden
+        if is_hidden:
+            self._pass_over(element)
+        text = "" if is_hidden else self._text(element, notes)
         if kind == "h":
             level = attribute(element, "outline-level") or "1"
             self.out.heading(int(level) if re.fullmatch(r"[1-9]\d?", level) else 1, text)
@@ -172,7 +180,12 @@ class _Open:
         inner = _Open(Extract(self.out.max_chars), [])
         inner.lists, inner.hidden = self.lists, self.hidden
         inner.write(element)
+        self.out.hidden += inner.out.hidden
         return inner.out.finish().text
+
+    def _pass_over(self, element: Any) -> None:
+        """Leave out what is hidden; counted where it says something."""
+        self.out.hidden["texts"] += bool("".join(element.itertext()).strip())
 
     def _text(self, element: Any, notes: list[str]) -> str:
         """The text of a paragraph; its notes and comments go to `notes`."""
@@ -199,12 +212,22 @@ class _Open:
                     parts.append(f"\n{self._inside(inner)}\n")
                 case "ruby-text":
                     parts.append(f"({self._text(inner, notes)})")
-                case "hidden-text" | "hidden-paragraph" | "annotation-end" | "title" | "desc":
+                case "hidden-text" | "hidden-paragraph":
+                    self._pass_over(inner)
+                case "annotation-end" | "title" | "desc":
                     pass
-                case name if name and attribute(inner, "style-name") not in self.hidden:
+                case name if name and attribute(inner, "style-name") in self.hidden:
+                    self._pass_over(inner)
+                case name if name:
                     parts.append(self._text(inner, notes))
             parts.append(" ".join(re.split(r"[ \n]+", inner.tail or "")))
         return "".join(parts)
+
+
+def _hides(style: Any) -> bool:
+    """Whether a style of texts, or of slides, leaves nothing to see."""
+    is_text = attribute(child(style, "text-properties"), "display") == "none"
+    return is_text or attribute(child(style, "drawing-page-properties"), "visibility") == "hidden"
 
 
 def _rows(table: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,8 @@ class Extract:
         self.headings: list[Heading] = []
         self.notices: list[str] = []
         """What a user should know about what was lost or guessed."""
+        self.hidden: Counter[str] = Counter()
+        """What a reader does not see, by kind ("texts", "slides"): left out, and told in a notice by `finish`."""
         self._parts: list[str] = []
         self._blank = False
 
@@ -74,7 +77,9 @@ class Extract:
 
     def finish(self, **meta: Any) -> Parsed:
         """The whole; empty meta values are left out."""
-        meta["notices"] = self.notices
+        counts = [f"{count} {what}" for what, count in self.hidden.items() if count]
+        hidden = [f"hidden and not read: {', '.join(counts)}"] if counts else []
+        meta["notices"] = [*self.notices, *hidden]
         return Parsed("".join(self._parts), self.headings, {k: v for k, v in meta.items() if v})
 
     def _put(self, piece: str) -> None:

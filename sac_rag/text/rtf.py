@@ -274,8 +274,12 @@ class _Reader:
         self._put(text)
 
     def _put(self, text: str) -> None:
-        if text and not self.state.hidden and self.state.to not in ("-", "fonttbl"):
+        if not text or self.state.to in ("-", "fonttbl"):
+            return
+        if not self.state.hidden:
             self.texts.setdefault(self.state.to, []).append(text)
+        elif text.strip():
+            self.out.hidden["texts"] += 1
 
     def _taken(self) -> str:
         """The text that was read since the last end of a paragraph or a cell."""

@@ -19,7 +19,8 @@ _ASIDE = ("sldNum", "dt", "ftr", "hdr")
 
 
 def pptx(data: bytes, config: ReadConfig) -> Parsed:
-    """Slides in order: titles as headings, texts, tables, diagrams, what the speaker noted, comments."""
+    """Slides in order: titles as headings, texts, tables, diagrams, what the speaker noted, comments. Hidden slides and
+    shapes are left out and told."""
     if data.startswith(b"\xd0\xcf\x11\xe0"):
         raise Refused("encrypted or older powerpoint file")
     package = Package(data, "pptx")
@@ -29,7 +30,7 @@ def pptx(data: bytes, config: ReadConfig) -> Parsed:
         raise Refused("damaged pptx")
     slides = {r.id: r.part for r in package.related(main) if r.kind == "slide"}
     out = Extract(config.text_chars)
-    hidden = missing = total = 0
+    missing = total = 0
     for entry in root.iter():
         # Its number is an "id" as well, of no namespace.
         name = next((value for key, value in entry.attrib.items() if key.endswith("}id")), "")
@@ -38,17 +39,17 @@ def pptx(data: bytes, config: ReadConfig) -> Parsed:
         total += 1
         if (slide := package.xml(slides.get(name, ""))) is None:
             missing += 1
+        elif slide.get("show") in ("0", "false"):
+            out.hidden["slides"] += 1
         else:
             out.gap()
             _write(out, slide, titles=True)
             _write(out, slide, titles=False)
-            hidden += slide.get("show") in ("0", "false")
+            out.hidden["shapes"] += sum(map(_is_hidden, slide.iter("{*}sp", "{*}graphicFrame", "{*}grpSp")))
             for relation in package.related(slides[name]):
                 _write_more(out, package, relation.kind, relation.part)
     if missing:
         out.notices.append(f"{missing} of {total} slides are missing")
-    if hidden:
-        out.notices.append(f"{hidden} of {total} slides are hidden in the show and read nonetheless")
     return out.finish(title=short_title(clean(package.title())))
 
 

@@ -45,7 +45,9 @@ MOST_CELL_CHARS = 2000
 _LIST_STYLES = {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
 _UNSEEN = re.compile(
     r"(?i)(?<![\w-])(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|content-visibility\s*:\s*hidden"
-    r"|font-size\s*:\s*0(?:px|pt|em|rem|%)?(?![\d.])|opacity\s*:\s*0(?:\.0+)?%?(?![\d.]))"
+    r"|font-size\s*:\s*0(?:px|pt|em|rem|%)?(?![\d.])|opacity\s*:\s*0(?:\.0+)?%?(?![\d.])"
+    r"|color\s*:\s*transparent|(?:left|top|text-indent)\s*:\s*-\d{4,}(?:px|em|rem|pt)"
+    r"|clip\s*:\s*rect\((?:\s*[01](?:px)?\s*,?){4}\))"
 )
 """Style declarations that leave nothing to see."""
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)

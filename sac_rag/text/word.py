@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -22,14 +23,16 @@ from sac_rag.text.word_numbers import OFF, Numbers
 
 _AROUND = frozenset({"sdt", "sdtContent", "ins", "moveTo", "customXml", "smartTag"})
 """Elements that stand around others and say nothing themselves."""
-_SILENT = frozenset({"pPr", "rPr", "del", "moveFrom", "Fallback", "instrText"})  # a fallback repeats its choice
+_SILENT = frozenset({"pPr", "rPr", "Fallback", "instrText"})  # a fallback repeats its choice
 _HEX = re.compile("[0-9A-Fa-f]{1,6}")
+_WHITE = re.compile("(?:[Ff][0-9A-Fa-f]){3}")
 _MOST_STYLES = 20
 """Styles in a row that one is based on."""
 
 
 def docx(data: bytes, config: ReadConfig) -> Parsed:
-    """Paragraphs and tables in order, deleted and hidden text left out. Headings: by style or outline level.
+    """Paragraphs and tables in order; deleted and hidden text, and white on white, is left out and told. Headings: by
+    style or outline level.
 
     Footnotes, endnotes and comments stand behind the paragraph that refers to them, headers in front of all, footers
     behind.
@@ -53,6 +56,7 @@ def docx(data: bytes, config: ReadConfig) -> Parsed:
     for text in document.around("footer"):
         out.add(text, blank=True)
     out.notices += document.notices
+    out.hidden += document.hidden
     return out.finish(title=short_title(clean(document.package.title())))
 
 
@@ -70,6 +74,13 @@ class _Document:
     def __init__(self, package: Package, config: ReadConfig) -> None:
         self.package, self.config = package, config
         self.notices: list[str] = []
+        self.hidden: Counter[str] = Counter()
+        """Texts that are not seen, by kind."""
+        self.is_white = True
+        """Whether what lies behind the text at hand is known to be white: not in cells and boxes, which have styles of
+        their own, and not where anything is shaded."""
+        self.around_runs: list[Any | None] = []
+        """Properties that the styles of the paragraph at hand give its runs."""
         self.fields: list[bool] = []
         """Fields that are open in a paragraph; whether each has come to its result."""
         main = next((r.part for r in package.related("") if r.kind == "officeDocument"), "word/document.xml")
@@ -82,6 +93,8 @@ class _Document:
         for relation in package.related(main):
             self.parts[relation.kind].append(relation.part)
             self.targets[relation.id] = relation.part
+        roots = [root, *(self.package.xml(part) for part in self.parts["header"])]
+        self.has_background = child(root, "background") is not None or any(map(_has_backdrop, roots))
         self.styles = {attribute(s, "styleId") or "": s for s in self._elements("styles", "style")}
         self.numbers = Numbers(self._elements("numbering", "abstractNum"), self._elements("numbering", "num"))
         self.notes = {
@@ -98,7 +111,8 @@ class _Document:
         for part in self.parts[kind]:
             root = self.package.xml(part)
             if root is not None:
-                text = "\n".join(filter(None, (block.text.strip() for block in self.blocks(root))))
+                with self._over(None):
+                    text = "\n".join(filter(None, (block.text.strip() for block in self.blocks(root))))
                 texts.append(text if re.search(r"[^\W\d_]", text) else "")
         return list(filter(None, dict.fromkeys(texts)))
 
@@ -123,10 +137,12 @@ class _Document:
         for row in _parts(table, "tr"):
             properties = child(row, "trPr")
             if child(properties, "del") is not None:
+                self.hidden["deletions"] += 1
                 continue
             cells, found = [""] * min(whole(attribute(child(properties, "gridBefore"), "val"), 0), MOST_SPAN), []
             for cell in _parts(row, "tc"):
-                blocks = list(self.blocks(cell))
+                with self._over(None):
+                    blocks = list(self.blocks(cell))
                 cells.append(" ".join(block.text for block in blocks).strip())
                 span = whole(attribute(child(cell, "tcPr", "gridSpan"), "val"), 1)
                 cells += [""] * (min(span, MOST_SPAN) - 1)
@@ -147,16 +163,19 @@ class _Document:
         if form.parser is None:
             return decode(data, tell=self.notices.append)
         parsed: Parsed = PARSERS.load(form.parser)(data, self.config)
+        self.notices += parsed.meta.get("notices", [])
         return parsed.text
 
     def _paragraph(self, element: Any) -> _Block:
         block = _Block("")
         self.fields = []
-        text = "".join(self._text(element, block.notes))
-        text = with_exponents(text)
         properties = child(element, "pPr")
         styles = list(self._styles(attribute(child(properties, "pStyle"), "val")))
-        if any(_is_hidden(child(style, "rPr")) for style in styles):
+        self.around_runs = [child(style, "rPr") for style in styles]
+        with self._over([properties, *(child(style, "pPr") for style in styles), *self.around_runs]):
+            text = with_exponents("".join(self._text(element, block.notes)))
+        if any(map(_is_hidden, self.around_runs)):
+            self.hidden["texts"] += bool(text.strip())
             return _Block("", notes=block.notes)
         places = [properties, *(child(style, "pPr") for style in styles)]
         block.level = _level(places, styles)
@@ -196,9 +215,11 @@ class _Document:
                 case "oMath":
                     yield formula(element)
                 case "txbxContent":
-                    fields, self.fields = self.fields, []
-                    yield "\n".join(["", *(block.text for block in self.blocks(element)), ""])
-                    self.fields = fields
+                    kept = self.fields, self.around_runs
+                    self.fields = []
+                    with self._over(None):
+                        yield "\n".join(["", *(block.text for block in self.blocks(element)), ""])
+                    self.fields, self.around_runs = kept
                 case "sdt" if _is_prompt(element):
                     continue
                 case "ruby":
@@ -213,13 +234,26 @@ class _Document:
                     notes.append(self._drawing(name, element))
                 case "footnoteReference" | "endnoteReference" | "commentReference" as name:
                     yield self._note(name.removesuffix("Reference"), attribute(element, "id"), notes)
+                case "del" | "moveFrom" as name:
+                    self.hidden["deletions"] += name == "del" and next(element.iter("{*}delText"), None) is not None
                 case name if name not in _SILENT:
                     yield from self._text(element, notes, font)
 
+    @contextmanager
+    def _over(self, properties: list[Any | None] | None) -> Iterator[None]:
+        """Read what stands over a ground that these properties say; None for one that is not known."""
+        before = self.is_white
+        self.is_white &= properties is not None and not any(map(_is_shaded, properties)) and not self.has_background
+        yield
+        self.is_white = before
+
     def _run(self, run: Any, notes: list[str]) -> Iterator[str]:
         properties = child(run, "rPr")
-        styles = (child(style, "rPr") for style in self._styles(attribute(child(properties, "rStyle"), "val")))
-        if _is_hidden(properties, *styles):
+        styles = [child(style, "rPr") for style in self._styles(attribute(child(properties, "rStyle"), "val"))]
+        looks = [properties, *styles, *self.around_runs]
+        is_white = self.is_white and not any(map(_is_shaded, looks)) and _is_in_white(looks)
+        if _is_hidden(properties, *styles) or is_white:
+            self.hidden["texts"] += any((t.text or "").strip() for t in run.iter("{*}t"))
             return
         if attribute(child(properties, "vertAlign"), "val") == "superscript":
             yield RAISED
@@ -294,6 +328,23 @@ def _is_hidden(*properties: Any | None) -> bool:
     """Whether the first of these properties of a run that says something of it hides its text."""
     found = (vanish for one in properties if (vanish := child(one, "vanish")) is not None)
     return any(attribute(vanish, "val") not in OFF for vanish in [next(found, None)] if vanish is not None)
+
+
+def _is_in_white(properties: list[Any | None]) -> bool:
+    """Whether the first of these properties of a run that says a colour says white, or nearly."""
+    colours = (attribute(child(one, "color"), "val") for one in properties)
+    return bool(_WHITE.fullmatch(next(filter(None, colours), "")))
+
+
+def _has_backdrop(root: Any | None) -> bool:
+    """Whether anything is drawn behind the text."""
+    found = root.iter("{*}anchor", "{*}shape", "{*}rect") if root is not None else ()
+    return any(e.get("behindDoc") in ("1", "true") or "z-index:-" in (e.get("style") or "") for e in found)
+
+
+def _is_shaded(properties: Any | None) -> bool:
+    """Whether properties colour the ground of a text in any way."""
+    return any(child(properties, name) is not None for name in ("shd", "highlight"))
 
 
 def _parts(parent: Any, wanted: str) -> Iterator[Any]:

@@ -343,11 +343,44 @@ def test_charts_and_comments_of_slides() -> None:
 
 def test_missing_and_hidden_slides_are_told() -> None:
     parsed = pptx(deck(shape(said("one")), of="show='0'", missing=1), PLAIN)
-    assert parsed.text == "one"
-    assert parsed.meta["notices"] == [
-        "1 of 2 slides are missing",
-        "1 of 2 slides are hidden in the show and read nonetheless",
-    ]
+    assert parsed.text == ""
+    assert parsed.meta["notices"] == ["1 of 2 slides are missing", "hidden and not read: 1 slides"]
+
+
+def test_hidden_shapes_and_slides_are_counted() -> None:
+    hidden = shape(said("secret"), more="hidden='1'")
+    parsed = pptx(deck(shape(said("seen")) + hidden + hidden, shape(said("too"))), PLAIN)
+    assert (parsed.text, parsed.meta["notices"]) == ("seen\n\ntoo", ["hidden and not read: 2 shapes"])
+
+
+@pytest.mark.parametrize(
+    ("inner", "told"),
+    [
+        ("<t:p t:style-name='H'>secret</t:p><t:p>x<t:span t:style-name='H'>secret</t:span></t:p>", "2 texts"),
+        ("<t:section t:display='none'><t:p>secret</t:p></t:section>", "1 texts"),
+        ("<t:p><t:hidden-text>secret</t:hidden-text></t:p>", "1 texts"),
+        ("<tb:table><tb:table-row>" + cell("<t:span t:style-name='H'>secret</t:span>") + "</tb:table-row></tb:table>",
+         "1 texts"),
+        ("<d:page d:style-name='D'><t:p>secret</t:p></d:page>", "1 slides"),
+        ("<t:tracked-changes><t:changed-region><t:deletion><t:p>secret</t:p></t:deletion></t:changed-region>"
+         "</t:tracked-changes>", "1 deletions"),
+    ],
+)  # fmt: skip
+def test_what_is_hidden_in_open_documents_is_told(inner: str, told: str) -> None:
+    styles = (
+        "<s:style s:name='H'><s:text-properties t:display='none'/></s:style>"
+        "<s:style s:name='D'><s:drawing-page-properties p:visibility='hidden'/></s:style>"
+    )
+    names = " ".join(f"xmlns:{name}='{name}'" for name in ("t", "d", "tb", "s", "p"))
+    content = f"<c {names}><styles>{styles}</styles><t:body><t:text><t:p>seen</t:p>{inner}</t:text></t:body></c>"
+    parsed = opendocument(zipped(content_xml=content), PLAIN)
+    assert "secret" not in parsed.text and parsed.text.startswith("seen")
+    assert parsed.meta["notices"] == [f"hidden and not read: {told}"]
+
+
+def test_what_is_hidden_in_rich_text_is_told() -> None:
+    parsed = rtf(rb"{\rtf1\ansi seen{\v secret} here{\deleted  gone}}", PLAIN)
+    assert (parsed.text, parsed.meta["notices"]) == ("seen here", ["hidden and not read: 2 texts"])
 
 
 # Mail

@@ -246,6 +246,54 @@ def test_text_hidden_by_a_style_stays_out() -> None:
     assert text_of(body, styles=styles) == "a"
 
 
+WHITE = '<w:color w:val="FFFFFF"/>'
+RED = '<w:color w:val="FF0000"/>'
+MARKED = '<w:highlight w:val="black"/>'
+SHADE = '<w:shd w:val="clear" w:fill="1F3864"/>'
+OF_WHITE = f"<w:style w:styleId='Wh'><w:name w:val='Wh'/><w:rPr>{WHITE}</w:rPr></w:style>"
+OF_SHADE = f"<w:style w:styleId='Sh'><w:name w:val='Sh'/><w:pPr>{SHADE}</w:pPr></w:style>"
+
+
+@pytest.mark.parametrize(
+    ("inner", "told"),
+    [
+        (p("seen", after=run("secret", "<w:vanish/>")), "1 texts"),
+        (p("seen") + p("secret", "<w:pStyle w:val='P'/>"), "1 texts"),
+        (p("seen", after=run("secret", WHITE) + run(" ", WHITE)), "1 texts"),
+        (p("seen", after=run("secret", '<w:color w:val="FEFDFF"/>') + run("secret", WHITE)), "2 texts"),
+        (p("seen", after=run("secret", "<w:rStyle w:val='Wh'/>")), "1 texts"),
+        (p("seen") + p("secret", "<w:pStyle w:val='Wh'/>"), "1 texts"),
+        (p("seen", after="<w:del><w:r><w:delText>secret</w:delText></w:r></w:del>"), "1 deletions"),
+        (p("seen") + table([p("secret")], of="<w:trPr><w:del/></w:trPr>"), "1 deletions"),
+        (p("seen", after=run("secret", "<w:vanish/>") + "<w:del><w:r><w:delText>secret</w:delText></w:r></w:del>"),
+         "1 texts, 1 deletions"),
+    ],
+)  # fmt: skip
+def test_what_is_not_seen_is_left_out_and_told(inner: str, told: str) -> None:
+    styles = f"{OF_WHITE}<w:style w:styleId='P'><w:name w:val='P'/><w:rPr><w:vanish/></w:rPr></w:style>"
+    parsed = docx(written(inner, styles=styles), ReadConfig())
+    assert (parsed.text.strip(), parsed.meta["notices"]) == ("seen", [f"hidden and not read: {told}"])
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        f"<w:p>{run('seen', WHITE + SHADE)}</w:p>",
+        f"<w:p>{run('seen', WHITE + MARKED)}</w:p>",
+        f"<w:p><w:pPr>{SHADE}</w:pPr>{run('seen', WHITE)}</w:p>",
+        f"<w:p><w:pPr><w:pStyle w:val='Sh'/></w:pPr>{run('seen', WHITE)}</w:p>",
+        table([f"<w:p>{run('seen', WHITE)}</w:p>"]),
+        f"<w:p><w:r><w:txbxContent><w:p>{run('seen', WHITE)}</w:p></w:txbxContent></w:r></w:p>",
+        f"<w:p><w:r><w:drawing><w:anchor behindDoc='1'/></w:drawing></w:r>{run('seen', WHITE)}</w:p>",
+        f"<w:p>{run('seen', RED)}</w:p>",
+        f"<w:p><w:pPr><w:pStyle w:val='Wh'/></w:pPr>{run('seen', RED)}</w:p>",
+    ],
+)
+def test_white_over_a_ground_that_may_be_dark_stays(inner: str) -> None:
+    parsed = docx(written(inner, styles=OF_WHITE + OF_SHADE), ReadConfig())
+    assert (parsed.text.strip(), "notices" in parsed.meta) == ("seen", False)
+
+
 def test_numbers_of_linked_styles_and_legal_numbers() -> None:
     numbering = (
         '<w:abstractNum w:abstractNumId="5"><w:numStyleLink w:val="N"/></w:abstractNum>'
