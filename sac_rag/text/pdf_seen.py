@@ -50,20 +50,19 @@ def unseen_of(sheet: Any, page: Any, text: str) -> Iterator[int]:
 
     view = _View(sheet)
     for start, end in _objects(page, len(text)):
-        thing = c.FPDFText_GetTextObject(page.raw, start)
-        place = _place(page, start, end)
-        if place is None or not text[start:end].strip():
-            continue
+        thing, said = c.FPDFText_GetTextObject(page.raw, start), text[start:end]
         mode = c.FPDFTextObj_GetTextRenderMode(thing)
+        brightness, opacity = _colour(page, start) if mode in _FILLED else (0, 255)
+        is_light = brightness >= _LIGHT
+        is_doubtful = mode in _PAINTS_NOTHING or opacity < _OPAQUE or is_light or view.has_forms or _is_layered(thing)
+        if not is_doubtful or not said.strip() or (place := _place(page, start, end)) is None:
+            continue
         if mode in _PAINTS_NOTHING:
             is_seen = view.has_picture(place) or view.has_ink(place)
+        elif opacity < _OPAQUE or is_light:
+            is_seen = opacity >= _OPAQUE and not view.is_filled_with(place, brightness)
         else:
-            brightness, opacity = _colour(page, start) if mode in _FILLED else (0, 255)
-            is_seen = opacity >= _OPAQUE
-            if is_seen and brightness >= _LIGHT:
-                is_seen = not view.is_filled_with(place, brightness)
-            elif is_seen and (view.has_forms or _is_layered(thing)) and _is_drawn(thing, text[start:end]):
-                is_seen = view.has_ink(place)
+            is_seen = not _is_drawn(thing, said) or view.has_ink(place)
         if not is_seen:
             yield from range(start, end)
 
